@@ -1,0 +1,30 @@
+"""VP SDE with a small DDPM++ on scikit-learn's handwritten digits (8x8): the demonstration, minutes on two CPU cores.
+
+    python launch.py --config=configs/vp_digits.py
+"""
+
+from configs import common
+
+
+def get_config():
+    config = common.default()
+    config.model.kwargs = {
+        "channels": 32,
+        "multipliers": (1, 2),
+        "num_res_blocks": 2,
+        "attention_resolutions": (4,),
+        "dropout": 0.0,
+    }
+    config.loss.time_sampler = "stratified"
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.warmup_steps = 200
+    config.training.batch_size = 128
+    config.training.num_steps = 3000
+    config.training.ema_decay = 0.999
+    config.training.log_every = 50
+    config.training.checkpoint_every = 500
+    config.training.sample_every = 1000
+    config.sampling.num_steps = 200
+    config.sampling.num_samples = 100
+    config.sampling.batch_size = 100
+    return config

@@ -1,0 +1,173 @@
+"""Where images come from. A source is random access to `{"image": uint8 (height, width, channels), "label": int}`.
+
+A new one is a function (split, path) -> Source and an entry of `SOURCES`.
+"""
+
+import gzip
+import os
+import struct
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from score_sde.errors import UserError, lookup
+
+SPLITS = ("train", "test")
+
+
+class Source(NamedTuple):
+    """Images with labels, and what has to be known about them."""
+
+    examples: Sequence[dict[str, Any]]  # len() and [i] -> {"image": (height, width, channels) uint8, "label": int}
+    image_shape: tuple[int, int, int]  # (height, width, channels)
+    levels: int  # pixels are integers 0 .. levels - 1
+    num_classes: int
+
+
+class Arrays:
+    """A sequence of examples over arrays in memory: images (n, height, width, channels), labels (n,)."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray):
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": self.images[index], "label": int(self.labels[index])}
+
+
+class Padded:
+    """A sequence of examples whose images are padded with the level 0, evenly on both sides, to size x size."""
+
+    def __init__(self, examples: Sequence[dict[str, Any]], size: int):
+        self.examples, self.size = examples, size
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        example = self.examples[index]
+        margins = [self.size - n for n in example["image"].shape[:2]]
+        pads = [(margin // 2, margin - margin // 2) for margin in margins]
+        return example | {"image": np.pad(example["image"], [*pads, (0, 0)])}
+
+
+def load(name: str, split: str, image_size: int, channels: int, path: str = "") -> Source:
+    """Opens a data set.
+
+    Args:
+      name: a key of `SOURCES`.
+      split: "train" or "test".
+      image_size: height and width that the network gets; smaller images are padded to it.
+      channels: what the images must have.
+      path: the folder the data set is in; "" is its usual place.
+
+    Raises:
+      UserError: the name or split is unknown, the data set is missing, or its images don't fit.
+    """
+    if split not in SPLITS:
+        raise UserError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
+    source = lookup("data set", SOURCES, name, "--config.data.name")(split=split, path=path)
+    height, width, found = source.image_shape
+    if found != channels:
+        raise UserError(f"{name}: the images have {found} channels, not {channels} (set --config.data.channels={found})")
+    if max(height, width) > image_size:
+        raise UserError(
+            f"{name}: the images are {height}x{width}, larger than {image_size} (set --config.data.image_size)"
+        )
+    if (height, width) == (image_size, image_size):
+        return source
+    shape = (image_size, image_size, channels)
+    return source._replace(examples=Padded(source.examples, image_size), image_shape=shape)
+
+
+def digits(split: str, path: str = "") -> Source:
+    """The UCI handwritten digits that ship with scikit-learn: 1,797 images, 8x8, 17 grey levels; 1,500 train, 297 test.
+
+    The split is a fixed permutation: the file is ordered by writer, so its last images are of other hands.
+    """
+    from sklearn.datasets import load_digits
+
+    if path:
+        raise UserError(f"digits ships with scikit-learn and is not read from a folder, got --config.data.path={path}")
+    bunch = load_digits()
+    order = np.random.default_rng(0).permutation(len(bunch.images))
+    chosen = order[:1500] if split == "train" else order[1500:]
+    images = bunch.images[chosen].astype(np.uint8)[..., None]
+    return Source(Arrays(images, bunch.target[chosen]), image_shape=(8, 8, 1), levels=17, num_classes=10)
+
+
+def idx(split: str, path: str) -> Source:
+    """Any data set in MNIST's IDX format: a folder with train-images-idx3-ubyte, t10k-labels-idx1-ubyte, ..., or .gz."""
+    prefix = "train" if split == "train" else "t10k"
+    images = read_idx(_find_idx(path, f"{prefix}-images-idx3-ubyte"))[..., None]
+    labels = read_idx(_find_idx(path, f"{prefix}-labels-idx1-ubyte"))
+    if len(images) != len(labels):
+        raise UserError(f"idx: {len(images)} images but {len(labels)} labels in {path} (set --config.data.path)")
+    return Source(Arrays(images, labels), images.shape[1:], levels=256, num_classes=int(labels.max()) + 1)
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """The array of unsigned bytes in an IDX file, gzipped or not (LeCun's format: 0, 0, type, rank, sizes, data)."""
+    raw = gzip.open(path).read() if path.suffix == ".gz" else path.read_bytes()
+    zero, kind, rank = struct.unpack_from(">HBB", raw)
+    if zero != 0 or kind != 8:
+        raise UserError(f"idx: {path} is no IDX file of unsigned bytes (set --config.data.path)")
+    shape = struct.unpack_from(f">{rank}I", raw, 4)
+    data = np.frombuffer(raw, np.uint8, offset=4 + 4 * rank)
+    if data.size != np.prod(shape):
+        raise UserError(f"idx: {path} is cut short: its header says {shape}, it holds {data.size} bytes")
+    return data.reshape(shape)
+
+
+def _find_idx(folder: str, name: str) -> Path:
+    for candidate in (Path(folder) / name, Path(folder) / f"{name}.gz"):
+        if candidate.is_file():
+            return candidate
+    raise UserError(f"idx: no {name} or {name}.gz in {folder or 'the folder'!r} (set --config.data.path to the folder)")
+
+
+def tfds(split: str, path: str, name: str) -> Source:
+    """An image classification set of TensorFlow Datasets, prepared as array_record; TensorFlow itself is not needed."""
+    import tensorflow_datasets
+
+    builder = tensorflow_datasets.builder(name, data_dir=path or None)
+    folder = Path(os.fspath(builder.data_path))
+    root = path or folder.parents[1]
+    command = f"tfds build {name} --file_format=array_record --data_dir={root}"
+    if not (folder / "dataset_info.json").is_file():
+        raise UserError(
+            f"{name} is not prepared in {folder}. On a machine with network access and TensorFlow "
+            f"(pip install tensorflow-cpu) run `{command}`; without network access here, run it there and copy "
+            "the folder (set --config.data.path to the folder above it)"
+        )
+    if builder.info.file_format.value != "array_record":
+        raise UserError(f"{name} in {folder} is {builder.info.file_format.value}, not array_record: run `{command}`")
+    info = builder.info.features
+    return Source(builder.as_data_source(split), info["image"].shape, 256, info["label"].num_classes)
+
+
+def _idx_or_tfds(split: str, path: str, name: str) -> Source:
+    """IDX files where the folder has them, TensorFlow Datasets otherwise."""
+    folder = Path(path)
+    if path and (any(folder.glob("*-idx3-ubyte")) or any(folder.glob("*-idx3-ubyte.gz"))):
+        return idx(split, path)
+    if path and not (folder / name).is_dir():
+        raise UserError(
+            f"{name}: {path} holds neither IDX files (train-images-idx3-ubyte[.gz], ...) nor a TensorFlow Datasets "
+            f"folder {name} (set --config.data.path)"
+        )
+    return tfds(split, path, name)
+
+
+SOURCES: dict[str, Callable[..., Source]] = {
+    "digits": digits,
+    "idx": idx,
+    "mnist": partial(_idx_or_tfds, name="mnist"),
+    "fashion_mnist": partial(_idx_or_tfds, name="fashion_mnist"),
+    "cifar10": partial(tfds, name="cifar10"),
+}

@@ -1,0 +1,43 @@
+"""Errors a user can act on: `launch.py` prints them as one sentence instead of a traceback."""
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from inspect import signature
+from typing import Any
+
+
+class UserError(ValueError):
+    """Something the user gave is wrong; the message says what was given, what is accepted and where to change it."""
+
+
+def nearest(given: str, known: Iterable[str]) -> str:
+    """A question naming the known spelling nearest to what was given, or nothing where none is near."""
+    matches = difflib.get_close_matches(given, list(known), n=1)
+    return f" Did you mean {matches[0]!r}?" if matches else ""
+
+
+def lookup(kind: str, table: Mapping[str, Any], name: str, where: str = "") -> Any:
+    """`table[name]`, or a `UserError` that lists the known names.
+
+    Args:
+      kind: what the table holds, in the words of a message ("SDE", "solver").
+      table: known names to what they stand for.
+      name: the name asked for.
+      where: where the user can change it ("--config.sde.name"), if it is known.
+    """
+    if name in table:
+        return table[name]
+    place = f" (set {where})" if where else ""
+    raise UserError(f"unknown {kind} {name!r}; known: {', '.join(sorted(table))}.{nearest(name, table)}{place}")
+
+
+def build(kind: str, table: Mapping[str, Callable], name: str, kwargs: Mapping[str, Any], where: str = "") -> Any:
+    """`table[name](**kwargs)`, where an unknown name or keyword is a `UserError` that lists the known ones."""
+    factory = lookup(kind, table, name, f"{where}.name" if where else "")
+    known = [parameter for parameter in signature(factory).parameters if parameter not in ("parent", "name")]
+    for key in kwargs:
+        if key not in known:
+            accepted = f"it takes {', '.join(known)}" if known else "it takes none"
+            place = f" (set {where}.kwargs.{key})" if where else ""
+            raise UserError(f"{kind} {name!r} has no argument {key!r}; {accepted}.{nearest(key, known)}{place}")
+    return factory(**kwargs)

@@ -1,0 +1,10 @@
+"""Reverse-time solvers, one family a file. A new one is a function that returns a `Solver`, and an entry of `SOLVERS`."""
+
+from score_sde.solvers.base import Solution, Solver, solve
+from score_sde.solvers.ddim import ddim
+from score_sde.solvers.euler_maruyama import euler_maruyama
+from score_sde.solvers.grids import SPACINGS, time_grid
+
+SOLVERS = {"ddim": ddim, "euler_maruyama": euler_maruyama}
+
+__all__ = ["SOLVERS", "SPACINGS", "Solution", "Solver", "ddim", "euler_maruyama", "solve", "time_grid"]
