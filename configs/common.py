@@ -1,7 +1,7 @@
 """What every experiment shares; a config states only what differs.
 
-Every value can be overridden on the command line: `--config.optimizer.learning_rate=1e-4`. The groups named `kwargs` are
-the keyword arguments of the function that `name` chooses (empty: its defaults), so `--config.sde.kwargs.beta_max=10` works.
+Every value can be overridden on the command line: `--config.optimizer.learning_rate=1e-4`. The groups named `kwargs`
+are the keyword arguments of the function that `name` chooses (empty: its defaults): `--config.sde.kwargs.beta_max=10`.
 """
 
 from ml_collections import ConfigDict

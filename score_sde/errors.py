@@ -31,13 +31,22 @@ def lookup(kind: str, table: Mapping[str, Any], name: str, where: str = "") -> A
     raise UserError(f"unknown {kind} {name!r}; known: {', '.join(sorted(table))}.{nearest(name, table)}{place}")
 
 
-def build(kind: str, table: Mapping[str, Callable], name: str, kwargs: Mapping[str, Any], where: str = "") -> Any:
-    """`table[name](**kwargs)`, where an unknown name or keyword is a `UserError` that lists the known ones."""
-    factory = lookup(kind, table, name, f"{where}.name" if where else "")
+def build(
+    kind: str, table: Mapping[str, Callable], name: str, kwargs: Mapping[str, Any], where: str = "", key: str = "name"
+) -> Any:
+    """`table[name](**kwargs)`, where an unknown name or keyword is a `UserError` that lists the known ones.
+
+    Args:
+      kind, table, name: as for `lookup`.
+      kwargs: the keyword arguments of the factory that the table holds.
+      where: the config group that the user can change ("--config.sde"), if it is known.
+      key: the group's key that holds the name.
+    """
+    factory = lookup(kind, table, name, f"{where}.{key}" if where else "")
     known = [parameter for parameter in signature(factory).parameters if parameter not in ("parent", "name")]
-    for key in kwargs:
-        if key not in known:
+    for given in kwargs:
+        if given not in known:
             accepted = f"it takes {', '.join(known)}" if known else "it takes none"
-            place = f" (set {where}.kwargs.{key})" if where else ""
-            raise UserError(f"{kind} {name!r} has no argument {key!r}; {accepted}.{nearest(key, known)}{place}")
+            place = f" (set {where}.kwargs)" if where else ""
+            raise UserError(f"{kind} {name!r} has no argument {given!r}; {accepted}.{nearest(given, known)}{place}")
     return factory(**kwargs)

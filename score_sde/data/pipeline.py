@@ -1,7 +1,7 @@
 """From a source to batches: the batch of step n is a function of (seed, n) and of nothing else.
 
-Grain's `MapDataset` is random access all the way through, so a run that resumes at step n asks for batch n: the position
-in the data is the step, and no iterator state is saved.
+Grain's `MapDataset` is random access all the way through, so a run that resumes at step n asks for batch n: the
+position in the data is the step, and no iterator state is saved.
 """
 
 from collections.abc import Iterator
@@ -39,7 +39,7 @@ def batches(
     """The batches from step `first_step` on, `steps_per_call` at a time, read ahead by a few threads.
 
     Yields:
-      {"image": uint8 (steps_per_call, batch_size, height, width, channels), "label": int32 (steps_per_call, batch_size)}
+      {"image": uint8 (steps_per_call, batch_size, *image_shape), "label": int32 (steps_per_call, batch_size)}
     """
     dataset = examples(source, seed, random_flip).batch(batch_size).slice(slice(first_step, None))
     read_ahead = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * steps_per_call + 2)

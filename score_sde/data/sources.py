@@ -74,7 +74,7 @@ def load(name: str, split: str, image_size: int, channels: int, path: str = "") 
     source = lookup("data set", SOURCES, name, "--config.data.name")(split=split, path=path)
     height, width, found = source.image_shape
     if found != channels:
-        raise UserError(f"{name}: the images have {found} channels, not {channels} (set --config.data.channels={found})")
+        raise UserError(f"{name}: the images have {found} channels, not {channels} (set --config.data.channels)")
     if max(height, width) > image_size:
         raise UserError(
             f"{name}: the images are {height}x{width}, larger than {image_size} (set --config.data.image_size)"
@@ -102,7 +102,7 @@ def digits(split: str, path: str = "") -> Source:
 
 
 def idx(split: str, path: str) -> Source:
-    """Any data set in MNIST's IDX format: a folder with train-images-idx3-ubyte, t10k-labels-idx1-ubyte, ..., or .gz."""
+    """Any set in MNIST's IDX format: a folder with train-images-idx3-ubyte, t10k-labels-idx1-ubyte, ..., or .gz."""
     prefix = "train" if split == "train" else "t10k"
     images = read_idx(_find_idx(path, f"{prefix}-images-idx3-ubyte"))[..., None]
     labels = read_idx(_find_idx(path, f"{prefix}-labels-idx1-ubyte"))
@@ -113,7 +113,8 @@ def idx(split: str, path: str) -> Source:
 
 def read_idx(path: Path) -> np.ndarray:
     """The array of unsigned bytes in an IDX file, gzipped or not (LeCun's format: 0, 0, type, rank, sizes, data)."""
-    raw = gzip.open(path).read() if path.suffix == ".gz" else path.read_bytes()
+    raw = path.read_bytes()
+    raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
     zero, kind, rank = struct.unpack_from(">HBB", raw)
     if zero != 0 or kind != 8:
         raise UserError(f"idx: {path} is no IDX file of unsigned bytes (set --config.data.path)")

@@ -83,7 +83,8 @@ def _input_gradient(cotangent, kernel, *, x, window):
         before = kernel_size - low - 1
         padding.append((before, input_size + kernel_size - 1 - output_size - before))
     flipped = lax.optimization_barrier(jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
-    return convolve(cotangent, flipped, window["lhs_dilation"], padding, window["window_strides"], window["rhs_dilation"])
+    strides, dilation = window["lhs_dilation"], window["window_strides"]
+    return convolve(cotangent, flipped, strides, padding, dilation, window["rhs_dilation"])
 
 
 def _kernel_gradient(cotangent, x, *, kernel, window):
@@ -138,4 +139,4 @@ _convolution_p.def_abstract_eval(
 )
 ad.defbilinear(_convolution_p, _transpose_input, _transpose_kernel)
 batching.primitive_batchers[_convolution_p] = _batch
-mlir.register_lowering(_convolution_p, mlir.lower_fun(lambda *a, **window: _plain(*a, **window), multiple_results=False))
+mlir.register_lowering(_convolution_p, mlir.lower_fun(_plain, multiple_results=False))

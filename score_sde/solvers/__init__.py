@@ -1,4 +1,4 @@
-"""Reverse-time solvers, one family a file. A new one is a function that returns a `Solver`, and an entry of `SOLVERS`."""
+"""Reverse-time solvers, one family a file. A new one is a function that makes a `Solver`, and an entry of `SOLVERS`."""
 
 from score_sde.solvers.base import Solution, Solver, solve
 from score_sde.solvers.ddim import ddim

@@ -8,10 +8,10 @@ from score_sde.solvers.base import Memoryless, Solver, noise
 
 
 def ddim(eta: float = 0.0) -> Solver:
-    """DDIM between any two times of any SDE; 1 NFE a step (Song et al. 2021, "Denoising Diffusion Implicit Models", eq. 12).
+    """DDIM between any two times of any SDE; 1 NFE a step (Song et al. 2020, "Denoising Diffusion Implicit Models").
 
-    x_s = alpha_s x0 + sqrt(sigma_s^2 - eta^2 v) eps + eta sqrt(v) z, where v = sigma_s^2 (1 - snr_t / snr_s) is the
-    variance of the posterior q(x_s | x_t, x0) (eq. 16, for any alpha and sigma).
+    Eq. 12: x_s = alpha_s x0 + sqrt(sigma_s^2 - eta^2 v) eps + eta sqrt(v) z, where v = sigma_s^2 (1 - snr_t / snr_s) is
+    the variance of the posterior q(x_s | x_t, x0) (eq. 16, for any alpha and sigma).
 
     Args:
       eta: 0 is deterministic, of order 1 on the probability flow; 1 is ancestral sampling. At most 1.

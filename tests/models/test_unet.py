@@ -11,7 +11,9 @@ import pytest
 from score_sde.errors import UserError
 from score_sde.models import create
 
-ORACLE = Path(__file__).parents[1] / "data" / "score_sde_ddpmpp.npz"  # a small DDPM++ run by score_sde's PyTorch code
+ORACLE = (
+    Path(__file__).parents[1] / "reference" / "score_sde_ddpmpp.npz"
+)  # a small DDPM++ run by score_sde's PyTorch code
 
 
 def parameter_count(module, shape):

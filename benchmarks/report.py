@@ -1,0 +1,75 @@
+"""What the benchmarks share: interleaved timing, the machine in words, a table and JSON."""
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+
+import jax
+
+MODELS = {
+    "digits": ("vp_digits", {}, 128),
+    "small": ("vp_fashion_mnist", {"channels": 3}, 16),
+    "cifar10": ("vp_cifar10", {}, 4),
+}  # name -> config, overrides of config.data, batch size
+
+
+def load_config(name: str):
+    """The config of a benchmark's model, with the batch size it is timed at."""
+    import importlib
+
+    module, overrides, batch_size = MODELS[name]
+    config = importlib.import_module(f"configs.{module}").get_config()
+    config.data.update(overrides)
+    config.training.batch_size = batch_size
+    config.sampling.batch_size = batch_size
+    return config
+
+
+def interleaved(runs: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each of several functions, called in turn A B A B ..., after one call that isn't counted.
+
+    A function must wait for its own result. Turns, because the speed of a shared machine drifts.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds + 1):
+        for name, run in runs.items():
+            started = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - started)
+    return {name: values[1:] for name, values in seconds.items()}
+
+
+def machine() -> str:
+    """The device, its host's cores, and the versions that decide a speed."""
+    device = jax.devices()[0]
+    cores = len(os.sched_getaffinity(0))
+    return f"{device.device_kind} ({jax.device_count()}), {cores} cores, {platform.machine()}, jax {jax.__version__}"
+
+
+def median(values: list[float]) -> float:
+    return statistics.median(values)
+
+
+def show(title: str, rows: list[dict]) -> None:
+    """Prints a Markdown table of the rows, and the same as one line of JSON."""
+    print(f"\n{title}; {machine()}\n")
+    columns = list(rows[0])
+    print("| " + " | ".join(columns) + " |\n|" + " --- |" * len(columns))
+    for row in rows:
+        print("| " + " | ".join(_cell(row.get(column)) for column in columns) + " |")
+    print(json.dumps({"title": title, "machine": machine(), "rows": rows}), flush=True)
+
+
+def _cell(value) -> str:
+    if value is None:
+        return ""
+    return (
+        f"{value:.3g}"
+        if isinstance(value, float) and value < 1000
+        else f"{value:.0f}"
+        if isinstance(value, float)
+        else str(value)
+    )

@@ -1,0 +1,113 @@
+"""Milliseconds of a train step (loss, gradient, clipping, Adam, moving average), beside PyTorch where it is installed.
+
+    python -m benchmarks.train_step [--model=digits,small,cifar10] [--rounds=10] [--steps_per_call=1]
+
+Medians over rounds, first call excluded; the peer's steps alternate with ours, and `ratio` is ours over the peer's, the
+median over rounds. Memory is XLA's own account of arguments, temporaries and output.
+"""
+
+import time
+
+import jax
+import numpy as np
+from absl import app, flags
+
+from benchmarks.report import MODELS, interleaved, load_config, median, show
+from score_sde.experiment import make_experiment
+from score_sde.training.state import initial_state
+from score_sde.training.step import make_train_step
+
+FLAGS = flags.FLAGS
+flags.DEFINE_list("model", ["digits", "small", "cifar10"], f"of {', '.join(MODELS)}")
+flags.DEFINE_integer("rounds", 10, "timed rounds")
+flags.DEFINE_integer("steps_per_call", 1, "train steps scanned in a call")
+
+
+def ours(config, steps_per_call: int):
+    """A function that runs a call of train steps, and what is known of it: parameters, compile seconds, memory."""
+    experiment = make_experiment(config, jax.devices()[:1])
+    step = make_train_step(
+        experiment.loss_fn, experiment.optimizer, experiment.training_key, experiment.ema_decay, 256, axis_name=None
+    )
+    state = initial_state(experiment.init_params(), experiment.optimizer)
+    shape = (steps_per_call, experiment.batch_size, *experiment.image_shape)
+    batch = {"image": np.random.default_rng(0).integers(0, 256, shape, np.uint8)}
+
+    started = time.perf_counter()
+    compiled = jax.jit(lambda s, b: jax.lax.scan(step, s, b), donate_argnums=0).lower(state, batch).compile()
+    seconds = time.perf_counter() - started
+    memory = compiled.memory_analysis()
+    facts = {
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+        "compile s": seconds,
+        "memory MiB": (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**20,
+    }
+    held = [state]
+
+    def run():
+        held[0], metrics = compiled(held[0], batch)
+        jax.block_until_ready((held[0], metrics))
+
+    return run, facts
+
+
+def torchs(config):
+    """The same step in PyTorch, on as many threads as there are cores; None where PyTorch isn't installed."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    from benchmarks.torch_ddpmpp import DDPMpp
+
+    kwargs = config.model.kwargs
+    network = DDPMpp(
+        config.data.image_size,
+        config.data.channels,
+        kwargs.channels,
+        kwargs.multipliers,
+        kwargs.num_res_blocks,
+        kwargs.attention_resolutions,
+        kwargs.dropout,
+    ).to(memory_format=torch.channels_last)
+    average = [parameter.detach().clone() for parameter in network.parameters()]
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, fused=True)
+    shape = (config.training.batch_size, config.data.channels, config.data.image_size, config.data.image_size)
+    x0 = (torch.rand(shape) * 2 - 1).to(memory_format=torch.channels_last)
+
+    def run():
+        t = torch.rand(len(x0))
+        noise = torch.randn_like(x0)
+        integral = (0.1 * t + 9.95 * t**2)[:, None, None, None]
+        x = torch.exp(-0.5 * integral) * x0 + torch.sqrt(-torch.expm1(-integral)) * noise
+        loss = ((network(x, 999 * t) - noise) ** 2).mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(average, list(network.parameters()), 1e-3)
+
+    return run
+
+
+def main(argv):
+    del argv
+    rows = []
+    for name in FLAGS.model:
+        config = load_config(name)
+        run, facts = ours(config, FLAGS.steps_per_call)
+        peer = torchs(config)
+        runs = {"score_sde": run} | ({"torch": peer} if peer and jax.default_backend() == "cpu" else {})
+        seconds = interleaved(runs, FLAGS.rounds)
+        times = [value / FLAGS.steps_per_call for value in seconds["score_sde"]]
+        row = {"model": name, "batch": config.training.batch_size, "ms a step": 1e3 * median(times)}
+        row |= {"images/s": config.training.batch_size / median(times), **facts}
+        if "torch" in seconds:
+            row["torch ms"] = 1e3 * median(seconds["torch"])
+            row["ratio"] = median([a / b for a, b in zip(times, seconds["torch"], strict=True)])
+        rows.append(row)
+    show(f"Train step, float32, {FLAGS.steps_per_call} step(s) a call", rows)
+
+
+if __name__ == "__main__":
+    app.run(main)

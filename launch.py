@@ -1,0 +1,140 @@
+"""The command line: flags in, one mode out.
+
+python launch.py --config=configs/vp_digits.py [--workdir=DIR] [--mode=train] [--config.sde.kwargs.beta_max=10 ...]
+"""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from score_sde.errors import UserError, lookup, nearest
+from score_sde.experiment import Experiment, make_experiment
+from score_sde.training.workdir import check_config
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("mode", "train", "train (resumes if the folder has a checkpoint) | sample | evaluate")
+flags.DEFINE_string("workdir", None, "folder of the run; default runs/<config name>")
+config_flags.DEFINE_config_file("config", None, "a file in configs/; --config.<group>.<key>=<value> overrides it")
+
+
+def train(experiment: Experiment, workdir: Path) -> str:
+    from score_sde.training.loop import train
+
+    return train(experiment, workdir, jax.devices())
+
+
+def sample(experiment: Experiment, workdir: Path) -> str:
+    from score_sde.evaluation.grids import draw_grid
+    from score_sde.training.checkpoints import restore_newest
+
+    state = restore_newest(workdir)
+    path = draw_grid(experiment, state["ema_params"], int(state["step"]), workdir)
+    return f"{experiment.num_samples} samples of step {int(state['step'])} are in {path}"
+
+
+def evaluate(experiment: Experiment, workdir: Path) -> str:
+    from score_sde.evaluation.evaluate import evaluate
+
+    return f"{evaluate(experiment, workdir)}\nwritten to {workdir / 'evaluation.json'}"
+
+
+MODES = {"train": train, "sample": sample, "evaluate": evaluate}
+
+
+def main(argv: list[str]) -> None:
+    logging.set_verbosity(logging.WARNING)  # what the libraries do is not news
+    if len(argv) > 1:
+        raise UserError(f"unexpected argument {argv[1]!r}: values are given as --flag=value")
+    if FLAGS.config is None:
+        raise UserError(f"which experiment? Give --config; there are {', '.join(_config_files())}")
+    run = lookup("mode", MODES, FLAGS.mode, "--mode")
+    name = config_flags.get_config_filename(FLAGS["config"])
+    workdir = Path(FLAGS.workdir or Path("runs") / Path(name).stem)
+    experiment = make_experiment(FLAGS.config, jax.devices())
+    check_config(workdir, experiment.config)
+    print(run(experiment, workdir))
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """absl's parser, with the keyword arguments of factories and with errors in one sentence."""
+    argv, kwargs = _split_kwargs(argv)
+    _check_config_file(argv)
+    try:
+        sys.argv = argv  # where ml_collections looks for overrides
+        rest = FLAGS(argv)
+    except (AttributeError, KeyError) as error:  # an unknown key
+        raise UserError(_unknown_key(error)) from None
+    except (flags.Error, TypeError, ValueError) as error:
+        raise UserError(" ".join(str(error).split())) from None
+    for group, key, value in kwargs:
+        groups = [name for name in FLAGS.config if "kwargs" in (FLAGS.config[name] or ())]
+        if group not in groups:
+            raise UserError(f"--config.{group} has no kwargs; {', '.join(groups)} have.{nearest(group, groups)}")
+        with FLAGS.config.unlocked():
+            FLAGS.config[group].kwargs[key] = value
+    return rest
+
+
+def _unknown_key(error: Exception) -> str:
+    """ml_collections names the unknown key and the nearest known one; its two exceptions quote them in two ways."""
+    suggestion = re.search(r'Did you mean "(\w+)" instead of "(\w+)"', str(error))
+    key = suggestion.group(2) if suggestion else re.sub(r"\W+", " ", str(error.args[0])).strip()
+    question = f" Did you mean {suggestion.group(1)!r}?" if suggestion else ""
+    return f"--config has no key {key!r}; its groups and keys are in configs/common.py.{question}"
+
+
+def _split_kwargs(argv: list[str]) -> tuple[list[str], list[tuple[str, str, object]]]:
+    """Takes --config.<group>.kwargs.<key>=<value> out: the chosen function knows its keys, the config does not."""
+    rest, kwargs = [], []
+    words = iter(argv)
+    for word in words:
+        match = re.fullmatch(r"--?config\.(\w+)\.kwargs\.(\w+)(?:=(.*))?", word, re.DOTALL)
+        if match is None:
+            rest.append(word)
+            continue
+        group, key, text = match.groups()
+        text = next(words, "") if text is None else text
+        try:
+            value = ast.literal_eval(text)
+        except (SyntaxError, ValueError):
+            value = text  # a plain word
+        kwargs.append((group, key, value))
+    return rest, kwargs
+
+
+def _check_config_file(argv: list[str]) -> None:
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        match = re.fullmatch(r"--?config(?:=(.*))?", word)
+        if match is None:
+            continue
+        path = (match.group(1) if match.group(1) is not None else following).split(":")[0]
+        if not Path(path).is_file():
+            known = _config_files()
+            raise UserError(f"no config file {path!r}; there are {', '.join(known)}.{nearest(path, known)}")
+
+
+def _config_files() -> list[str]:
+    root = Path(__file__).parent
+    shared = ("__init__.py", "common.py")
+    return sorted(str(path.relative_to(root)) for path in (root / "configs").glob("*.py") if path.name not in shared)
+
+
+def run() -> None:
+    """Runs the program; a `UserError` is printed as one sentence and exits with 2."""
+    try:
+        app.run(main, flags_parser=parse_flags)
+    except UserError as error:
+        print(f"launch.py: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("launch.py: stopped at once; a run goes on from its last checkpoint", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    run()

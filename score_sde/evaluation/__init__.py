@@ -1,0 +1,1 @@
+"""Sample grids, and numbers that say how good samples are."""

@@ -1,0 +1,81 @@
+"""`--mode=evaluate`: draws samples from a finished run and writes DIR/evaluation.json."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from score_sde.data import Source, to_levels, to_unit_range
+from score_sde.evaluation.classifier import fit_svm, top_class
+from score_sde.evaluation.frechet import frechet_distance
+from score_sde.experiment import Experiment
+from score_sde.training.checkpoints import restore_newest
+from score_sde.training.metrics import progress_bar
+from score_sde.training.workdir import write_atomically
+
+
+def evaluate(experiment: Experiment, workdir: Path) -> str:
+    """Compares samples with real images, in pixels, and writes the figures to evaluation.json.
+
+    Returns:
+      The figures as a short text.
+
+    Raises:
+      UserError: the folder has no checkpoint, or the data set is missing.
+    """
+    num_samples = experiment.evaluation["num_samples"]
+    sources = {split: experiment.source(split) for split in ("train", "test")}
+    real = {split: _images(source, experiment.evaluation["num_real"]) for split, source in sources.items()}
+    state = restore_newest(workdir)
+    levels = sources["train"].levels
+
+    samples = []
+    with progress_bar(num_samples, 0, "image", "samples") as bar:
+        for batch in experiment.sampler(state["ema_params"], num_samples):
+            samples.append(to_unit_range(to_levels(batch, levels), levels))
+            bar.update(len(batch))
+
+    figures = {"step": int(state["step"]), "num_samples": num_samples, "seed": experiment.config["seed"]}
+    figures |= {"sampling": experiment.config["sampling"], "devices": f"{jax.device_count()} {jax.default_backend()}"}
+    figures |= {"num_train": len(real["train"][0]), "num_test": len(real["test"][0])}
+    figures |= compare(np.concatenate(samples), *real["train"], *real["test"])
+    write_atomically(workdir / "evaluation.json", json.dumps(figures, indent=2) + "\n")
+    return json.dumps(figures, indent=2)
+
+
+def compare(
+    samples: np.ndarray,
+    train_images: np.ndarray,
+    train_labels: np.ndarray,
+    test_images: np.ndarray,
+    test_labels: np.ndarray,
+) -> dict[str, Any]:
+    """The figures of samples against real images; images are (n, height, width, channels) in [-1, 1].
+
+    The classifier is trained on the training images. Its mean top-class probability says how sure it is of samples, and
+    of test images; `class_shares` how samples spread over the classes. Frechet distances are of pixels, to the training
+    images.
+    """
+    machine = fit_svm(train_images, train_labels)
+    test_classes, test_probabilities = top_class(machine, test_images)
+    sample_classes, sample_probabilities = top_class(machine, samples)
+    flat = [images.reshape(len(images), -1) for images in (samples, train_images, test_images)]
+    sample_distance, test_distance = frechet_distance(flat[0], flat[1]), frechet_distance(flat[2], flat[1])
+    return {
+        "svm_test_accuracy": float(np.mean(test_classes == test_labels)),
+        "top_class_probability_test": float(test_probabilities.mean()),
+        "top_class_probability_samples": float(sample_probabilities.mean()),
+        "class_shares": [float(np.mean(sample_classes == label)) for label in machine.classes_],
+        "frechet_pixels_test_train": test_distance,
+        "frechet_pixels_samples_train": sample_distance,
+        "frechet_ratio": sample_distance / test_distance,
+    }
+
+
+def _images(source: Source, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first images of a split, at most `limit`, in [-1, 1], and their labels."""
+    examples = [source.examples[i] for i in range(min(limit, len(source.examples)))]
+    images = np.stack([example["image"] for example in examples])
+    return to_unit_range(images, source.levels), np.array([example["label"] for example in examples])

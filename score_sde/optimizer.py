@@ -1,0 +1,30 @@
+"""Optimizers, by name: clipping of the gradient's global norm, then the method, with a linear warm-up."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import optax
+
+from score_sde.errors import UserError, build
+
+OPTIMIZERS = {"adam": optax.adam, "adamw": optax.adamw}
+
+
+def make_optimizer(
+    name: str, learning_rate: float, warmup_steps: int, clip_norm: float, kwargs: Mapping[str, Any]
+) -> optax.GradientTransformation:
+    """Clips the gradient to clip_norm, then steps; the learning rate rises linearly over warmup_steps, then stays.
+
+    At step n of the warm-up the rate is n / warmup_steps of the whole, so 0 at first (Song et al. 2021, Appendix G).
+
+    Raises:
+      UserError: a number is out of its range, or the name or a keyword is unknown.
+    """
+    if not (learning_rate > 0 and clip_norm > 0 and warmup_steps >= 0):
+        raise UserError(
+            "optimizer: need learning_rate > 0, clip_norm > 0 and warmup_steps >= 0, got "
+            f"{learning_rate}, {clip_norm} and {warmup_steps} (set --config.optimizer)"
+        )
+    rate = optax.linear_schedule(0.0, learning_rate, warmup_steps) if warmup_steps else learning_rate
+    method = build("optimizer", OPTIMIZERS, name, {**kwargs, "learning_rate": rate}, "--config.optimizer")
+    return optax.chain(optax.clip_by_global_norm(clip_norm), method)

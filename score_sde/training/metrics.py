@@ -1,0 +1,88 @@
+"""What a run reports while it trains: metrics.jsonl, TensorBoard's event files (no TensorFlow) and a progress bar."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+
+class MetricsLog:
+    """Appends to DIR/metrics.jsonl and DIR/tensorboard; a resumed run first drops what it will write again."""
+
+    def __init__(self, workdir: Path, first_step: int):
+        self._path = workdir / "metrics.jsonl"
+        _keep_up_to(self._path, first_step)
+        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """One JSON object on a line of its own, and one event a metric."""
+        with self._path.open("a") as file:
+            file.write(json.dumps({"step": step, **metrics}) + "\n")
+        for name, value in metrics.items():
+            self._events.add_scalar(name, value, step)
+        self._events.flush()
+
+    def close(self) -> None:
+        self._events.close()
+
+
+def _keep_up_to(path: Path, step: int) -> None:
+    """Drops the lines behind a step: a killed run logged more than it saved, and its last line may be cut short."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except json.JSONDecodeError:
+            continue
+    path.write_text("".join(kept))
+
+
+class Window:
+    """The metrics since the last log, left on the devices until they are asked for, so that no step waits for the host.
+
+    The clock starts after the first call, which compiles, and again after every pause that is not training.
+    """
+
+    def __init__(self, batch_size: int):
+        self._batch_size = batch_size
+        self._metrics: list[dict[str, jax.Array]] = []
+        self._started: float | None = None
+        self._steps = 0
+
+    def add(self, metrics: dict[str, jax.Array], steps: int) -> None:
+        """The metrics of a call of so many steps."""
+        self._metrics.append(metrics)
+        if self._started is None:
+            jax.block_until_ready(metrics)
+            self.restart()
+        else:
+            self._steps += steps
+
+    def restart(self) -> None:
+        """Starts the clock anew."""
+        self._started, self._steps = time.perf_counter(), 0
+
+    def summary(self) -> dict[str, float]:
+        """Means since the last summary, with steps and images a second once there is something to time."""
+        values = jax.device_get(self._metrics)
+        record = {name: float(np.mean([value[name] for value in values])) for name in values[0]}
+        if self._steps:
+            rate = self._steps / (time.perf_counter() - self._started)
+            record |= {"steps_per_second": rate, "images_per_second": rate * self._batch_size}
+        self._metrics = []
+        self.restart()
+        return record
+
+
+def progress_bar(total: int, first: int, unit: str, description: str) -> tqdm:
+    """A bar from `first` to `total` with the rate and the time left; without a terminal a line every 10 seconds."""
+    interval = 0.2 if sys.stderr.isatty() else 10.0
+    return tqdm(total=total, initial=first, unit=unit, desc=description, mininterval=interval, dynamic_ncols=True)

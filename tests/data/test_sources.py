@@ -1,0 +1,152 @@
+"""Every source on real or hand-made files of its format."""
+
+import gzip
+import io
+import struct
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from score_sde.data import load
+from score_sde.errors import UserError
+
+
+def test_digits_are_all_of_scikit_learns_in_a_fixed_split():
+    from sklearn.datasets import load_digits
+
+    train, test = (load("digits", split, 8, 1) for split in ("train", "test"))
+    assert (len(train.examples), len(test.examples)) == (1500, 297)
+    assert (train.image_shape, train.levels, train.num_classes) == ((8, 8, 1), 17, 10)
+    ours = [source.examples[i] for source in (train, test) for i in range(len(source.examples))]
+    assert ours[0]["image"].dtype == np.uint8
+    theirs = load_digits()
+    rows = sorted((*example["image"].ravel().tolist(), example["label"]) for example in ours)
+    assert rows == sorted(map(tuple, np.column_stack([theirs.data, theirs.target]).tolist()))
+    again = load("digits", "train", 8, 1)
+    np.testing.assert_array_equal(again.examples[7]["image"], train.examples[7]["image"])
+
+
+def write_idx(path, array):
+    raw = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
+    (gzip.open if path.suffix == ".gz" else open)(path, "wb").write(raw)
+
+
+@pytest.fixture
+def idx_folder(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for prefix, n, end in (("train", 6, ".gz"), ("t10k", 3, "")):
+        arrays[prefix] = rng.integers(0, 256, (n, 28, 28), np.uint8), rng.permutation(10)[:n].astype(np.uint8)
+        write_idx(tmp_path / f"{prefix}-images-idx3-ubyte{end}", arrays[prefix][0])
+        write_idx(tmp_path / f"{prefix}-labels-idx1-ubyte{end}", arrays[prefix][1])
+    return tmp_path, arrays
+
+
+@pytest.mark.parametrize("name", ["idx", "fashion_mnist"])
+def test_idx_files_are_read_and_padded(idx_folder, name):
+    folder, arrays = idx_folder
+    for split, prefix in (("train", "train"), ("test", "t10k")):
+        images, labels = arrays[prefix]
+        source = load(name, split, 32, 1, str(folder))
+        assert source.image_shape == (32, 32, 1)
+        for i in range(len(images)):
+            example = source.examples[i]
+            assert example["label"] == labels[i]
+            np.testing.assert_array_equal(example["image"], np.pad(images[i], 2)[..., None])
+
+
+@pytest.fixture
+def tfds_folder(tmp_path):
+    """A tiny cifar10 in TensorFlow Datasets' array_record format, written without TensorFlow."""
+    import tensorflow_datasets as tfds
+    from array_record.python.array_record_module import ArrayRecordWriter
+    from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
+
+    version = str(tfds.builder_cls("cifar10").VERSION)
+    folder = tmp_path / "cifar10" / version
+    folder.mkdir(parents=True)
+    features = tfds.features.FeaturesDict(
+        {
+            "id": tfds.features.Text(),
+            "image": tfds.features.Image(shape=(32, 32, 3)),
+            "label": tfds.features.ClassLabel(num_classes=10),
+        }
+    )
+    images = np.random.default_rng(0).integers(0, 256, (17, 32, 32, 3), np.uint8)
+    infos = []
+    for split, chosen in (("train", range(12)), ("test", range(12, 17))):
+        writer = ArrayRecordWriter(str(folder / f"cifar10-{split}.array_record-00000-of-00001"), "group_size:1")
+        for i in chosen:
+            png = io.BytesIO()
+            Image.fromarray(images[i]).save(png, "png")
+            feature = {
+                "id": tf_feature_pb2.Feature(bytes_list=tf_feature_pb2.BytesList(value=[b"%d" % i])),
+                "image": tf_feature_pb2.Feature(bytes_list=tf_feature_pb2.BytesList(value=[png.getvalue()])),
+                "label": tf_feature_pb2.Feature(int64_list=tf_feature_pb2.Int64List(value=[i % 10])),
+            }
+            example = tf_example_pb2.Example(features=tf_feature_pb2.Features(feature=feature))
+            writer.write(example.SerializeToString())
+        writer.close()
+        template = tfds.core.ShardedFileTemplate(
+            data_dir=folder, dataset_name="cifar10", split=split, filetype_suffix="array_record"
+        )
+        infos.append(
+            tfds.core.SplitInfo(name=split, shard_lengths=[len(chosen)], num_bytes=1, filename_template=template)
+        )
+    tfds.folder_dataset.write_metadata(
+        data_dir=str(folder),
+        features=features,
+        split_infos=infos,
+        filename_template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+        check_data=False,
+    )
+    return tmp_path, images
+
+
+def test_tensorflow_datasets_are_read_without_tensorflow(tfds_folder):
+    folder, images = tfds_folder
+    train, test = (load("cifar10", split, 32, 3, str(folder)) for split in ("train", "test"))
+    assert (len(train.examples), len(test.examples), train.num_classes) == (12, 5, 10)
+    for i in range(12):
+        np.testing.assert_array_equal(train.examples[i]["image"], images[i])
+        assert train.examples[i]["label"] == i % 10
+    np.testing.assert_array_equal(test.examples[0]["image"], images[12])
+    assert "tensorflow" not in sys.modules
+
+
+def test_a_missing_data_set_is_named_with_the_command_that_makes_it(tmp_path):
+    with pytest.raises(UserError, match=r"tfds build cifar10 --file_format=array_record --data_dir=.*copy"):
+        load("cifar10", "train", 32, 3, str(tmp_path))
+    with pytest.raises(UserError, match="neither IDX files"):
+        load("fashion_mnist", "train", 32, 1, str(tmp_path))
+    with pytest.raises(UserError, match="no train-images-idx3-ubyte"):
+        load("idx", "train", 32, 1, str(tmp_path))
+
+
+def test_broken_idx_files_are_refused(idx_folder):
+    folder, _ = idx_folder
+    labels = folder / "t10k-labels-idx1-ubyte"
+    whole = labels.read_bytes()
+    labels.write_bytes(whole[:-1])
+    with pytest.raises(UserError, match="cut short"):
+        load("idx", "test", 32, 1, str(folder))
+    labels.write_bytes(b"not an idx file")
+    with pytest.raises(UserError, match="no IDX file"):
+        load("idx", "test", 32, 1, str(folder))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("digit", "train", 8, 1), "Did you mean 'digits'"),
+        (("digits", "validation", 8, 1), "known: train, test"),
+        (("digits", "train", 8, 3), "1 channels, not 3"),
+        (("digits", "train", 4, 1), "8x8, larger than 4"),
+        (("digits", "train", 8, 1, "somewhere"), "ships with scikit-learn"),
+    ],
+)
+def test_what_does_not_fit_is_refused(arguments, words):
+    with pytest.raises(UserError, match=words):
+        load(*arguments)

@@ -1,0 +1,143 @@
+"""The command line from end to end, and what it answers to wrong flags."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.command import ROOT, TINY, finish, start
+
+# Refused flags, and words of the answer. One process imports everything once and forks for each.
+REFUSED = [
+    (("--mode=evalute",), ("unknown mode", "Did you mean 'evaluate'?")),
+    (("--modee=train",), ("Unknown command line flag 'modee'", "Did you mean: mode")),
+    (("--config.sed=1",), ("no key 'sed'", "Did you mean 'seed'?")),
+    (("--config.sdee.name=vp",), ("no key 'sdee'", "Did you mean 'sde'?")),
+    (("--config.sde.nmae=vp",), ("no key 'nmae'", "Did you mean 'name'?")),
+    (("--config.sde.name=vpp",), ("unknown SDE 'vpp'", "Did you mean 'vp'?", "--config.sde.name")),
+    (("--config.sde.kwargs.beta_mx=3",), ("'vp' has no argument 'beta_mx'", "Did you mean 'beta_max'?")),
+    (("--config.sde.kwargs.beta_max=0.01",), ("need 0 < beta_min < beta_max", "beta_max=0.01")),
+    (("--config.seed.kwargs.a=3",), ("--config.seed has no kwargs",)),
+    (("--config.model.name=ddpmp",), ("unknown model", "Did you mean 'ddpmpp'?")),
+    (("--config.model.kwargs.chanels=4",), ("no argument 'chanels'", "Did you mean 'channels'?")),
+    (("--config.model.kwargs.multipliers=1,1,1,1,1",), ("8x8 is not a multiple of 16",)),
+    (("--config.model.prediction=eps",), ("unknown prediction", "known: epsilon, x0")),
+    (("--config.loss.weighting=smple",), ("Did you mean 'simple'?",)),
+    (("--config.loss.objective=sliced",), ("unknown objective", "known: denoising")),
+    (("--config.loss.time_sampler=uniforn",), ("Did you mean 'uniform'?",)),
+    (("--config.loss.t_min=2.0",), ("0 <= t_min < 1.0",)),
+    (("--config.data.name=digit",), ("unknown data set", "Did you mean 'digits'?")),
+    (("--config.data.channels=3",), ("1 channels, not 3",)),
+    (("--config.sampling.solver=dim",), ("unknown solver", "Did you mean 'ddim'?", "--config.sampling.solver")),
+    (("--config.sampling.spacing=quadratc",), ("Did you mean 'quadratic'?",)),
+    (("--config.sampling.batch_size=0",), ("global batch of 0",)),
+    (("--config.optimizer.name=adan",), ("Did you mean 'adam'?",)),
+    (("--config.optimizer.learning_rate=-1.0",), ("need learning_rate > 0",)),
+    (("--config.training.batch_size=many",), ("--config.training.batch_size=many",)),
+    (("--config.training.log_every=0",), ("log_every must be an integer of at least 1",)),
+    (("--config.training.steps_per_call=3",), ("num_steps=200 is not a multiple of steps_per_call=3",)),
+    (("--workdir=/proc/nowhere",), ("cannot write to /proc/nowhere",)),
+    (("--mode=sample",), ("has no checkpoint",)),
+    (("stray",), ("unexpected argument 'stray'",)),
+    (("--config=configs/vp_digit.py",), ("no config file", "Did you mean 'configs/vp_digits.py'?")),
+]
+
+DRIVER = """
+import os, sys
+import launch
+for line in sys.stdin:
+    argv = eval(line)
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        os.dup2(1, 2)
+        sys.argv = argv
+        launch.run()
+        os._exit(0)
+    print("status", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    """What was printed and the exit status, a pair for each of REFUSED."""
+    workdir = tmp_path_factory.mktemp("refused") / "run"
+    calls = [["launch.py", *TINY, f"--workdir={workdir}", *flags] for flags, _ in REFUSED]
+    environment = dict(os.environ, JAX_PLATFORMS="cpu", XLA_FLAGS="", PYTHONWARNINGS="ignore")
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER],
+        input="".join(f"{call}\n" for call in calls),
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=240,
+    )
+    assert not (workdir / "checkpoints").exists(), "something was done before the refusal"
+    parts = done.stdout.split("status ")
+    texts = [parts[0], *[part.split("\n", 1)[1] for part in parts[1:]]]
+    return list(zip(texts, [int(part.split("\n", 1)[0]) for part in parts[1:]], strict=False))
+
+
+@pytest.mark.parametrize("case", range(len(REFUSED)), ids=lambda i: " ".join(REFUSED[i][0]))
+def test_wrong_flags_get_one_sentence(answers, case):
+    text, status = answers[case]
+    for words in REFUSED[case][1]:
+        assert words in text
+    assert status == 2
+    assert "Traceback" not in text
+    assert len(text.strip().splitlines()) == 1
+
+
+def test_devices_must_divide_the_batch(tmp_path):
+    printed = finish(start(tmp_path, "--config.training.batch_size=12", devices=8), expected=2)
+    assert "global batch of 12 doesn't divide among 8 devices" in printed
+
+
+def test_a_run_that_diverges_stops_and_saves_nothing_of_it(tmp_path):
+    wild = ("--config.optimizer.learning_rate=1e30", "--config.optimizer.warmup_steps=0")
+    printed = finish(start(tmp_path, *wild), expected=2)
+    assert "the loss is nan at step 10; no checkpoint was saved" in printed
+    assert not any(path.name.isdigit() for path in (tmp_path / "checkpoints").iterdir())
+
+
+def test_train_sample_and_evaluate_leave_what_the_contract_says(tmp_path):
+    short = ("--config.training.num_steps=20", "--config.training.sample_every=10")
+    printed = finish(start(tmp_path, *short, devices=2))
+    assert "trained 20 steps" in printed
+    assert "2 cpu device(s), batch 8, 4 a device" in printed
+
+    assert json.loads((tmp_path / "config.json").read_text())["training"]["batch_size"] == 8
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [10, 20]
+    assert {"loss", "gradient_norm", "images_per_second", "steps_per_second"} <= records[-1].keys()
+    assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"10", "20"}
+    for step in (10, 20):
+        stem = tmp_path / "samples" / f"step_{step:08d}"
+        images = np.load(stem.with_suffix(".npz"))["images"]
+        assert (images.shape, images.dtype) == ((10, 8, 8, 1), np.uint8)
+        assert Image.open(stem.with_suffix(".png")).mode == "L"
+
+    # Samples depend on neither the batch nor the number of devices: 10 in batches of 8 on 2, here of 6 on 3 devices.
+    # A rounding of float32 may move a value across the middle between two of the 256 levels.
+    drawn = images.astype(int)
+    printed = finish(start(tmp_path, *short, "--mode=sample", "--config.sampling.batch_size=6", devices=3))
+    assert "10 samples of step 20" in printed
+    again = np.load(stem.with_suffix(".npz"))["images"].astype(int)
+    assert np.abs(drawn - again).max() <= 1
+
+    few = ("--config.evaluation.num_samples=40", "--config.evaluation.num_real=200", "--config.sampling.batch_size=40")
+    finish(start(tmp_path, *short, *few, "--mode=evaluate"))
+    figures = json.loads((tmp_path / "evaluation.json").read_text())
+    assert (figures["step"], figures["num_samples"], figures["num_train"], figures["num_test"]) == (20, 40, 200, 200)
+    assert abs(sum(figures["class_shares"]) - 1) < 1e-6
+    assert figures["frechet_ratio"] > 2  # 20 steps draw no digits
+
+    refused = finish(start(tmp_path, *short, "--config.seed=1"), expected=2)
+    assert "holds a run of another config: seed was 0, is 1" in refused

@@ -1,0 +1,122 @@
+"""A run that is killed again and again ends with the parameters of one that was left alone, bit for bit."""
+
+import json
+import random
+import signal
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from score_sde.errors import UserError
+from score_sde.training.checkpoints import restore_newest
+from score_sde.training.workdir import check_config, prepare
+from tests.command import finish, start
+
+
+def wait_for(condition, process, timeout=120.0):
+    """Polls until the condition holds, tightly: a save takes milliseconds."""
+    end = time.monotonic() + timeout
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.0005)
+
+
+def saved_steps(workdir):
+    return [int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit()]
+
+
+def saving(workdir):
+    """Whether a save is half done: Orbax writes into a folder of another name, and renames it when it is complete."""
+    return any(not path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, cache):
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    finish(start(workdir, cache=cache))
+    return workdir
+
+
+def assert_same_state(workdir, undisturbed):
+    """Every array of the newest checkpoints, bit for bit."""
+    state, expected = restore_newest(workdir), restore_newest(undisturbed)
+    assert int(state["step"]) == 200
+    assert len(jax.tree.leaves(expected)) > 100  # parameters, their average, and two moments of each
+    jax.tree.map(np.testing.assert_array_equal, state, expected)
+
+
+def assert_same_run(workdir, undisturbed):
+    """The state, what was logged, and the pictures."""
+    assert_same_state(workdir, undisturbed)
+    folders = (workdir, undisturbed)
+    logs = [[json.loads(line) for line in (d / "metrics.jsonl").read_text().splitlines()] for d in folders]
+    for key in ("step", "loss", "gradient_norm"):
+        assert [record[key] for record in logs[0]] == [record[key] for record in logs[1]]
+    np.testing.assert_array_equal(*[np.load(d / "samples" / "step_00000200.npz")["images"] for d in folders])
+
+
+def test_kill_9_at_random_and_in_the_middle_of_a_save(undisturbed, tmp_path, cache):
+    for kill in range(4):
+        process = start(tmp_path, cache=cache)
+        before = max(saved_steps(tmp_path), default=0)
+        wait_for(lambda before=before: max(saved_steps(tmp_path), default=0) > before, process)
+        if kill % 2:
+            wait_for(lambda: saving(tmp_path), process)
+        else:
+            time.sleep(random.uniform(0.0, 0.05))
+        process.kill()
+        process.communicate()
+        assert process.returncode in (-signal.SIGKILL, 0)
+    finish(start(tmp_path, cache=cache))
+    assert_same_run(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_says_where_and_goes_on(undisturbed, tmp_path, cache, number):
+    """Without a checkpoint due before the end, so that what resumes is what the signal saved."""
+    rare = "--config.training.checkpoint_every=200"
+    process = start(tmp_path, rare, cache=cache)
+    wait_for(lambda: (tmp_path / "metrics.jsonl").exists(), process)
+    process.send_signal(number)
+    printed = finish(process)
+    (step,) = saved_steps(tmp_path)
+    assert 10 <= step < 200
+    assert f"stopped by {number.name} and saved at step {step}; the same command goes on from there" in printed
+    assert f"from step {step}" in finish(start(tmp_path, cache=cache))
+    # A log's mean starts anew where the signal fell; the state is what must not change.
+    assert_same_state(tmp_path, undisturbed)
+
+
+def test_steps_a_call_may_change_at_a_resume(undisturbed, tmp_path, cache):
+    finish(start(tmp_path, "--config.training.num_steps=100", cache=cache))
+    printed = finish(start(tmp_path, "--config.training.steps_per_call=5", cache=cache))
+    assert "from step 100" in printed
+    finished = finish(start(tmp_path, cache=cache))
+    assert "has finished its 200 steps" in finished
+    assert_same_state(tmp_path, undisturbed)
+
+
+def test_another_config_is_refused_by_the_name_of_what_differs(tmp_path):
+    def config(seed=0, batch_size=8, num_steps=10, multipliers=(1, 2)):
+        training = {"batch_size": batch_size, "num_steps": num_steps}
+        return {"seed": seed, "training": training, "model": {"kwargs": {"multipliers": multipliers}}}
+
+    prepare(tmp_path, config())
+    check_config(tmp_path, config(num_steps=99))
+    with pytest.raises(UserError, match=r"seed was 0, is 1; training.batch_size was 8, is 16.*--workdir"):
+        check_config(tmp_path, config(batch_size=16, seed=1))
+    with pytest.raises(UserError, match=r"model.kwargs.multipliers was \[1, 2\], is \[1, 3\]"):
+        check_config(tmp_path, config(multipliers=(1, 3)))
+
+
+def test_no_checkpoint_is_said(tmp_path):
+    with pytest.raises(UserError, match="no checkpoint"):
+        restore_newest(tmp_path)
