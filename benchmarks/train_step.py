@@ -1,11 +1,12 @@
 """Milliseconds of a train step (loss, gradient, clipping, Adam, moving average), beside PyTorch where it is installed.
 
-    python -m benchmarks.train_step [--model=digits,small,cifar10] [--rounds=10] [--steps_per_call=1]
+    python -m benchmarks.train_step [--model=digits,small,cifar10] [--peer=torch] [--rounds=10] [--steps_per_call=1]
 
-Medians over rounds, first call excluded; the peer's steps alternate with ours, and `ratio` is ours over the peer's, the
-median over rounds. Memory is XLA's own account of arguments, temporaries and output.
+Medians over rounds, first call excluded. The peers' steps alternate with ours, and "over" a peer is our time over the
+peer's, the median over rounds. Memory is XLA's own account of arguments and temporaries.
 """
 
+import importlib.util
 import time
 
 import jax
@@ -20,6 +21,7 @@ from score_sde.training.step import make_train_step
 FLAGS = flags.FLAGS
 flags.DEFINE_list("model", ["digits", "small", "cifar10"], f"of {', '.join(MODELS)}")
 flags.DEFINE_integer("rounds", 10, "timed rounds")
+flags.DEFINE_enum("peer", "torch", ["torch", "none"], "what to compare with on a CPU, where it is installed")
 flags.DEFINE_integer("steps_per_call", 1, "train steps scanned in a call")
 
 
@@ -51,14 +53,13 @@ def ours(config, steps_per_call: int):
     return run, facts
 
 
-def torchs(config):
-    """The same step in PyTorch, on as many threads as there are cores; None where PyTorch isn't installed."""
-    try:
-        import torch
-    except ImportError:
-        return None
+def torchs(config, layout: str):
+    """The same step in PyTorch, on as many threads as there are cores, in the memory layout "NCHW" or "NHWC"."""
+    import torch
+
     from benchmarks.torch_ddpmpp import DDPMpp
 
+    memory_format = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}[layout]
     kwargs = config.model.kwargs
     network = DDPMpp(
         config.data.image_size,
@@ -68,11 +69,11 @@ def torchs(config):
         kwargs.num_res_blocks,
         kwargs.attention_resolutions,
         kwargs.dropout,
-    ).to(memory_format=torch.channels_last)
+    ).to(memory_format=memory_format)
     average = [parameter.detach().clone() for parameter in network.parameters()]
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, fused=True)
     shape = (config.training.batch_size, config.data.channels, config.data.image_size, config.data.image_size)
-    x0 = (torch.rand(shape) * 2 - 1).to(memory_format=torch.channels_last)
+    x0 = (torch.rand(shape) * 2 - 1).to(memory_format=memory_format)
 
     def run():
         t = torch.rand(len(x0))
@@ -90,21 +91,25 @@ def torchs(config):
     return run
 
 
+def _torch_layouts() -> list[str]:
+    wanted = FLAGS.peer == "torch" and jax.default_backend() == "cpu"
+    return ["NCHW", "NHWC"] if wanted and importlib.util.find_spec("torch") else []
+
+
 def main(argv):
     del argv
     rows = []
     for name in FLAGS.model:
         config = load_config(name)
         run, facts = ours(config, FLAGS.steps_per_call)
-        peer = torchs(config)
-        runs = {"score_sde": run} | ({"torch": peer} if peer and jax.default_backend() == "cpu" else {})
+        runs = {"score_sde": run} | {f"torch {layout}": torchs(config, layout) for layout in _torch_layouts()}
         seconds = interleaved(runs, FLAGS.rounds)
-        times = [value / FLAGS.steps_per_call for value in seconds["score_sde"]]
+        times = [value / FLAGS.steps_per_call for value in seconds.pop("score_sde")]
         row = {"model": name, "batch": config.training.batch_size, "ms a step": 1e3 * median(times)}
         row |= {"images/s": config.training.batch_size / median(times), **facts}
-        if "torch" in seconds:
-            row["torch ms"] = 1e3 * median(seconds["torch"])
-            row["ratio"] = median([a / b for a, b in zip(times, seconds["torch"], strict=True)])
+        for peer, values in seconds.items():
+            row[f"{peer} ms"] = 1e3 * median(values)
+            row[f"over {peer}"] = median([a / b for a, b in zip(times, values, strict=True)])
         rows.append(row)
     show(f"Train step, float32, {FLAGS.steps_per_call} step(s) a call", rows)
 

@@ -37,7 +37,7 @@ def default() -> ConfigDict:
             "training": {
                 "batch_size": 128,  # global, whatever the number of devices
                 "num_steps": 1_300_000,
-                "steps_per_call": 1,  # train steps scanned in one compiled call; any value gives the same parameters
+                "steps_per_call": 1,  # scanned in one compiled call; on one device any value gives the same parameters, bit for bit
                 "ema_decay": 0.9999,
                 "log_every": 100,
                 "checkpoint_every": 10_000,

@@ -16,6 +16,7 @@ TINY = (
     "--config.training.num_steps=200",
     "--config.training.log_every=10",
     "--config.training.checkpoint_every=10",
+    "--config.training.steps_per_call=1",
     "--config.training.sample_every=200",
     "--config.sampling.num_steps=4",
     "--config.sampling.num_samples=10",

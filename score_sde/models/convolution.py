@@ -9,8 +9,10 @@ forward mode, `custom_derivatives.linear_call` no batching. GPUs and TPUs lower 
 transposes.
 """
 
+import math
 from collections.abc import Sequence
 from functools import partial
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +21,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
+CACHE_BYTES = 2**20  # of the second-level cache of a CPU core
 
 
 def convolve(
@@ -92,11 +95,16 @@ def _kernel_gradient(cotangent, x, *, kernel, window):
     padding = []
     for input_size, kernel_size, output_size, low in _sizes(cotangent, x, kernel, window):
         padding.append((low, output_size + kernel_size - input_size - 1 - low))
-    # Without the barrier XLA folds the transposes back into the convolution's layout, and the slow kernel is back.
-    features_first, batch_inside = lax.optimization_barrier((x.transpose(3, 1, 2, 0), cotangent.transpose(1, 2, 0, 3)))
-    gradient = convolve(
-        features_first, batch_inside, window["rhs_dilation"], padding, window["lhs_dilation"], window["window_strides"]
-    )
+
+    def of_examples(x, cotangent):
+        # Without the barrier XLA folds the transposes back into the convolution's layout, and the slow kernel is back.
+        lhs, rhs = lax.optimization_barrier((x.transpose(3, 1, 2, 0), cotangent.transpose(1, 2, 0, 3)))
+        return convolve(lhs, rhs, window["rhs_dilation"], padding, window["lhs_dilation"], window["window_strides"])
+
+    # A part of the batch at a time: here the cotangent is the kernel, and is fast while it stays in a core's cache.
+    parts = max(1, min(len(x), math.ceil(cotangent.size * cotangent.dtype.itemsize / CACHE_BYTES)))
+    ends = [len(x) * i // parts for i in range(parts + 1)]
+    gradient = sum(of_examples(x[a:b], cotangent[a:b]) for a, b in pairwise(ends))
     return gradient.transpose(1, 2, 0, 3)
 
 

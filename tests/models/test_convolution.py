@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+from score_sde.models import convolution
 from score_sde.models.convolution import LAYOUT, convolve
 
 CASES = {
@@ -38,7 +39,7 @@ def derivatives(conv, x, kernel):
     def gradient_norm(x, kernel):
         return sum(jnp.sum(g**2) for g in jax.grad(loss, (0, 1))(x, kernel))
 
-    examples, kernels = x[:, None], jnp.stack([kernel, 2 * kernel])
+    examples, kernels = x[:, None], jnp.stack([kernel, 2 * kernel, -kernel])
     return {
         "value": conv(x, kernel),
         "gradients": jax.grad(loss, (0, 1))(x, kernel),
@@ -51,10 +52,12 @@ def derivatives(conv, x, kernel):
     }
 
 
+@pytest.mark.parametrize("cache_bytes", [convolution.CACHE_BYTES, 2000], ids=["whole batch", "in parts"])
 @pytest.mark.parametrize("case", CASES)
-def test_every_derivative_is_the_plain_convolutions(case, x64):
+def test_every_derivative_is_the_plain_convolutions(case, cache_bytes, x64, monkeypatch):
+    monkeypatch.setattr(convolution, "CACHE_BYTES", cache_bytes)
     keys = jax.random.split(jax.random.key(0))
-    x = jax.random.normal(keys[0], (2, 7, 6, 3), "float64")
+    x = jax.random.normal(keys[0], (3, 7, 6, 3), "float64")
     kernel = jax.random.normal(keys[1], (3, 2, 3, 4), "float64")
     strides, padding, input_dilation, kernel_dilation = CASES[case]
     if case == "transposed":  # also a kernel that is not flipped the same way in both directions
