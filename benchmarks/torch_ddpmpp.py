@@ -123,6 +123,13 @@ class DDPMpp(nn.Module):
         return parts["conv_out"](F.silu(parts["norm_out"](hidden)))
 
 
+def from_config(config) -> DDPMpp:
+    """The network of an experiment's config."""
+    data, kwargs = config.data, config.model.kwargs
+    names = ("channels", "multipliers", "num_res_blocks", "attention_resolutions", "dropout")
+    return DDPMpp(data.image_size, data.channels, *(kwargs[name] for name in names))
+
+
 def load(module: DDPMpp, params) -> None:
     """Copies our parameters, a nested dictionary of arrays, into the PyTorch network."""
     layouts = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}

@@ -57,19 +57,10 @@ def torchs(config, layout: str):
     """The same step in PyTorch, on as many threads as there are cores, in the memory layout "NCHW" or "NHWC"."""
     import torch
 
-    from benchmarks.torch_ddpmpp import DDPMpp
+    from benchmarks.torch_ddpmpp import from_config
 
     memory_format = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}[layout]
-    kwargs = config.model.kwargs
-    network = DDPMpp(
-        config.data.image_size,
-        config.data.channels,
-        kwargs.channels,
-        kwargs.multipliers,
-        kwargs.num_res_blocks,
-        kwargs.attention_resolutions,
-        kwargs.dropout,
-    ).to(memory_format=memory_format)
+    network = from_config(config).to(memory_format=memory_format)
     average = [parameter.detach().clone() for parameter in network.parameters()]
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, fused=True)
     shape = (config.training.batch_size, config.data.channels, config.data.image_size, config.data.image_size)

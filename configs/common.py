@@ -37,7 +37,9 @@ def default() -> ConfigDict:
             "training": {
                 "batch_size": 128,  # global, whatever the number of devices
                 "num_steps": 1_300_000,
-                "steps_per_call": 1,  # scanned in one compiled call; on one device any value gives the same parameters, bit for bit
+                # Train steps scanned in one compiled call. On one device any value gives the same parameters, bit for
+                # bit (tests/training/test_step.py); num_steps and the three *_every below must be multiples of it.
+                "steps_per_call": 1,
                 "ema_decay": 0.9999,
                 "log_every": 100,
                 "checkpoint_every": 10_000,

@@ -31,7 +31,7 @@ def grid(images: np.ndarray, margin: int = 1) -> np.ndarray:
     return np.pad(sheet, ((0, margin), (0, margin), (0, 0)))
 
 
-def save_grid(path: Path, images: np.ndarray, min_side: int = 256) -> None:
+def save_grid(path: Path, images: np.ndarray, min_side: int = 512) -> None:
     """Writes a grid of (n, height, width, channels) uint8 images as PNG, small pixels enlarged to squares."""
     sheet = grid(images)
     factor = max(1, math.ceil(min_side / max(sheet.shape[:2])))

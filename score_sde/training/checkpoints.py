@@ -4,14 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from score_sde.errors import UserError
 from score_sde.training.state import TrainState
 
 
-def open_checkpoints(folder: Path, keep: int | None) -> ocp.CheckpointManager:
-    """The checkpoints in a folder, one folder a step, of which the last `keep` are kept."""
+def open_checkpoints(folder: Path, keep: int) -> ocp.CheckpointManager:
+    """The checkpoints in a folder, one folder a step; the last `keep` are kept, half-written ones are removed."""
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
     return ocp.CheckpointManager(folder.absolute(), options=options)
 
@@ -24,19 +25,27 @@ def save(manager: ocp.CheckpointManager, state: TrainState) -> None:
 
 
 def restore(manager: ocp.CheckpointManager, like: TrainState) -> TrainState:
-    """The newest complete checkpoint, in the shapes, dtypes and placement of `like` (arrays or their shapes)."""
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like._asdict())
-    return TrainState(**manager.restore(manager.latest_step(), args=ocp.args.StandardRestore(abstract)))
+    """The newest complete checkpoint, in the structure, shapes and dtypes of `like`, as arrays on the host."""
+    return TrainState(**_restore(manager, like._asdict()))
 
 
 def restore_newest(workdir: Path) -> dict[str, Any]:
-    """The newest checkpoint of a run's folder as a dictionary of arrays on the host, for use without training.
+    """The newest complete checkpoint of a run's folder, which may be training, as a dictionary of arrays on the host.
 
     Raises:
       UserError: the folder has no checkpoint.
     """
-    folder = workdir / "checkpoints"
-    step = open_checkpoints(folder, keep=None).latest_step() if folder.is_dir() else None
-    if step is None:
-        raise UserError(f"{workdir} has no checkpoint: train first, or choose another --workdir")
-    return ocp.StandardCheckpointer().restore(folder.absolute() / str(step) / "default")
+    folder = (workdir / "checkpoints").absolute()
+    if folder.is_dir():
+        options = ocp.CheckpointManagerOptions(read_only=True)  # a save that is going on is not ours to clean up
+        handler = ocp.StandardCheckpointHandler()  # without it the manager knows no structure
+        with ocp.CheckpointManager(folder, options=options, item_handlers=handler) as manager:
+            if manager.latest_step() is not None:
+                return _restore(manager, manager.item_metadata(manager.latest_step()).tree)
+    raise UserError(f"{workdir} has no checkpoint: train first, or choose another --workdir")
+
+
+def _restore(manager: ocp.CheckpointManager, like: Any) -> Any:
+    # NumPy arrays as the target: a checkpoint then doesn't ask for the devices it was saved from.
+    targets = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
+    return manager.restore(manager.latest_step(), args=ocp.args.StandardRestore(targets))

@@ -67,7 +67,7 @@ def train(experiment: Experiment, workdir: Path, devices: list[jax.Device]) -> s
             if log_due:
                 record = window.summary()
                 log.write(step, record)
-                bar.set_postfix_str(_postfix(record))
+                bar.set_postfix_str(_postfix(record), refresh=False)
             if save_due:
                 checkpoints.save(manager, unreplicate(state))
             if sample_due:
