@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jax
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from score_sde.errors import UserError, lookup, nearest
 from score_sde.experiment import Experiment, make_experiment
@@ -72,7 +72,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     except (flags.Error, TypeError, ValueError) as error:
         raise UserError(" ".join(str(error).split())) from None
     for group, key, value in kwargs:
-        groups = [name for name in FLAGS.config if "kwargs" in (FLAGS.config[name] or ())]
+        groups = [name for name, keys in FLAGS.config.items() if isinstance(keys, ConfigDict) and "kwargs" in keys]
         if group not in groups:
             raise UserError(f"--config.{group} has no kwargs; {', '.join(groups)} have.{nearest(group, groups)}")
         with FLAGS.config.unlocked():

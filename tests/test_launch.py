@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.command import ROOT, TINY, finish, start
+from tests.tiny_cifar10 import write_cifar10
 
 # Refused flags, and words of the answer. One process imports everything once and forks for each.
 REFUSED = [
@@ -139,5 +140,42 @@ def test_train_sample_and_evaluate_leave_what_the_contract_says(tmp_path):
     assert abs(sum(figures["class_shares"]) - 1) < 1e-6
     assert figures["frechet_ratio"] > 2  # 20 steps draw no digits
 
+    # A run killed between its last save and its last picture draws it when it is started again.
+    stem.with_suffix(".png").unlink()
+    assert "has finished its 20 steps" in finish(start(tmp_path, *short))
+    assert stem.with_suffix(".png").exists()
+
+    misfit = ("--config.training.num_steps=60", "--config.training.log_every=30", "--config.training.sample_every=60")
+    misfit += ("--config.training.steps_per_call=30", "--config.training.checkpoint_every=30")
+    assert "step 20, no multiple of steps_per_call=30" in finish(start(tmp_path, *misfit), expected=2)
+
     refused = finish(start(tmp_path, *short, "--config.seed=1"), expected=2)
     assert "holds a run of another config: seed was 0, is 1" in refused
+
+
+def test_the_cifar10_config_trains_on_a_tiny_set_of_its_format(tmp_path):
+    """`configs/vp_cifar10.py` as it is, flips and dropout included, but for the network's width and depth."""
+    write_cifar10(tmp_path)
+    flags = [
+        "--config=configs/vp_cifar10.py",
+        f"--config.data.path={tmp_path}",
+        "--config.model.kwargs.channels=8",
+        "--config.model.kwargs.num_res_blocks=1",
+        "--config.training.batch_size=4",
+        "--config.training.num_steps=2",
+        "--config.sampling.num_steps=2",
+        "--config.sampling.num_samples=4",
+        "--config.sampling.batch_size=4",
+    ]
+    command = [sys.executable, "launch.py", *flags, f"--workdir={tmp_path / 'run'}"]
+    environment = dict(os.environ, JAX_PLATFORMS="cpu", XLA_FLAGS="")
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert "12 images of 32x32x3, 256 levels" in done.stderr
+    assert np.load(tmp_path / "run" / "samples" / "step_00000002.npz")["images"].shape == (4, 32, 32, 3)
+
+    (tmp_path / "cifar10").rename(tmp_path / "elsewhere")
+    command = [word.replace(str(tmp_path / "run"), str(tmp_path / "other")) for word in command]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 2
+    assert "tfds build cifar10 --file_format=array_record" in done.stderr

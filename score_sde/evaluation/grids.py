@@ -39,6 +39,11 @@ def save_grid(path: Path, images: np.ndarray, min_side: int = 512) -> None:
     Image.fromarray(sheet[..., 0] if sheet.shape[-1] == 1 else sheet).save(path)
 
 
+def grid_path(workdir: Path, step: int) -> Path:
+    """Where the grid of a step's samples lies."""
+    return workdir / "samples" / f"step_{step:08d}.png"
+
+
 def draw_grid(experiment: Experiment, params: Any, step: int, workdir: Path) -> Path:
     """Draws the experiment's samples and writes them as a PNG grid and as `images` (n, ...) uint8 in an .npz.
 
@@ -53,9 +58,8 @@ def draw_grid(experiment: Experiment, params: Any, step: int, workdir: Path) -> 
     """
     samples = np.concatenate(list(experiment.sampler(params, experiment.num_samples)))
     images = to_levels(samples, 256)
-    folder = workdir / "samples"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"step_{step:08d}.png"
+    path = grid_path(workdir, step)
+    path.parent.mkdir(parents=True, exist_ok=True)
     save_grid(path, images)
     np.savez_compressed(path.with_suffix(".npz"), images=images)
     return path

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 
 from score_sde.errors import UserError
-from score_sde.evaluation.grids import draw_grid
+from score_sde.evaluation.grids import draw_grid, grid_path
 from score_sde.experiment import Experiment, check_divides
 from score_sde.training import checkpoints
 from score_sde.training.interrupt import interruptible
@@ -24,8 +24,8 @@ def train(experiment: Experiment, workdir: Path, devices: list[jax.Device]) -> s
       A sentence on where the run stands and what it left behind.
 
     Raises:
-      UserError: the devices don't share the batch evenly, the data set is missing, the folder cannot be written, or the
-        loss is no longer finite.
+      UserError: the devices don't share the batch evenly, the data set is missing, the folder cannot be written, the
+        checkpoint doesn't fit the schedule, or the loss is no longer finite.
     """
     schedule = experiment.schedule
     check_divides("training", experiment.batch_size, len(devices))
@@ -36,7 +36,14 @@ def train(experiment: Experiment, workdir: Path, devices: list[jax.Device]) -> s
     step = int(state.step)
     _describe(experiment, source, state, devices)
     if step >= schedule.num_steps:
+        if not grid_path(workdir, step).exists():  # killed after the last save
+            draw_grid(experiment, state.ema_params, step, workdir)
         return f"{workdir} has finished its {step} steps; pictures are in {workdir / 'samples'}"
+    if step % schedule.steps_per_call:
+        raise UserError(
+            f"the checkpoint in {workdir} is of step {step}, no multiple of steps_per_call={schedule.steps_per_call}: "
+            "go on with --config.training.steps_per_call=1, which gives the same parameters"
+        )
 
     train_step = make_train_step(
         experiment.loss_fn, experiment.optimizer, experiment.training_key, experiment.ema_decay, source.levels
