@@ -75,7 +75,7 @@ def parse_flags(argv: list[str]) -> list[str]:
         groups = [name for name, keys in FLAGS.config.items() if isinstance(keys, ConfigDict) and "kwargs" in keys]
         if group not in groups:
             raise UserError(f"--config.{group} has no kwargs; {', '.join(groups)} have.{nearest(group, groups)}")
-        with FLAGS.config.unlocked():
+        with FLAGS.config.unlocked(), FLAGS.config.ignore_type():  # the function checks its arguments
             FLAGS.config[group].kwargs[key] = value
     return rest
 

@@ -64,12 +64,6 @@ def show(title: str, rows: list[dict]) -> None:
 
 
 def _cell(value) -> str:
-    if value is None:
-        return ""
-    return (
-        f"{value:.3g}"
-        if isinstance(value, float) and value < 1000
-        else f"{value:.0f}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    if not isinstance(value, float):
+        return "" if value is None else str(value)
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"

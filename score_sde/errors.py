@@ -49,4 +49,8 @@ def build(
             accepted = f"it takes {', '.join(known)}" if known else "it takes none"
             place = f" (set {where}.kwargs)" if where else ""
             raise UserError(f"{kind} {name!r} has no argument {given!r}; {accepted}.{nearest(given, known)}{place}")
-    return factory(**kwargs)
+    try:
+        return factory(**kwargs)
+    except TypeError as error:  # a word where a number belongs
+        place = f" (set {where}.kwargs)" if where else ""
+        raise UserError(f"{kind} {name!r} can't take {dict(kwargs)}: {error}{place}") from error

@@ -69,7 +69,7 @@ def make_experiment(config: ConfigDict, devices: list[jax.Device]) -> Experiment
     image_shape = (config.data.image_size, config.data.image_size, config.data.channels)
     init_key, training_key, sampling_key = jax.random.split(jax.random.key(config.seed), 3)
     image, level = jnp.zeros((1, *image_shape)), jnp.zeros((1,))
-    jax.eval_shape(model.init, init_key, image, level)  # so that what cannot be built is refused now
+    _check_model(config, model, image, level)
 
     def denoiser(params, keys=None):
         network = _network(model, params, keys)
@@ -108,6 +108,20 @@ def make_experiment(config: ConfigDict, devices: list[jax.Device]) -> Experiment
 
 def _plain(config: ConfigDict) -> dict[str, Any]:
     return config.to_dict() if isinstance(config, ConfigDict) else config
+
+
+def _check_model(config: ConfigDict, model: nn.Module, image: jax.Array, level: jax.Array) -> None:
+    """Refuses a network that cannot be built, by tracing it without memory or compilation."""
+    try:
+        jax.eval_shape(model.init, jax.random.key(0), image, level)
+    except UserError:
+        raise
+    except (TypeError, ValueError) as error:
+        words = str(error).split("\n")[0]
+        kwargs = _plain(config.model.kwargs)
+        raise UserError(
+            f"model {config.model.name!r} can't be built with {kwargs}: {words} (set --config.model.kwargs)"
+        ) from error
 
 
 def _network(model: nn.Module, params: Any, keys: jax.Array | None) -> Callable:

@@ -1,11 +1,7 @@
 """What a network predicts, and how it becomes a denoiser.
 
-Every prediction is a row p = a x0 + b eps of coefficients (a, b), and x_t = alpha x0 + sigma eps is another row, so any
-prediction together with x_t gives the pair (x0, eps) by a 2x2 solve with determinant D = alpha b - sigma a:
-
-    x0 = (b x - sigma p) / D,    eps = (alpha p - a x) / D.
-
-The pair is all that solvers, losses and guidance consume.
+What a network predicts is a linear combination of x0 and eps, and x_t = alpha x0 + sigma eps is another, so a prediction
+together with x_t gives the pair (x0, eps), which is all that solvers and losses consume.
 """
 
 from collections.abc import Callable

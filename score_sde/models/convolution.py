@@ -2,8 +2,8 @@
 
 XLA:CPU rewrites only the convolutions of a program's entry computation to the layout its fast kernels want. The
 forward pass already has that layout (NHWC x HWIO), the two transposes that JAX derives from it have not: inside
-`lax.scan` or `lax.while_loop` a reverse-mode gradient falls back to a naive kernel, 10 to 50 times slower
-(`benchmarks/convolution.py` prints it). Here both transposes are written as NHWC x HWIO convolutions in their own
+`lax.scan` or `lax.while_loop` a reverse-mode gradient falls back to a naive kernel, many times slower
+(`benchmarks/convolution.py` prints how many). Here both transposes are written as NHWC x HWIO convolutions in their own
 right. A primitive, because nothing smaller has a jvp, a transpose and a batching rule: `jax.custom_vjp` has no
 forward mode, `custom_derivatives.linear_call` no batching. GPUs and TPUs lower to the plain convolution and its plain
 transposes.
