@@ -20,7 +20,7 @@ def get_config():
     config.optimizer.warmup_steps = 200
     config.training.batch_size = 64
     config.training.num_steps = 1500
-    config.training.steps_per_call = 10  # faster than 1 even on a CPU: benchmarks/train_step.py --steps_per_call=10
+    config.training.steps_per_call = 10
     config.training.ema_decay = 0.998
     config.training.log_every = 50
     config.training.checkpoint_every = 250

@@ -1,7 +1,7 @@
 """What a network predicts, and how it becomes a denoiser.
 
-What a network predicts is a linear combination of x0 and eps, and x_t = alpha x0 + sigma eps is another, so a prediction
-together with x_t gives the pair (x0, eps), which is all that solvers and losses consume.
+What a network predicts is a linear combination of x0 and eps, and x_t = alpha x0 + sigma eps is another, so the
+two together give the pair (x0, eps), which is all that solvers and losses consume.
 """
 
 from collections.abc import Callable

@@ -1,6 +1,7 @@
 """The train step: a pure function (state, batch) -> (state, metrics), and its compilation for all devices."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -81,6 +82,30 @@ def unreplicate(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.addressable_shards[0].data[0], tree)
 
 
+def scan_steps(train_step: Callable, state: TrainState, batches: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Steps through batches (steps, n, ...) in a compiled loop; returns the state and the means of the metrics.
+
+    `lax.scan`, but that the CPU's compiler doesn't see the number of steps: it would inline a loop of one step and round
+    it otherwise than the body of a longer one. So any number of steps a call gives the same bits. Other platforms see
+    the number.
+    """
+    num_steps = len(jax.tree.leaves(batches)[0])
+    hidden = jax.lax.platform_dependent(jnp.int32(num_steps), cpu=jax.lax.optimization_barrier, default=lambda n: n)
+
+    def batch_of(n):
+        return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, n, keepdims=False), batches)
+
+    def body(n, carry):
+        state, sums = carry
+        state, metrics = train_step(state, batch_of(n))
+        return state, jax.tree.map(jnp.add, sums, metrics)
+
+    metrics = jax.eval_shape(lambda: train_step(state, batch_of(0))[1])
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), metrics)
+    state, sums = jax.lax.fori_loop(0, hidden, body, (state, zeros))
+    return state, jax.tree.map(lambda total: total / num_steps, sums)
+
+
 def on_all_devices(train_step: Callable, devices: Sequence[jax.Device]) -> Callable:
     """Compiles scanned train steps for all devices, the state's buffers donated.
 
@@ -93,12 +118,7 @@ def on_all_devices(train_step: Callable, devices: Sequence[jax.Device]) -> Calla
       arrays (steps_per_call, batch_size, ...); metrics are means over the call's steps, as scalars on the first device.
     """
     num_devices = len(devices)
-
-    def scanned(state, batches):
-        state, metrics = jax.lax.scan(train_step, state, batches)
-        return state, jax.tree.map(jnp.mean, metrics)
-
-    compiled = jax.pmap(scanned, axis_name=AXIS, devices=devices, donate_argnums=0)
+    compiled = jax.pmap(partial(scan_steps, train_step), axis_name=AXIS, devices=devices, donate_argnums=0)
 
     def split(batches):  # (steps, batch, ...) -> (devices, steps, batch / devices, ...)
         steps, batch_size = batches.shape[:2]

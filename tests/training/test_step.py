@@ -19,9 +19,9 @@ def make(devices, dropout=0.0):
     config = vp_digits.get_config()
     config.model.kwargs = {
         "channels": 8,
-        "multipliers": (1,),
+        "multipliers": (1, 2),
         "num_res_blocks": 1,
-        "attention_resolutions": (),
+        "attention_resolutions": (4,),
         "dropout": dropout,
     }
     config.training.batch_size = config.sampling.batch_size = BATCH
@@ -104,10 +104,11 @@ def test_dropout_is_on_in_training(start):
 
 
 def test_steps_a_call_change_no_bit(start):
-    """1 step a call and 3 scanned steps a call, on one device."""
+    """1 step a call, 2 and 6 scanned steps a call, on one device."""
     single, _ = run(start, 1, calls=6)
-    scanned, _ = run(start, 1, calls=2, steps_per_call=3)
-    jax.tree.map(np.testing.assert_array_equal, single, scanned)
+    for steps_per_call in (2, 6):
+        scanned, _ = run(start, 1, calls=6 // steps_per_call, steps_per_call=steps_per_call)
+        jax.tree.map(np.testing.assert_array_equal, single, scanned)
 
 
 @pytest.mark.parametrize("num_devices", [1, 8])
