@@ -29,17 +29,19 @@ def load_config(name: str):
 
 
 def interleaved(runs: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each of several functions, called in turn A B A B ..., after one call that isn't counted.
+    """Seconds of each of several functions, in turn A B A B ..., because the speed of a shared machine drifts.
 
-    A function must wait for its own result. Turns, because the speed of a shared machine drifts.
+    A function must wait for its own result. Each turn starts with a call that isn't counted: it warms up what the turn
+    before has cooled down, and lets the threads of another library, which spin for a while, go to sleep.
     """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds + 1):
+    for _ in range(rounds):
         for name, run in runs.items():
+            run()
             started = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - started)
-    return {name: values[1:] for name, values in seconds.items()}
+    return seconds
 
 
 def machine() -> str:

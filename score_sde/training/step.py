@@ -85,9 +85,9 @@ def unreplicate(tree: Any) -> Any:
 def scan_steps(train_step: Callable, state: TrainState, batches: Any) -> tuple[TrainState, dict[str, jax.Array]]:
     """Steps through batches (steps, n, ...) in a compiled loop; returns the state and the means of the metrics.
 
-    `lax.scan`, but that the CPU's compiler doesn't see the number of steps: it would inline a loop of one step and round
-    it otherwise than the body of a longer one. So any number of steps a call gives the same bits. Other platforms see
-    the number.
+    `lax.scan`, but that the CPU's compiler doesn't see the number of steps: it would inline a loop of one step and
+    round it otherwise than the body of a longer one. So any number of steps a call gives the same bits. Other platforms
+    see the number.
     """
     num_steps = len(jax.tree.leaves(batches)[0])
     hidden = jax.lax.platform_dependent(jnp.int32(num_steps), cpu=jax.lax.optimization_barrier, default=lambda n: n)
