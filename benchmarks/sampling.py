@@ -2,8 +2,9 @@
 
 python -m benchmarks.sampling [--model=digits,small,cifar10] [--num_steps=10] [--peer=torch] [--rounds=5]
 
-Medians over rounds, everything in turn, the first call of every turn excluded. "over network" is an evaluation in `solve` over one of the
-bare jitted network; "over torch" is our sampler over the same DDIM steps as a Python loop over PyTorch's network.
+Medians over rounds, everything in turn, the first call of every turn excluded. "over network" is an evaluation in
+`solve` over one of the bare jitted network; "over torch" is our sampler over the same DDIM steps as a Python loop over
+PyTorch's network.
 """
 
 import importlib.util

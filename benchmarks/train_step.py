@@ -2,8 +2,8 @@
 
     python -m benchmarks.train_step [--model=digits,small,cifar10] [--peer=torch] [--rounds=10] [--steps_per_call=1]
 
-Medians over rounds, the first call of every turn excluded. The peers' steps alternate with ours, and "over" a peer is our time over the
-peer's, the median over rounds. Memory is XLA's own account of arguments and temporaries.
+Medians over rounds, the first call of every turn excluded. The peers' steps alternate with ours, and "over" a peer is
+our time over the peer's, the median over rounds. Memory is XLA's own account of arguments and temporaries.
 """
 
 import importlib.util
