@@ -4,6 +4,7 @@ python launch.py --config=configs/vp_digits.py [--workdir=DIR] [--mode=train] [-
 """
 
 import ast
+import os
 import re
 import sys
 from pathlib import Path
@@ -57,6 +58,8 @@ def main(argv: list[str]) -> None:
     workdir = Path(FLAGS.workdir or Path("runs") / Path(name).stem)
     experiment = make_experiment(FLAGS.config, jax.devices())
     check_config(workdir, experiment.config)
+    if workdir.is_dir() and not os.access(workdir, os.W_OK):
+        raise UserError(f"cannot write to {workdir} (set --workdir to a folder you may write)")
     print(run(experiment, workdir))
 
 
@@ -71,6 +74,8 @@ def parse_flags(argv: list[str]) -> list[str]:
         raise UserError(_unknown_key(error)) from None
     except (flags.Error, TypeError, ValueError) as error:
         raise UserError(" ".join(str(error).split())) from None
+    if FLAGS.config is None:
+        return rest  # main asks for it
     for group, key, value in kwargs:
         groups = [name for name, keys in FLAGS.config.items() if isinstance(keys, ConfigDict) and "kwargs" in keys]
         if group not in groups:

@@ -1,10 +1,15 @@
 """What the hand-written transposes of `score_sde.models.convolution` are for: a gradient inside and outside a loop.
 
-python -m benchmarks.convolution [--rounds=5]
+python benchmarks/convolution.py [--rounds=5]
 
 Two 3x3 convolutions of 32 channels on 64 images of 8x8, forward and backward, in milliseconds a gradient: JAX's own
 convolution and ours, on its own and as the body of a `lax.scan` of 10.
 """
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # runs as a file, too
 
 from functools import partial
 

@@ -1,11 +1,16 @@
 """Milliseconds of a network evaluation inside `solve`, beside the bare jitted network and a host loop in PyTorch.
 
-python -m benchmarks.sampling [--model=digits,small,cifar10] [--num_steps=10] [--peer=torch] [--rounds=5]
+python benchmarks/sampling.py [--model=digits,small,cifar10] [--num_steps=10] [--peer=torch] [--rounds=5]
 
 Medians over rounds, everything in turn, the first call of every turn excluded. "over network" is an evaluation in
 `solve` over one of the bare jitted network; "over torch" is our sampler over the same DDIM steps as a Python loop over
 PyTorch's network.
 """
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # runs as a file, too
 
 import importlib.util
 import time

@@ -1,10 +1,15 @@
 """Milliseconds of a train step (loss, gradient, clipping, Adam, moving average), beside PyTorch where it is installed.
 
-    python -m benchmarks.train_step [--model=digits,small,cifar10] [--peer=torch] [--rounds=10] [--steps_per_call=1]
+    python benchmarks/train_step.py [--model=digits,small,cifar10] [--peer=torch] [--rounds=10] [--steps_per_call=1]
 
 Medians over rounds, the first call of every turn excluded. The peers' steps alternate with ours, and "over" a peer is
 our time over the peer's, the median over rounds. Memory is XLA's own account of arguments and temporaries.
 """
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # runs as a file, too
 
 import importlib.util
 import time

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 
 def default() -> ConfigDict:
-    """The settings of Song et al. 2021 for the VP SDE, Appendices G and H, where a paper's value exists."""
+    """The settings of Song et al. 2021 for the VP SDE, Appendix H, where a paper's value exists."""
     return ConfigDict(
         {
             "seed": 0,

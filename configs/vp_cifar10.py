@@ -1,4 +1,4 @@
-"""VP SDE with DDPM++ on CIFAR-10: FID 2.55 in the paper (Song et al. 2021, Table 2, "DDPM++ cont. (VP)"); not run here.
+"""VP SDE with DDPM++ on CIFAR-10: FID 2.55 in the paper (Song et al. 2021, Table 3, "DDPM++ cont. (VP)"); not run here.
 
     python launch.py --config=configs/vp_cifar10.py --config.data.path=DIR
 

@@ -64,6 +64,12 @@ def make_experiment(config: ConfigDict, devices: list[jax.Device]) -> Experiment
       UserError: something in the config is unknown or doesn't fit; the message says what, and where to change it.
     """
     schedule = _make_schedule(config)
+    for name, value in config.evaluation.items():
+        _check_at_least_one("evaluation", name, value)
+    if config.seed < 0:
+        raise UserError(f"the seed must be 0 or more, got {config.seed} (set --config.seed)")
+    if not 0 <= config.training.ema_decay < 1:
+        raise UserError(f"need 0 <= ema_decay < 1, got {config.training.ema_decay} (set --config.training.ema_decay)")
     sde = build("SDE", SDES, config.sde.name, config.sde.kwargs, "--config.sde")
     model = models.create(config.model.name, **_plain(config.model.kwargs))
     image_shape = (config.data.image_size, config.data.image_size, config.data.channels)
@@ -116,7 +122,7 @@ def _check_model(config: ConfigDict, model: nn.Module, image: jax.Array, level: 
         jax.eval_shape(model.init, jax.random.key(0), image, level)
     except UserError:
         raise
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArithmeticError) as error:
         words = str(error).split("\n")[0]
         kwargs = _plain(config.model.kwargs)
         raise UserError(
@@ -156,9 +162,8 @@ def _make_loss(config: ConfigDict, sde: SDE, denoiser: Callable[..., Denoiser]) 
 
 def _make_sampler(config, sde, denoiser, image_shape, sampling_key, devices) -> Sampler:
     solver = build("solver", SOLVERS, config.sampling.solver, config.sampling.kwargs, "--config.sampling", "solver")
-    check_divides("sampling", config.sampling.batch_size, len(devices))
-    if config.sampling.num_samples < 1:
-        raise UserError(f"sampling: num_samples is {config.sampling.num_samples} (set --config.sampling.num_samples)")
+    for name in ("num_samples", "batch_size"):
+        _check_at_least_one("sampling", name, config.sampling[name])
     return make_sampler(
         sde,
         denoiser,
@@ -175,8 +180,7 @@ def _make_sampler(config, sde, denoiser, image_shape, sampling_key, devices) -> 
 def _make_schedule(config: ConfigDict) -> Schedule:
     schedule = Schedule(**{name: config.training[name] for name in Schedule._fields})
     for name, value in schedule._asdict().items():
-        if not (isinstance(value, int) and value >= 1):
-            raise UserError(f"training: {name} must be an integer of at least 1, got {value} (set --config.training)")
+        _check_at_least_one("training", name, value)
     for name in ("num_steps", "log_every", "checkpoint_every", "sample_every"):
         if getattr(schedule, name) % schedule.steps_per_call:
             raise UserError(
@@ -184,6 +188,11 @@ def _make_schedule(config: ConfigDict) -> Schedule:
                 f"{schedule.steps_per_call} (set --config.training.{name} or --config.training.steps_per_call)"
             )
     return schedule
+
+
+def _check_at_least_one(group: str, name: str, value: Any) -> None:
+    if not (isinstance(value, int) and value >= 1):
+        raise UserError(f"{group}: {name} must be an integer of at least 1, got {value} (set --config.{group}.{name})")
 
 
 def check_divides(group: str, batch_size: int, num_devices: int) -> None:

@@ -15,7 +15,7 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Clips the gradient to clip_norm, then steps; the learning rate rises linearly over warmup_steps, then stays.
 
-    At step n of the warm-up the rate is n / warmup_steps of the whole, so 0 at first (Song et al. 2021, Appendix G).
+    At step n of the warm-up the rate is n / warmup_steps of the whole, so 0 at first (Song et al. 2021, Appendix H.1).
 
     Raises:
       UserError: a number is out of its range, or the name or a keyword is unknown.
@@ -25,6 +25,8 @@ def make_optimizer(
             "optimizer: need learning_rate > 0, clip_norm > 0 and warmup_steps >= 0, got "
             f"{learning_rate}, {clip_norm} and {warmup_steps} (set --config.optimizer)"
         )
+    if "learning_rate" in kwargs:
+        raise UserError("optimizer: the learning rate is --config.optimizer.learning_rate, not one of the kwargs")
     rate = optax.linear_schedule(0.0, learning_rate, warmup_steps) if warmup_steps else learning_rate
     method = build("optimizer", OPTIMIZERS, name, {**kwargs, "learning_rate": rate}, "--config.optimizer")
     return optax.chain(optax.clip_by_global_norm(clip_norm), method)

@@ -1,5 +1,6 @@
 """Drawing samples on all devices; sample i is a function of (seed, i) alone."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -34,13 +35,16 @@ def make_sampler(
       times: (num_steps + 1,) descending.
       event_shape: the shape of one sample.
       seed_key: sample i draws its prior and its noise with fold_in(seed_key, i).
-      batch_size: how many are drawn at a time on all devices together; a multiple of their number.
+      batch_size: how many are drawn at a time on all devices together, at least; rounded up to a multiple of their
+        number.
       denoise: replace the last x by its denoised.
       devices: the devices to run on.
 
     Returns:
       (params, num_samples) -> an iterator over float32 (n, *event_shape) arrays, num_samples rows in all, in order.
     """
+
+    batch_size = math.ceil(batch_size / len(devices)) * len(devices)
 
     def draw(params, indices):
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(seed_key, indices)

@@ -37,7 +37,7 @@ def denoising(
 # The factor of the *epsilon* error |eps_hat - eps|^2; that of the score error is sigma^2 times it.
 WEIGHTINGS: dict[str, Callable[[SDE, jax.Array], jax.Array]] = {
     "simple": lambda sde, t: jnp.ones_like(t),  # L_simple (Ho et al. 2020, eq. 14)
-    "likelihood": lambda sde, t: (sde.diffusion(t) / sde.sigma(t)) ** 2,  # lambda = g^2 (Song et al. 2021b, eq. 8)
+    "likelihood": lambda sde, t: (sde.diffusion(t) / sde.sigma(t)) ** 2,  # g^2 (Song, Durkan et al. 2021)
 }
 
 

@@ -42,7 +42,7 @@ def batches(
       {"image": uint8 (steps_per_call, batch_size, *image_shape), "label": int32 (steps_per_call, batch_size)}
     """
     dataset = examples(source, seed, random_flip).batch(batch_size).slice(slice(first_step, None))
-    read_ahead = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * steps_per_call + 2)
+    read_ahead = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=4)  # in calls
     return iter(dataset.batch(steps_per_call).to_iter_dataset(read_ahead))
 
 

@@ -6,6 +6,7 @@ A new one is a function (split, path) -> Source and an entry of `SOURCES`.
 import gzip
 import os
 import struct
+import zlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -114,11 +115,14 @@ def idx(split: str, path: str) -> Source:
 def read_idx(path: Path) -> np.ndarray:
     """The array of unsigned bytes in an IDX file, gzipped or not (LeCun's format: 0, 0, type, rank, sizes, data)."""
     raw = path.read_bytes()
-    raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
-    zero, kind, rank = struct.unpack_from(">HBB", raw)
+    try:
+        raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
+        zero, kind, rank = struct.unpack_from(">HBB", raw)
+        shape = struct.unpack_from(f">{rank}I", raw, 4)
+    except (OSError, EOFError, zlib.error, struct.error):
+        zero = kind = None
     if zero != 0 or kind != 8:
-        raise UserError(f"idx: {path} is no IDX file of unsigned bytes (set --config.data.path)")
-    shape = struct.unpack_from(f">{rank}I", raw, 4)
+        raise UserError(f"idx: {path} is no IDX file of unsigned bytes, or is damaged (set --config.data.path)")
     data = np.frombuffer(raw, np.uint8, offset=4 + 4 * rank)
     if data.size != np.prod(shape):
         raise UserError(f"idx: {path} is cut short: its header says {shape}, it holds {data.size} bytes")
@@ -160,7 +164,8 @@ def _idx_or_tfds(split: str, path: str, name: str) -> Source:
     if path and not (folder / name).is_dir():
         raise UserError(
             f"{name}: {path} holds neither IDX files (train-images-idx3-ubyte[.gz], ...) nor a TensorFlow Datasets "
-            f"folder {name} (set --config.data.path)"
+            f"folder {name}; on a machine with network access and TensorFlow (pip install tensorflow-cpu) run "
+            f"`tfds build {name} --file_format=array_record --data_dir={path}` (or set --config.data.path)"
         )
     return tfds(split, path, name)
 

@@ -60,6 +60,8 @@ def draw_grid(experiment: Experiment, params: Any, step: int, workdir: Path) -> 
     images = to_levels(samples, 256)
     path = grid_path(workdir, step)
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_grid(path, images)
     np.savez_compressed(path.with_suffix(".npz"), images=images)
+    partial = path.with_name(f"partial_{path.name}")
+    save_grid(partial, images)
+    partial.replace(path)  # last and in one step: where the PNG is, both are whole
     return path

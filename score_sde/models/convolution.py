@@ -22,6 +22,7 @@ from jax.interpreters import ad, batching, mlir
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 CACHE_BYTES = 2**20  # of the second-level cache of a CPU core
+MAX_PARTS = 8  # each is a convolution to compile
 
 
 def convolve(
@@ -102,7 +103,8 @@ def _kernel_gradient(cotangent, x, *, kernel, window):
         return convolve(lhs, rhs, window["rhs_dilation"], padding, window["lhs_dilation"], window["window_strides"])
 
     # A part of the batch at a time: here the cotangent is the kernel, and is fast while it stays in a core's cache.
-    parts = max(1, min(len(x), math.ceil(cotangent.size * cotangent.dtype.itemsize / CACHE_BYTES)))
+    parts = math.ceil(cotangent.size * cotangent.dtype.itemsize / CACHE_BYTES)
+    parts = max(1, min(parts, MAX_PARTS, len(x)))
     ends = [len(x) * i // parts for i in range(parts + 1)]
     gradient = sum(of_examples(x[a:b], cotangent[a:b]) for a, b in pairwise(ends))
     return gradient.transpose(1, 2, 0, 3)
@@ -139,7 +141,7 @@ def _batch(arguments, axes, **window):
 
 
 _convolution_p = Primitive("nhwc_convolution")
-_convolution_p.def_impl(lambda x, kernel, **window: jax.jit(partial(_plain, **window))(x, kernel))
+_convolution_p.def_impl(jax.jit(_plain, static_argnames=("window_strides", "padding", "lhs_dilation", "rhs_dilation")))
 _convolution_p.def_abstract_eval(
     lambda x, kernel, **window: jax.core.ShapedArray(
         (out := jax.eval_shape(partial(_plain, **window), x, kernel)).shape, out.dtype

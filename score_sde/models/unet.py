@@ -35,7 +35,8 @@ class DDPMpp(nn.Module):
         """The raw output; `train` turns dropout on, which takes a "dropout" key.
 
         Raises:
-          UserError: the image doesn't halve at every level, no level has an attention resolution, or labels are given.
+          UserError: the image doesn't halve at every level, no level has an attention resolution, dropout is out of its
+            range, or labels are given.
         """
         self._check(x, labels)
         embedding = NoiseEmbedding(self.channels, name="noise")(noise_level)
@@ -74,6 +75,8 @@ class DDPMpp(nn.Module):
         return Conv(x.shape[-1], init_scale=0.0, name="conv_out")(nn.swish(GroupNorm(name="norm_out")(hidden)))
 
     def _check(self, x, labels):
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"ddpmpp: need 0 <= dropout < 1, got {self.dropout} (set --config.model.kwargs.dropout)")
         factor = 2 ** (len(self.multipliers) - 1)
         if x.shape[1] % factor or x.shape[2] % factor:
             raise UserError(

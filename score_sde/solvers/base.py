@@ -57,7 +57,7 @@ def solve(
         sample draws with its key folded by n, so that a sample never depends on its batch. None for a deterministic
         solver.
       trajectory: also return x at every time.
-      denoise: replace the last x by its denoised E[x0 | x], one more evaluation (Song et al. 2021, Appendix G).
+      denoise: replace the last x by its denoised E[x0 | x], one more evaluation.
 
     Returns:
       A Solution.

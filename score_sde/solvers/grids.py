@@ -7,7 +7,7 @@ from score_sde.sde import SDE
 
 
 def uniform(sde: SDE, fraction: np.ndarray) -> np.ndarray:
-    """Equal steps in t (Song et al. 2021, Appendix D)."""
+    """Equal steps in t."""
     return sde.t_max + fraction * (sde.t_min - sde.t_max)
 
 

@@ -60,7 +60,9 @@ def train(experiment: Experiment, workdir: Path, devices: list[jax.Device]) -> s
         progress_bar(schedule.num_steps, step, "step", workdir.name) as bar,
     ):
         while step < schedule.num_steps and not interrupted():
+            previous = metrics
             state, metrics = run_steps(state, next(batches))
+            jax.block_until_ready(previous)  # one call ahead of the devices, so that a signal doesn't wait for more
             step += schedule.steps_per_call
             window.add(metrics, schedule.steps_per_call)
             bar.update(schedule.steps_per_call)
@@ -77,15 +79,15 @@ def train(experiment: Experiment, workdir: Path, devices: list[jax.Device]) -> s
                 bar.set_postfix_str(_postfix(record), refresh=False)
             if save_due:
                 checkpoints.save(manager, unreplicate(state))
-            if sample_due:
+                window.pause_over()
+            if sample_due and not interrupted():
                 draw_grid(experiment, unreplicate(state).ema_params, step, workdir)
-                window.restart()
+                window.pause_over()
         if interrupted():
             if metrics is not None:  # the signal may come before the first step ends
                 _check_finite(metrics, step, manager)
             checkpoints.save(manager, unreplicate(state))
-
-    manager.wait_until_finished()
+        manager.wait_until_finished()
     manager.close()
     log.close()
     if step < schedule.num_steps:
@@ -121,7 +123,7 @@ def _postfix(record: dict[str, float]) -> str:
 
 
 def _check_finite(metrics, step: int, manager) -> None:
-    """Raises before anything is saved; what is not finite once stays so, so that a look at the last step is enough."""
+    """Raises, before anything is saved, where the last step's loss or gradient is not finite; a NaN stays for good."""
     loss = float(metrics["loss"])
     if math.isfinite(loss) and math.isfinite(float(metrics["gradient_norm"])):
         return

@@ -10,6 +10,8 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from score_sde.training.workdir import write_atomically
+
 
 class MetricsLog:
     """Appends to DIR/metrics.jsonl and DIR/tensorboard; a resumed run first drops what it will write again."""
@@ -42,43 +44,45 @@ def _keep_up_to(path: Path, step: int) -> None:
                 kept.append(line + "\n")
         except json.JSONDecodeError:
             continue
-    path.write_text("".join(kept))
+    write_atomically(path, "".join(kept))
 
 
 class Window:
-    """The metrics since the last log, left on the devices until they are asked for, so that no step waits for the host.
+    """The metrics since the last log, left on the devices until they are asked for, and the time that training took.
 
-    The clock starts after the first call, which compiles, and again after every pause that is not training.
+    The first call, which compiles, and pauses that are not training are not in that time.
     """
 
     def __init__(self, batch_size: int):
         self._batch_size = batch_size
         self._metrics: list[dict[str, jax.Array]] = []
-        self._started: float | None = None
-        self._steps = 0
+        self._last: float | None = None
+        self._seconds, self._steps = 0.0, 0
 
     def add(self, metrics: dict[str, jax.Array], steps: int) -> None:
         """The metrics of a call of so many steps."""
         self._metrics.append(metrics)
-        if self._started is None:
+        if self._last is None:
             jax.block_until_ready(metrics)
-            self.restart()
         else:
+            self._seconds += time.perf_counter() - self._last
             self._steps += steps
+        self.pause_over()
 
-    def restart(self) -> None:
-        """Starts the clock anew."""
-        self._started, self._steps = time.perf_counter(), 0
+    def pause_over(self) -> None:
+        """What came since the last call was not training."""
+        self._last = time.perf_counter()
 
     def summary(self) -> dict[str, float]:
         """Means since the last summary, with steps and images a second once there is something to time."""
         values = jax.device_get(self._metrics)
         record = {name: float(np.mean([value[name] for value in values])) for name in values[0]}
+        self._seconds += time.perf_counter() - self._last  # until the last call has ended
         if self._steps:
-            rate = self._steps / (time.perf_counter() - self._started)
+            rate = self._steps / self._seconds
             record |= {"steps_per_second": rate, "images_per_second": rate * self._batch_size}
-        self._metrics = []
-        self.restart()
+        self._metrics, self._seconds, self._steps = [], 0.0, 0
+        self.pause_over()
         return record
 
 

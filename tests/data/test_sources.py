@@ -88,9 +88,14 @@ def test_broken_idx_files_are_refused(idx_folder):
     labels.write_bytes(whole[:-1])
     with pytest.raises(UserError, match="cut short"):
         load("idx", "test", 32, 1, str(folder))
-    labels.write_bytes(b"not an idx file")
-    with pytest.raises(UserError, match="no IDX file"):
-        load("idx", "test", 32, 1, str(folder))
+    for damaged in (b"not an idx file", b"", whole[:3]):
+        labels.write_bytes(damaged)
+        with pytest.raises(UserError, match="no IDX file"):
+            load("idx", "test", 32, 1, str(folder))
+    zipped = folder / "train-labels-idx1-ubyte.gz"
+    zipped.write_bytes(zipped.read_bytes()[:-9])
+    with pytest.raises(UserError, match="damaged"):
+        load("idx", "train", 32, 1, str(folder))
 
 
 @pytest.mark.parametrize(

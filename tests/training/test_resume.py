@@ -63,18 +63,25 @@ def assert_same_run(workdir, undisturbed):
     np.testing.assert_array_equal(*[np.load(d / "samples" / "step_00000200.npz")["images"] for d in folders])
 
 
+def kill_after_a_save(workdir, cache, when):
+    """Starts the run, waits until it has saved anew and then for `when`, and kills it."""
+    process = start(workdir, cache=cache)
+    before = max(saved_steps(workdir), default=0)
+    wait_for(lambda: max(saved_steps(workdir), default=0) > before, process)
+    when(process)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
 def test_kill_9_at_random_and_in_the_middle_of_a_save(undisturbed, tmp_path, cache):
-    for kill in range(4):
-        process = start(tmp_path, cache=cache)
-        before = max(saved_steps(tmp_path), default=0)
-        wait_for(lambda before=before: max(saved_steps(tmp_path), default=0) > before, process)
-        if kill % 2:
-            wait_for(lambda: saving(tmp_path), process)
-        else:
-            time.sleep(random.uniform(0.0, 0.05))
-        process.kill()
-        process.communicate()
-        assert process.returncode in (-signal.SIGKILL, 0)
+    for _ in range(2):
+        kill_after_a_save(tmp_path, cache, lambda process: time.sleep(random.uniform(0.0, 0.05)))
+    for _ in range(4):  # a save may end between the look and the kill
+        kill_after_a_save(tmp_path, cache, lambda process: wait_for(lambda: saving(tmp_path), process))
+        if saving(tmp_path):
+            break
+    assert saving(tmp_path), "no kill fell into a save"
     finish(start(tmp_path, cache=cache))
     assert_same_run(tmp_path, undisturbed)
 

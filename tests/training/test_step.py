@@ -69,20 +69,6 @@ def relative_difference(first, second, origin):
     return float(jnp.sqrt(sum(jax.tree.leaves(difference)) / sum(jax.tree.leaves(moved))))
 
 
-@pytest.fixture
-def compilations():
-    """The names of what was compiled since it was last cleared."""
-    seen = []
-
-    def listen(event, duration, **kwargs):
-        if event == "/jax/core/compile/backend_compile_duration":
-            seen.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield seen
-    jax.monitoring.unregister_event_duration_listener(listen)
-
-
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_one_and_eight_devices_agree(start, dropout):
     """After 5 steps, to float32 rounding: dropout, too, belongs to an example and not to a device.
