@@ -77,12 +77,12 @@ def train(experiment: Experiment, workdir: Path, devices: list[jax.Device]) -> s
                 record = window.summary()
                 log.write(step, record)
                 bar.set_postfix_str(_postfix(record), refresh=False)
+            window.pause()
             if save_due:
                 checkpoints.save(manager, unreplicate(state))
-                window.pause_over()
             if sample_due and not interrupted():
                 draw_grid(experiment, unreplicate(state).ema_params, step, workdir)
-                window.pause_over()
+            window.resume()
         if interrupted():
             if metrics is not None:  # the signal may come before the first step ends
                 _check_finite(metrics, step, manager)

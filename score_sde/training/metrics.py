@@ -65,24 +65,27 @@ class Window:
         if self._last is None:
             jax.block_until_ready(metrics)
         else:
-            self._seconds += time.perf_counter() - self._last
+            self.pause()
             self._steps += steps
-        self.pause_over()
+        self.resume()
 
-    def pause_over(self) -> None:
-        """What came since the last call was not training."""
+    def pause(self) -> None:
+        """What follows, until `resume`, is not training."""
+        self._seconds += time.perf_counter() - self._last
+
+    def resume(self) -> None:
         self._last = time.perf_counter()
 
     def summary(self) -> dict[str, float]:
         """Means since the last summary, with steps and images a second once there is something to time."""
         values = jax.device_get(self._metrics)
         record = {name: float(np.mean([value[name] for value in values])) for name in values[0]}
-        self._seconds += time.perf_counter() - self._last  # until the last call has ended
+        self.pause()
         if self._steps:
             rate = self._steps / self._seconds
             record |= {"steps_per_second": rate, "images_per_second": rate * self._batch_size}
         self._metrics, self._seconds, self._steps = [], 0.0, 0
-        self.pause_over()
+        self.resume()
         return record
 
 
