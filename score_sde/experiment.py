@@ -36,8 +36,6 @@ class Experiment(NamedTuple):
     """The parts of a run, built and checked."""
 
     config: dict[str, Any]  # resolved, plain: what config.json holds
-    sde: SDE
-    model: nn.Module
     image_shape: tuple[int, int, int]
     init_params: Callable[[], Any]  # () -> params, a function of the seed
     loss_fn: Callable[[Any, jax.Array, Draw], jax.Array]  # (params, x0 in [-1, 1], draw) -> (n,)
@@ -85,8 +83,6 @@ def make_experiment(config: ConfigDict, devices: list[jax.Device]) -> Experiment
     lookup("data set", data.SOURCES, config.data.name, "--config.data.name")
     return Experiment(
         config=_plain(config),
-        sde=sde,
-        model=model,
         image_shape=image_shape,
         init_params=jax.jit(lambda: model.init(init_key, image, level)["params"]),
         loss_fn=_make_loss(config, sde, denoiser),

@@ -48,7 +48,7 @@ def vp(beta_min: float = 0.1, beta_max: float = 20.0) -> SDE:
       beta_max: beta at t = 1; larger than beta_min.
 
     Returns:
-      An SDE on [0, 1]. Reverse-time integration stops at 1e-3 (Song et al. 2021, Appendix C), where sigma is 0.01.
+      An SDE on [0, 1]. Reverse-time integration stops at 1e-3 (Song et al. 2021, Appendix C).
 
     Raises:
       UserError: unless 0 < beta_min < beta_max.

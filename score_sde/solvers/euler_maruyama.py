@@ -9,7 +9,7 @@ from score_sde.solvers.base import Memoryless, Solver, noise
 def euler_maruyama() -> Solver:
     """x + drift dt + g sqrt(-dt) z on the reverse SDE; 1 NFE a step (Song et al. 2021, Section 4.1).
 
-    Weak order 1: the law of the result is wrong by O(dt). Not for few steps: below about 100, `ddim` is closer.
+    Weak order 1: the law of the result is wrong by O(dt), so it is not for few steps.
     """
 
     def step(sde, denoiser, state, t, t_next, keys):
