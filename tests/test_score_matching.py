@@ -1,15 +1,18 @@
-"""The denoising loss against its closed form on Gaussian data, and the randomness of a step."""
+"""The four objectives against each other and against closed forms on Gaussians, and the weightings' identities."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from score_sde.parameterization import Prediction
-from score_sde.score_matching import TIME_SAMPLERS, WEIGHTINGS, denoising, make_draw
-from score_sde.sde import vp
+from score_sde.parameterization import Prediction, from_prediction, score_fn, to_prediction
+from score_sde.score_matching import OBJECTIVES, denoising, explicit, implicit, sliced
+from score_sde.sde import SDES, flow, log_snr, marginal, t_from_log_snr, vp, vp_cosine
+from score_sde.weightings import WEIGHTINGS, edm, epsilon_units, min_snr, score_units, sigmoid, x0_units
+from tests import mixtures
 
 SDE, S = vp(), 0.7
+ALL = np.linspace(-12, 12, 25)
 
 
 def exact_denoiser(x, t):
@@ -19,80 +22,249 @@ def exact_denoiser(x, t):
     return Prediction((x - sigma * epsilon) / alpha, epsilon)
 
 
+# A parametric score: rows of x through a small random perceptron, its parameters in one vector.
+def parametric(theta, x):
+    first, second = theta[:16].reshape(2, 8), theta[16:32].reshape(8, 2)
+    return jnp.tanh(x @ first) @ second - theta[32] * x
+
+
+THETA = jax.random.normal(jax.random.key(5), (33,))
+
+
+def test_the_gradients_of_all_four_objectives_agree():
+    """On a mixture seen through noise: each differs from the mean of the explicit one's by its Monte-Carlo error.
+
+    Per-example gradients are paired with the explicit one's on the same draws, so the error is that of the difference.
+    """
+    sde, t, n = vp(), 0.3, 60_000
+    keys = jax.random.split(jax.random.key(0), 3)
+    x0 = jnp.asarray(mixtures.draw(n, 0), "float32")
+    epsilon = jax.random.normal(keys[0], x0.shape)
+    times = jnp.full(n, t)
+    x = marginal(sde, x0, epsilon, times)
+
+    def denoiser_of(theta):
+        def denoiser(x, t):
+            epsilon = -sde.sigma(t)[:, None] * parametric(theta, x)
+            return Prediction((x - sde.sigma(t)[:, None] * epsilon) / sde.alpha(t)[:, None], epsilon)
+
+        return denoiser
+
+    def truth(x):
+        return mixtures.score(sde)(x, jnp.full(x.shape[0], t))
+
+    losses = {
+        "explicit": lambda theta, x, x0, epsilon, key: explicit(lambda x: parametric(theta, x), truth, x),
+        "implicit": lambda theta, x, x0, epsilon, key: implicit(lambda x: parametric(theta, x), x),
+        "hutchinson": lambda theta, x, x0, epsilon, key: implicit(lambda x: parametric(theta, x), x, key),
+        "sliced": lambda theta, x, x0, epsilon, key: sliced(lambda x: parametric(theta, x), x, key, 2, False),
+        "sliced_vr": lambda theta, x, x0, epsilon, key: sliced(lambda x: parametric(theta, x), x, key, 2),
+        # simple weighting = sigma^2 |score error|^2, which halves to the explicit objective's scale
+        "denoising": lambda theta, x, x0, epsilon, key: denoising(
+            denoiser_of(theta), sde, x0, jnp.full(x.shape[0], t), epsilon
+        )
+        / (2 * sde.sigma(t) ** 2),
+    }
+    sample_keys = jax.random.split(keys[1], n)
+
+    def one(loss):
+        gradient = jax.grad(lambda theta, *rows: loss(theta, *(row[None] for row in rows))[0])
+        return jax.jit(jax.vmap(gradient, in_axes=(None, 0, 0, 0, 0)))(THETA, x, x0, epsilon, sample_keys)
+
+    gradients = {name: one(loss) for name, loss in losses.items()}
+    spread = {}
+    for name, gradient in gradients.items():
+        difference = np.asarray(gradient - gradients["explicit"], np.float64)
+        error = difference.std(0) / np.sqrt(n)
+        # 33 parameters in 5 comparisons: 4.5 standard errors are exceeded by chance once in 900 runs.
+        assert (np.abs(difference.mean(0)) <= 4.5 * error + 1e-7).all(), name
+        spread[name] = np.asarray(gradient, np.float64).var(0).sum()
+    assert spread["sliced_vr"] < spread["sliced"]  # what the variance-reduced form is for
+    assert spread["implicit"] < spread["hutchinson"]
+
+
+def test_the_constants_are_those_of_a_gaussian(x64):
+    """Data N(0, s^2) in d dimensions, score -a x: explicit - implicit = E|grad log p|^2 / 2 = d / (2 s^2).
+
+    And all three means in closed form: explicit d s^2 (a - 1/s^2)^2 / 2; implicit -a d + a^2 s^2 d / 2; and denoising at
+    level sigma, |s - grad log p(x_t | x0)|^2 / 2, more than explicit by d (1/sigma^2 - 1/(s^2 + sigma^2)) / 2.
+    """
+    n, d, s, a, sigma = 200_000, 3, 0.7, 1.3, 0.5
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = s * jax.random.normal(keys[0], (n, d))
+
+    def mean_is(values, expected):
+        assert abs(values.mean() - expected) < 4 * values.std() / np.sqrt(n)
+
+    def model(x):
+        return -a * x
+
+    mean_is(explicit(model, lambda x: -x / s**2, x), d * s**2 * (a - 1 / s**2) ** 2 / 2)
+    mean_is(implicit(model, x), -a * d + a**2 * s**2 * d / 2)
+    mean_is(implicit(model, x, keys[1], 2), -a * d + a**2 * s**2 * d / 2)
+    mean_is(sliced(model, x, keys[1]), -a * d + a**2 * s**2 * d / 2)
+    mean_is(sliced(model, x, keys[1], variance_reduced=False), -a * d + a**2 * s**2 * d / 2)
+    mean_is(explicit(model, lambda x: -x / s**2, x) - implicit(model, x), d / (2 * s**2))
+    z = jax.random.normal(keys[2], (n, d))
+    noisy = x + sigma * z
+    conditional = 0.5 * jnp.sum((model(noisy) + z / sigma) ** 2, axis=1)
+    marginal_score = explicit(model, lambda x: -x / (s**2 + sigma**2), noisy)
+    mean_is(conditional - marginal_score, d * (1 / sigma**2 - 1 / (s**2 + sigma**2)) / 2)
+
+
+def test_the_exact_trace_is_the_jacobians():
+    x = jax.random.normal(jax.random.key(0), (5, 2))
+    jacobians = jax.vmap(jax.jacfwd(lambda row: parametric(THETA, row[None])[0]))(x)
+    expected = jnp.trace(jacobians, axis1=1, axis2=2) + 0.5 * jnp.sum(parametric(THETA, x) ** 2, axis=1)
+    np.testing.assert_allclose(implicit(lambda x: parametric(THETA, x), x), expected, rtol=1e-5)
+    image = x.reshape(5, 1, 2, 1)  # of any event shape
+    found = implicit(lambda x: parametric(THETA, x.reshape(5, 2)).reshape(x.shape), image)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_a_projection_does_not_depend_on_the_batch():
+    x, keys = jax.random.normal(jax.random.key(0), (6, 2)), jax.random.split(jax.random.key(1), 6)
+    whole = sliced(lambda x: parametric(THETA, x), x, keys, 3)
+    np.testing.assert_allclose(sliced(lambda x: parametric(THETA, x), x[2:4], keys[2:4], 3), whole[2:4], rtol=1e-5)
+
+
+def identities(level, s_data=0.5, gamma=5.0, bias=2.0):
+    """Each weighting's factor of the eps error, as the design gives it; level is the log-SNR."""
+    snr = np.exp(level)
+    return {
+        "simple": np.ones_like(level),
+        "snr": np.ones_like(level),  # snr * x0 error = snr * e / snr
+        "edm": (1 / snr + s_data**2) / (s_data**2 / snr) / snr,  # (s^2 + s_d^2) / (s s_d)^2 with s^2 = 1 / snr, on e / snr
+        "min_snr": np.minimum(snr, gamma) / snr,
+    }
+
+
+@pytest.mark.parametrize("name", SDES)
+def test_weightings_agree_through_the_identities(name, x64):
+    """score error = e / sigma^2, x0 error = (sigma / alpha)^2 e: the same number in whatever error it is taken."""
+    sde = {"ve": SDES["ve"](1e-3, 1e3), "edm": SDES["edm"](1e-3, 1e3)}.get(name, SDES[name]())
+    t = t_from_log_snr(sde, jnp.asarray(ALL))
+    level, alpha, sigma = log_snr(sde, t), sde.alpha(t), sde.sigma(t)
+    expected = identities(ALL)
+    expected["likelihood"] = (sde.diffusion(t) / sigma) ** 2  # g^2 on the score error
+    expected["sigmoid"] = expected["likelihood"] / (1 + np.exp(ALL - 2.0))
+    for weighting, make in WEIGHTINGS.items():
+        in_epsilon = make()(epsilon_units(sde, t, level))
+        np.testing.assert_allclose(in_epsilon, expected[weighting], rtol=1e-5)
+        np.testing.assert_allclose(make()(x0_units(sde, t, level)), in_epsilon * (alpha / sigma) ** 2, rtol=1e-5)
+        np.testing.assert_allclose(make()(score_units(sde, t)), in_epsilon * sigma**2, rtol=1e-5)
+
+
+def test_weightings_take_their_constants():
+    units = epsilon_units(SDE, jnp.float32(0.5), log_snr(SDE, jnp.float32(0.5)))
+    np.testing.assert_allclose(edm(1.0)(units), 1 + units.x0)
+    np.testing.assert_allclose(min_snr(0.01)(units), 0.01 * units.x0)
+    np.testing.assert_allclose(sigmoid(3.0)(units), jax.nn.sigmoid(3.0 - units.log_snr) * units.bound)
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_the_loss_is_the_weighted_epsilon_error_at_every_log_snr(weighting):
+    """denoising() changes over to the x0 error at low SNR: the same value on both sides, for every prediction."""
+    for sde in (vp(), flow()):
+        t = t_from_log_snr(sde, jnp.asarray(np.linspace(-9.5, 9.5, 39), "float32"))
+        keys = jax.random.split(jax.random.key(0), 3)
+        x0, epsilon, output = (0.5 * jax.random.normal(key, (39, 16)) for key in keys)
+        alpha, sigma = (np.asarray(f(t), np.float64)[:, None] for f in (sde.alpha, sde.sigma))
+        weight = np.asarray(WEIGHTINGS[weighting]()(epsilon_units(sde, t, log_snr(sde, t))))
+        for prediction in ("x0", "epsilon", "v", "velocity"):
+            loss = denoising(lambda x, t, p=prediction: to_prediction(output, x, t, sde, p), sde, x0, t, epsilon, weighting)  # noqa: B023 # fmt: skip
+            truth = from_prediction(Prediction(x0, epsilon), t, sde, prediction)
+            # the prediction's error as an eps error: an output d away from p is off by d / |scale of p in eps|
+            error = np.asarray(output - truth, np.float64)
+            slope = {
+                "x0": alpha / sigma,
+                "epsilon": 1.0,
+                "v": alpha / (alpha**2 + sigma**2),
+                "velocity": alpha / np.abs(velocity_determinant(sde, t)),
+            }[prediction]
+            np.testing.assert_allclose(loss, weight * np.sum((slope * error) ** 2, axis=1), rtol=1e-4)
+
+
+def velocity_determinant(sde, t):
+    slopes = [jax.vmap(jax.grad(f))(t) for f in (sde.alpha, sde.sigma)]
+    return np.asarray(sde.alpha(t) * slopes[1] - sde.sigma(t) * slopes[0], np.float64)[:, None]
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("sde", [flow(), vp_cosine()], ids=["flow", "vp_cosine"])
+def test_the_limit_at_zero_snr(sde, weighting):
+    """At alpha = 0 every weighting is finite: 0, but for edm's 1/s_d^2 and min_snr's limit snr -> 0, on the x0 error."""
+    x0, epsilon, output = jax.random.normal(jax.random.key(0), (3, 1, 4))
+    limit = {"edm": 4.0}.get(weighting, 0.0)
+    for prediction in ("x0", "v", "velocity"):
+
+        def loss(output, t, prediction=prediction):
+            return denoising(
+                lambda x, t: to_prediction(output, x, t, sde, prediction), sde, x0, t, epsilon, weighting
+            )[0]
+
+        x0_hat = to_prediction(output, epsilon, jnp.ones(1), sde, prediction).x0
+        expected = limit * np.sum((x0_hat - x0) ** 2)
+        np.testing.assert_allclose(loss(output, jnp.ones(1)), expected, rtol=1e-4, atol=1e-9)
+        nearby = loss(output, jnp.float32([0.9999]))
+        np.testing.assert_allclose(nearby, expected, rtol=0.01, atol=0.05)
+        assert np.isfinite(jax.grad(loss)(output, jnp.ones(1))).all()
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_the_limit_at_the_data(weighting):
+    """On the eps error of v, as t -> 0: 1 for simple, snr and edm, 0 for min_snr, and for vp sigmoid is e^2 beta_min.
+
+    likelihood is g^2 / sigma^2, which grows as 1/t; g^2, its factor of the score error, stays.
+    """
+    t = jnp.float32([1e-7, 1e-6])
+    factor = np.asarray(WEIGHTINGS[weighting]()(epsilon_units(SDE, t, log_snr(SDE, t))))
+    if weighting == "likelihood":
+        np.testing.assert_allclose(factor * np.float32([1e-7, 1e-6]), 1.0, rtol=1e-3)
+        np.testing.assert_allclose(WEIGHTINGS[weighting]()(score_units(SDE, t)), 0.1, rtol=1e-3)
+    else:
+        limit = {"min_snr": 0.0, "sigmoid": np.exp(2.0) * 0.1}.get(weighting, 1.0)
+        np.testing.assert_allclose(factor, limit, rtol=1e-3, atol=1e-6)
+
+
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_the_exact_denoisers_loss_is_the_irreducible_one(weighting):
     """E|E[eps | x_t] - eps|^2 = alpha^2 S^2 / (alpha^2 S^2 + sigma^2) a dimension: not zero."""
     keys = jax.random.split(jax.random.key(0))
-    n, t = 40_000, 0.3
+    n, t = 40_000, jnp.float32(0.3)
     x0, epsilon = S * jax.random.normal(keys[0], (n, 2)), jax.random.normal(keys[1], (n, 2))
     losses = denoising(exact_denoiser, SDE, x0, jnp.full(n, t), epsilon, weighting)
     signal = SDE.alpha(t) ** 2 * S**2
-    weight = {"simple": 1.0, "likelihood": SDE.diffusion(t) ** 2 / SDE.sigma(t) ** 2}[weighting]
+    weight = WEIGHTINGS[weighting]()(epsilon_units(SDE, t, log_snr(SDE, t)))
     expected = 2 * weight * signal / (signal + SDE.sigma(t) ** 2)
     assert losses.shape == (n,)
     assert abs(losses.mean() - expected) < 4 * losses.std() / np.sqrt(n)
 
 
-def test_weightings_are_those_of_the_score_error():
-    """simple = sigma^2 |s - grad log p(x_t | x0)|^2, likelihood = g^2 |...|^2, for any denoiser."""
-    keys = jax.random.split(jax.random.key(0), 3)
-    x0, epsilon, wrong = (jax.random.normal(key, (9, 4)) for key in keys)
-    t = jnp.linspace(0.1, 0.9, 9)
-    sigma = SDE.sigma(t)
-    score_error = jnp.sum((-wrong / sigma[:, None] + epsilon / sigma[:, None]) ** 2, axis=1)
-    for weighting, factor in {"simple": sigma**2, "likelihood": SDE.diffusion(t) ** 2}.items():
-        losses = denoising(lambda x, t: Prediction(x, wrong), SDE, x0, t, epsilon, weighting)
-        np.testing.assert_allclose(losses, factor * score_error, rtol=1e-5)
+def test_the_trainable_objectives_differ_from_denoising_by_a_constant():
+    """As a step uses them: E[objective(theta) - denoising(theta)] is the same for two theta, within 4.5 standard errors."""
+    sde, n = vp(), 60_000
+    x0 = jnp.asarray(mixtures.draw(n, 0), "float32")
+    keys = jax.random.split(jax.random.key(0), 2)
+    epsilon, t = jax.random.normal(keys[0], x0.shape), jnp.linspace(0.2, 0.9, n)
+    sample_keys = jax.random.split(keys[1], n)
+    truth = mixtures.denoiser(sde)
+
+    def denoiser_of(theta):
+        return lambda x, t: to_prediction(parametric(theta, x), x, t, sde, "score")
+
+    for name, make in OBJECTIVES.items():
+        objective = make(truth) if name == "explicit" else make()
+        difference = []
+        for theta in (THETA, -0.5 * THETA):
+            arguments = (denoiser_of(theta), sde, x0, t, epsilon, sample_keys)
+            difference.append(objective(*arguments, "simple") - denoising(*arguments[:5], "simple"))
+        change = np.asarray(difference[0] - difference[1], np.float64)
+        assert abs(change.mean()) <= 4.5 * change.std() / np.sqrt(n), name
 
 
-def test_a_draw_does_not_depend_on_how_the_batch_is_split():
-    whole = make_draw(jax.random.key(3), 17, jnp.arange(8), 8)
-    for name in TIME_SAMPLERS:
-        halves = [
-            TIME_SAMPLERS[name](make_draw(jax.random.key(3), 17, jnp.arange(first, first + 4), 8)) for first in (0, 4)
-        ]
-        np.testing.assert_array_equal(np.concatenate(halves), TIME_SAMPLERS[name](whole))
-    data = jax.random.key_data(jnp.concatenate([whole.time_keys, whole.noise_keys, whole.network_keys]))
-    assert len({tuple(row) for row in np.asarray(data)}) == 24  # no key twice
-
-
-@pytest.mark.parametrize("name", TIME_SAMPLERS)
-def test_times_are_uniform(name):
-    """The first example's fraction over many steps: mean 1/2 and variance 1/12, within 4 standard errors."""
-    steps = jnp.arange(4000)
-    fractions = jax.vmap(lambda n: TIME_SAMPLERS[name](make_draw(jax.random.key(0), n, jnp.arange(2), 16)))(steps)
-    assert fractions.min() >= 0
-    assert fractions.max() < 1
-    for example in fractions.T:
-        assert abs(example.mean() - 0.5) < 4 * np.sqrt(1 / 12 / 4000)
-        assert abs(example.var() - 1 / 12) < 4 * np.sqrt(1 / 180 / 4000)
-
-
-def test_stratified_times_put_one_in_each_stratum():
-    fractions = TIME_SAMPLERS["stratified"](make_draw(jax.random.key(0), 5, jnp.arange(64), 64))
-    np.testing.assert_array_equal(np.sort(np.floor(np.asarray(fractions) * 64)), np.arange(64))
-
-
-def test_stratified_times_lower_the_variance_of_the_loss():
-    """Of a batch's mean of a smooth f(t), here g^2 / sigma^2: from var(f) / B to (f(1) - f(0))^2 / (12 B^2).
-
-    The latter is Euler and Maclaurin's first term: the mean over a grid shifted by u is off by (u - 1/2) times
-    (f(1) - f(0)) / B.
-    """
-    batch, draws = 32, 4000
-
-    def f(fraction):
-        t = 0.05 + 0.95 * fraction
-        return (SDE.diffusion(t) / SDE.sigma(t)) ** 2
-
-    def batch_mean(name, n):
-        return jnp.mean(f(TIME_SAMPLERS[name](make_draw(jax.random.key(0), n, jnp.arange(batch), batch))))
-
-    means = {name: jax.vmap(lambda n, name=name: batch_mean(name, n))(jnp.arange(draws)) for name in TIME_SAMPLERS}
-    expected = {
-        "uniform": f(np.linspace(0, 1, 10_001)).var() / batch,
-        "stratified": (f(1.0) - f(0.0)) ** 2 / 12 / batch**2,
-    }
-    for name in TIME_SAMPLERS:  # a variance of 4000 draws is known to 4 sqrt(2 / 4000) = 9%; the next term adds 1 / B
-        assert abs(means[name].var() / expected[name] - 1) < 0.09 + 1 / batch
-    assert expected["stratified"] < expected["uniform"] / 3
+def test_the_exact_denoiser_minimises_explicit():
+    x = jax.random.normal(jax.random.key(0), (9, 2))
+    score = score_fn(mixtures.denoiser(SDE), SDE)
+    losses = explicit(lambda x: score(x, 0.3), lambda x: mixtures.score(SDE)(x, jnp.full(9, 0.3)), x)
+    np.testing.assert_allclose(losses, 0.0, atol=1e-9)

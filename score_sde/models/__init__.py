@@ -6,9 +6,11 @@ They know neither SDEs nor losses. A new one is a module and an entry of `MODELS
 import flax.linen as nn
 
 from score_sde.errors import build
+from score_sde.models.mixture import Mixture
+from score_sde.models.mlp import MLP, EnergyMLP
 from score_sde.models.unet import DDPMpp
 
-MODELS = {"ddpmpp": DDPMpp}
+MODELS = {"ddpmpp": DDPMpp, "mlp": MLP, "energy_mlp": EnergyMLP, "mixture": Mixture}
 
 
 def create(name: str, **kwargs) -> nn.Module:

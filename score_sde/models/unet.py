@@ -22,6 +22,7 @@ class DDPMpp(nn.Module):
       num_res_blocks: residual blocks a level on the way down; one more on the way up.
       attention_resolutions: image heights with self-attention; always also at the bottom.
       dropout: inside residual blocks.
+      outputs: how many outputs of the images' shape, along channels: 2 for a learned variance.
     """
 
     channels: int = 128
@@ -29,6 +30,7 @@ class DDPMpp(nn.Module):
     num_res_blocks: int = 4
     attention_resolutions: Sequence[int] = (16,)
     dropout: float = 0.1
+    outputs: int = 1
 
     @nn.compact
     def __call__(self, x, noise_level, labels=None, train=False):
@@ -72,7 +74,7 @@ class DDPMpp(nn.Module):
             if level != 0:
                 hidden = block(hidden.shape[-1], f"up_{level}_resample", "up")(hidden)
 
-        return Conv(x.shape[-1], init_scale=0.0, name="conv_out")(nn.swish(GroupNorm(name="norm_out")(hidden)))
+        return Conv(self.outputs * x.shape[-1], init_scale=0.0, name="conv_out")(nn.swish(GroupNorm(name="norm_out")(hidden)))
 
     def _check(self, x, labels):
         if not 0 <= self.dropout < 1:

@@ -9,6 +9,7 @@ import numpy as np
 
 from score_sde.errors import UserError
 from score_sde.parameterization import Denoiser
+from score_sde.randomness import fold_each, sample_keys
 from score_sde.sde import SDE
 
 
@@ -19,6 +20,7 @@ class Solver(NamedTuple):
     step: Callable[..., Any]  # step(sde, denoiser, state, t, t_next, keys) -> state at t_next; keys: one a sample
     nfe_per_step: int  # evaluations of the denoiser in a step
     stochastic: bool = False  # whether a step draws noise, and so needs keys
+    follows_sde: bool = False  # whether a step follows the SDE's drift and diffusion, which must be finite then
 
 
 class Solution(NamedTuple):
@@ -65,7 +67,7 @@ def solve(
     Raises:
       UserError: times are not descending or out of the SDE's range, or a stochastic solver has no key.
     """
-    _check_times(times, sde)
+    check_times(times, sde, solver)
     times = jnp.asarray(times, x.dtype)
     num_steps = times.shape[0] - 1
     if solver.stochastic and key is None:
@@ -74,7 +76,7 @@ def solve(
 
     def advance(state, interval):
         n, t, t_next = interval
-        step_keys = None if keys is None else jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, n)
+        step_keys = None if keys is None else fold_each(keys, n)
         state = solver.step(sde, denoiser, state, t, t_next, step_keys)
         return state, state.x if trajectory else None
 
@@ -85,19 +87,13 @@ def solve(
     return Solution(last, num_steps * solver.nfe_per_step + int(denoise), path)
 
 
-def sample_keys(key: jax.Array, batch: int) -> jax.Array:
-    """(batch,) keys, one a sample: those given, or the one given folded by the sample's position in the batch."""
-    if key.ndim == 1:
-        return key
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(batch))
+def check_times(times, sde: SDE, solver: Solver) -> None:
+    """Refuses times that a solver can't step through.
 
-
-def noise(keys: jax.Array, x: jax.Array) -> jax.Array:
-    """Standard normal noise of the shape of x: (batch, *event), each sample's drawn with its own key."""
-    return jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(keys)
-
-
-def _check_times(times, sde: SDE) -> None:
+    Raises:
+      UserError: times are not descending or out of the SDE's range, or the solver follows drift and diffusion and starts
+        where they are infinite.
+    """
     if jnp.ndim(times) != 1 or len(times) < 2:
         raise UserError(f"times must be (num_steps + 1,) with at least one step, got the shape {jnp.shape(times)}")
     if isinstance(times, jax.core.Tracer):
@@ -108,3 +104,11 @@ def _check_times(times, sde: SDE) -> None:
     slack = 1e-6 * sde.t_max  # the ends of a float32 grid are rounded
     if values[0] > sde.t_max + slack or values[-1] < 0:
         raise UserError(f"times must lie within [0, {sde.t_max}], got {values[0]} down to {values[-1]}")
+    with jax.ensure_compile_time_eval():
+        diffusion = float(sde.diffusion(jnp.float32(values[0])))
+    if solver.follows_sde and not diffusion < 1e3:
+        raise UserError(
+            f"this solver steps along the SDE's drift and diffusion, but g({values[0]:g}) = {diffusion:.3g}: alpha reaches 0 "
+            "there (set --config.sampling.solver=ddim, with --config.sampling.kwargs.eta=1 to draw noise, or another "
+            "--config.sde.name)"
+        )

@@ -3,8 +3,9 @@
 import jax.numpy as jnp
 
 from score_sde.errors import UserError
+from score_sde.randomness import noise
 from score_sde.sde import log_snr
-from score_sde.solvers.base import Memoryless, Solver, noise
+from score_sde.solvers.base import Memoryless, Solver
 
 
 def ddim(eta: float = 0.0) -> Solver:

@@ -2,8 +2,9 @@
 
 import jax.numpy as jnp
 
+from score_sde.randomness import noise
 from score_sde.sde import lift, reverse_sde_epsilon
-from score_sde.solvers.base import Memoryless, Solver, noise
+from score_sde.solvers.base import Memoryless, Solver
 
 
 def euler_maruyama() -> Solver:
@@ -19,4 +20,4 @@ def euler_maruyama() -> Solver:
         brownian = jnp.sqrt(-dt) * noise(keys, x)
         return Memoryless(x + drift(x, t) * dt + lift(diffusion(t), x) * brownian)
 
-    return Solver(init=Memoryless, step=step, nfe_per_step=1, stochastic=True)
+    return Solver(init=Memoryless, step=step, nfe_per_step=1, stochastic=True, follows_sde=True)

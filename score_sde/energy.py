@@ -1,0 +1,125 @@
+"""Energy-based models and Langevin dynamics.
+
+p(x) = exp(-E(x)) / Z: the score -grad E doesn't see the normalising constant Z, so neither training by score matching nor
+Langevin dynamics needs it. Densities are not probabilities: p may exceed 1 and E be negative.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from score_sde.randomness import fold_each, noise, sample_keys
+from score_sde.sde import sum_event
+
+
+def score_from_energy(energy_fn: Callable) -> Callable:
+    """score(x, *rest) = -grad_x E(x, *rest), of the shape of x.
+
+    Args:
+      energy_fn: (x (batch, *event), *rest) -> (batch,), row i a function of row i alone.
+    """
+    return jax.grad(lambda x, *rest: -jnp.sum(energy_fn(x, *rest)))
+
+
+def langevin(score_fn: Callable, x: jax.Array, key: jax.Array, step_size: float, num_steps: int) -> jax.Array:
+    """Unadjusted Langevin dynamics, x <- x + (h/2) score(x) + sqrt(h) z (Song and Ermon 2019, eq. 4).
+
+    The law it settles in is off by O(h): on N(0, s^2) its variance is s^2 / (1 - h / (4 s^2)).
+
+    Args:
+      score_fn: x -> grad log p(x).
+      x: (batch, *event), where the chains start.
+      key: one key, or one a chain.
+      step_size: h.
+      num_steps: the number of steps.
+
+    Returns:
+      (batch, *event), where the chains end.
+    """
+    keys = sample_keys(key, x.shape[0])
+
+    def step(x, n):
+        return x + 0.5 * step_size * score_fn(x) + jnp.sqrt(step_size) * noise(fold_each(keys, n), x), None
+
+    return jax.lax.scan(step, x, jnp.arange(num_steps))[0]
+
+
+class Mala(NamedTuple):
+    """What `mala` returns."""
+
+    x: jax.Array  # (batch, *event), where the chains end
+    acceptance: jax.Array  # (batch,), the share of proposals that were accepted
+
+
+def mala(energy_fn: Callable, x: jax.Array, key: jax.Array, step_size: float, num_steps: int) -> Mala:
+    """Metropolis-adjusted Langevin dynamics: a Langevin step, accepted so that exp(-E) is exactly stationary.
+
+    The proposal's density N(x' ; x - (h/2) grad E(x), h I) isn't symmetric: the ratio of the two directions enters
+    (Roberts and Tweedie 1996, Section 1.4.2).
+
+    Args:
+      energy_fn: x (batch, *event) -> (batch,).
+      x, key, step_size, num_steps: as for `langevin`.
+    """
+    keys = sample_keys(key, x.shape[0])
+
+    def evaluate(x):
+        energy, pull = jax.vjp(energy_fn, x)
+        return energy, -pull(jnp.ones_like(energy))[0]
+
+    def log_proposal(to, start, score):
+        return -sum_event((to - start - 0.5 * step_size * score) ** 2) / (2 * step_size)
+
+    def step(carry, n):
+        x, energy, score, accepted = carry
+        step_keys = fold_each(keys, n)
+        proposed = x + 0.5 * step_size * score + jnp.sqrt(step_size) * noise(fold_each(step_keys, 0), x)
+        new_energy, new_score = evaluate(proposed)
+        log_ratio = energy - new_energy + log_proposal(x, proposed, new_score) - log_proposal(proposed, x, score)
+        uniform = jax.vmap(lambda key: jax.random.uniform(key, dtype=x.dtype))(fold_each(step_keys, 1))
+        accept = jnp.log1p(-uniform) < log_ratio  # 1 - uniform is in (0, 1]
+
+        def choose(new, old):
+            return jnp.where(accept.reshape(accept.shape + (1,) * (new.ndim - 1)), new, old)
+
+        kept = choose(proposed, x), choose(new_energy, energy), choose(new_score, score)
+        return (*kept, accepted + accept), None
+
+    energy, score = evaluate(x)
+    start = (x, energy, score, jnp.zeros_like(energy))
+    (x, _, _, accepted), _ = jax.lax.scan(step, start, jnp.arange(num_steps))
+    return Mala(x, accepted / num_steps)
+
+
+def annealed_langevin(
+    score_fn: Callable,
+    x: jax.Array,
+    key: jax.Array,
+    sigmas: Sequence[float],
+    step_size: float = 2e-5,
+    num_steps: int = 100,
+) -> jax.Array:
+    """Langevin dynamics at each noise level in turn, with h_i = step_size sigma_i^2 / sigma_L^2.
+
+    Song and Ermon 2019, Algorithm 1. At the first levels modes are joined, so chains spread over them in their true
+    proportions, which Langevin dynamics at the last level alone doesn't do in any time one has.
+
+    Args:
+      score_fn: (x, sigma) -> score of the data with noise of the standard deviation sigma; sigma is ().
+      x: (batch, *event), where the chains start.
+      key: one key, or one a chain.
+      sigmas: (L,) falling noise levels.
+      step_size: at the last level.
+      num_steps: at each level.
+    """
+    keys = sample_keys(key, x.shape[0])
+    sigmas = jnp.asarray(sigmas, x.dtype)
+
+    def level(x, numbered):
+        i, sigma = numbered
+        h = step_size * (sigma / sigmas[-1]) ** 2
+        return langevin(lambda x: score_fn(x, sigma), x, fold_each(keys, i), h, num_steps), None
+
+    return jax.lax.scan(level, x, (jnp.arange(len(sigmas)), sigmas))[0]

@@ -1,0 +1,81 @@
+"""Multilayer perceptrons for data of low dimension: one that predicts freely, one whose output is a gradient."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from score_sde.errors import UserError
+from score_sde.models.layers import positional_embedding
+
+
+class Perceptron(nn.Module):
+    """Hidden layers with swish over x and an embedding of the noise level: (batch, *event) -> (batch, outputs)."""
+
+    features: Sequence[int]
+    embedding: int
+    outputs: int
+
+    @nn.compact
+    def __call__(self, x, noise_level):
+        levels = positional_embedding(noise_level, self.embedding)
+        hidden = x.reshape(x.shape[0], -1)
+        for i, width in enumerate(self.features):  # each layer is told the level
+            hidden = nn.Dense(width, name=f"hidden_{i}")(jnp.concatenate([hidden, levels], axis=1))
+            hidden = nn.swish(hidden)
+        return nn.Dense(self.outputs, name="out")(hidden)
+
+
+class MLP(nn.Module):
+    """A perceptron whose output has the shape of x: (batch, *event), the event of any shape.
+
+    Attributes:
+      features: widths of the hidden layers.
+      embedding: width of the noise level's embedding; even, at least 4.
+      outputs: how many outputs of x's shape, along its last axis: 2 for a learned variance.
+    """
+
+    features: Sequence[int] = (128, 128, 128)
+    embedding: int = 64
+    outputs: int = 1
+
+    @nn.compact
+    def __call__(self, x, noise_level, labels=None, train=False):
+        _check("mlp", self.features, self.embedding, labels)
+        size = x[0].size * self.outputs
+        out = Perceptron(self.features, self.embedding, size, name="perceptron")(x, noise_level)
+        return out.reshape(*x.shape[:-1], x.shape[-1] * self.outputs)
+
+
+class EnergyMLP(nn.Module):
+    """A perceptron with one output, an energy E; called as a network it gives the score of exp(-E), -grad_x E.
+
+    Its output is the gradient of something, as every true score is. With the prediction "score", the energy of the data at
+    level t is E; with "epsilon" it is -sigma E. Attributes are those of `MLP`.
+    """
+
+    features: Sequence[int] = (128, 128, 128)
+    embedding: int = 64
+
+    def setup(self):
+        self.perceptron = Perceptron(self.features, self.embedding, 1)
+
+    def __call__(self, x, noise_level, labels=None, train=False):
+        _check("energy_mlp", self.features, self.embedding, labels)
+        energy, pull = nn.vjp(lambda module, x: module.energy(x, noise_level), self, x)
+        return -pull(jnp.ones_like(energy))[1]
+
+    def energy(self, x, noise_level):
+        """(batch,) energies of x (batch, *event) at the noise levels (batch,)."""
+        return self.perceptron(x, noise_level)[:, 0]
+
+
+def _check(name: str, features: Sequence[int], embedding: int, labels) -> None:
+    if labels is not None:
+        raise UserError(f"{name}: this network is unconditional, it takes no labels")
+    if not len(features):
+        raise UserError(f"{name}: needs a hidden layer, got features={features} (set --config.model.kwargs.features)")
+    if embedding < 4 or embedding % 2:
+        raise UserError(
+            f"{name}: the embedding must be even and at least 4, got {embedding} (set --config.model.kwargs.embedding)"
+        )

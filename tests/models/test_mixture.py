@@ -1,0 +1,95 @@
+"""The exact network against the score of its own log-density, at every SDE, both ends of time and each component."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from score_sde.errors import UserError
+from score_sde.models import create
+from score_sde.parameterization import PREDICTIONS, make_denoiser, score_fn, through
+from score_sde.sde import SDES, flow, log_snr, vp
+from tests import mixtures
+
+MIXTURE = create(
+    "mixture",
+    means=tuple(map(tuple, mixtures.MEANS.tolist())),
+    stds=tuple(mixtures.STDS.tolist()),
+    weights=tuple((10 * mixtures.WEIGHTS).tolist()),
+)
+
+
+def network(labels=None):
+    return lambda x, level: MIXTURE.apply({}, x, level, labels)
+
+
+@pytest.mark.parametrize("name", SDES)
+def test_it_is_the_mixtures_denoiser_under_every_sde_and_prediction(name, x64):
+    sde = SDES[name]()
+    denoiser = make_denoiser(network(), sde, preconditioning="log_snr")
+    t = jnp.linspace(0.05, 0.9, 12) * sde.t_max
+    x = sde.sigma(t)[:, None] * jax.random.normal(jax.random.key(0), (12, 2))
+    np.testing.assert_allclose(score_fn(denoiser, sde)(x, t), mixtures.score(sde)(x, t), rtol=1e-8, atol=1e-10)
+    expected = mixtures.denoiser(sde)(x, t)
+    for prediction in PREDICTIONS:
+        found = through(denoiser, sde, prediction)(x, t)
+        np.testing.assert_allclose(found.x0, expected.x0, rtol=1e-6, atol=1e-7)
+        np.testing.assert_allclose(found.epsilon, expected.epsilon, rtol=1e-6, atol=1e-7)
+
+
+def test_its_log_density_is_the_mixtures(x64):
+    sde = vp()
+    t, x = jnp.full(5, 0.3), jax.random.normal(jax.random.key(0), (5, 2))
+    found = MIXTURE.apply({}, x, log_snr(sde, t), method="log_prob")
+    np.testing.assert_allclose(found, mixtures.log_density(x, sde.alpha(t), sde.sigma(t)), rtol=1e-10)
+    clean = MIXTURE.apply({}, x, jnp.full(5, jnp.inf), method="log_prob")
+    np.testing.assert_allclose(clean, mixtures.log_density(x, 1.0, 0.0), rtol=1e-10)
+
+
+def test_both_ends_of_time():
+    """At alpha = 0 x says nothing: x0 is the mixture's mean. At sigma = 0 x is x0, and eps = 0 on average."""
+    sde, x = flow(), jnp.array([[0.3, -0.4]])
+    denoiser = make_denoiser(network(), sde, preconditioning="log_snr")
+    np.testing.assert_allclose(denoiser(x, 1.0).x0, mixtures.WEIGHTS[None] @ mixtures.MEANS, rtol=1e-5)
+    np.testing.assert_allclose(denoiser(x, 1.0).epsilon, x, rtol=1e-6)
+    np.testing.assert_allclose(denoiser(x, 0.0).x0, x, rtol=1e-6)
+    np.testing.assert_allclose(denoiser(x, 0.0).epsilon, 0.0, atol=1e-6)
+
+
+def test_labels_are_components():
+    """One component alone is a Gaussian: x0 = mean + alpha std^2 (x - alpha mean) / variance; -1 is the whole mixture."""
+    sde, t = vp(), jnp.full(4, 0.3)
+    x = jax.random.normal(jax.random.key(0), (4, 2))
+    labels = jnp.array([0, 1, 2, -1])
+    found = make_denoiser(network(labels), sde, preconditioning="log_snr")(x, t).x0
+    alpha, sigma = sde.alpha(0.3), sde.sigma(0.3)
+    for k in range(3):
+        gain = alpha * mixtures.STDS[k] ** 2 / (alpha**2 * mixtures.STDS[k] ** 2 + sigma**2)
+        np.testing.assert_allclose(
+            found[k], mixtures.MEANS[k] + gain * (x[k] - alpha * mixtures.MEANS[k]), rtol=1e-4, atol=1e-6
+        )
+    whole = make_denoiser(network(), sde, preconditioning="log_snr")(x, t).x0
+    np.testing.assert_array_equal(found[3], whole[3])
+
+
+def test_points_are_allowed():
+    """A mixture of points, std 0: its denoiser is the softmax over the points (the empirical-data denoiser)."""
+    points = create("mixture", means=((-1.0,), (1.0,)), stds=(0.0, 0.0))
+    x, level = jnp.array([[0.2]]), jnp.zeros(1)
+    v = points.apply({}, x, level)
+    x0 = (x - v) / np.sqrt(2)
+    np.testing.assert_allclose(x0, jnp.tanh(x * np.sqrt(0.5) / 0.5), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "words"),
+    [
+        ({"means": ((0.0,),)}, "means have .1. numbers, the data 2"),
+        ({"stds": (1.0, 2.0)}, "1 means, 2 stds and 0 weights"),
+        ({"stds": (-1.0,)}, "stds must be 0 or more"),
+        ({"weights": (0.0,)}, "weights positive"),
+    ],
+)
+def test_what_does_not_fit_is_refused(kwargs, words):
+    with pytest.raises(UserError, match=words):
+        create("mixture", **kwargs).apply({}, jnp.ones((3, 2)), jnp.zeros(3))
