@@ -30,12 +30,12 @@ def train(experiment: Experiment, workdir: Path) -> str:
 
 
 def sample(experiment: Experiment, workdir: Path) -> str:
-    from score_sde.evaluation.grids import draw_grid
-    from score_sde.training.checkpoints import restore_newest
+    from score_sde.evaluation.pictures import draw_samples
+    from score_sde.training.trained import trained
 
-    state = restore_newest(workdir)
-    path = draw_grid(experiment, state["ema_params"], int(state["step"]), workdir)
-    return f"{experiment.num_samples} samples of step {int(state['step'])} are in {path}"
+    params, step = trained(experiment, workdir)
+    path = draw_samples(experiment, params, step, workdir)
+    return f"{experiment.num_samples} samples of step {step} are in {path}"
 
 
 def evaluate(experiment: Experiment, workdir: Path) -> str:
@@ -76,12 +76,19 @@ def parse_flags(argv: list[str]) -> list[str]:
         raise UserError(" ".join(str(error).split())) from None
     if FLAGS.config is None:
         return rest  # main asks for it
-    for group, key, value in kwargs:
-        groups = [name for name, keys in FLAGS.config.items() if isinstance(keys, ConfigDict) and "kwargs" in keys]
-        if group not in groups:
-            raise UserError(f"--config.{group} has no kwargs; {', '.join(groups)} have.{nearest(group, groups)}")
+    known = [
+        f"{group}.{name}"
+        for group, keys in FLAGS.config.items()
+        if isinstance(keys, ConfigDict)
+        for name in keys
+        if name.endswith("kwargs")
+    ]
+    for group, name, key, value in kwargs:
+        if f"{group}.{name}" not in known:
+            question = nearest(f"{group}.{name}", known)
+            raise UserError(f"--config.{group} has no {name}; there are {', '.join(known)}.{question}")
         with FLAGS.config.unlocked(), FLAGS.config.ignore_type():  # the function checks its arguments
-            FLAGS.config[group].kwargs[key] = value
+            FLAGS.config[group][name][key] = value
     return rest
 
 
@@ -93,22 +100,25 @@ def _unknown_key(error: Exception) -> str:
     return f"--config has no key {key!r}; its groups and keys are in configs/common.py.{question}"
 
 
-def _split_kwargs(argv: list[str]) -> tuple[list[str], list[tuple[str, str, object]]]:
-    """Takes --config.<group>.kwargs.<key>=<value> out: the chosen function knows its keys, the config does not."""
+def _split_kwargs(argv: list[str]) -> tuple[list[str], list[tuple[str, str, str, object]]]:
+    """Takes --config.<group>.kwargs.<key>=<value>, or .weighting_kwargs. and so on, out of the command line.
+
+    The chosen function knows these keys, the config does not.
+    """
     rest, kwargs = [], []
     words = iter(argv)
     for word in words:
-        match = re.fullmatch(r"--?config\.(\w+)\.kwargs\.(\w+)(?:=(.*))?", word, re.DOTALL)
+        match = re.fullmatch(r"--?config\.(\w+)\.(\w*kwargs)\.(\w+)(?:=(.*))?", word, re.DOTALL)
         if match is None:
             rest.append(word)
             continue
-        group, key, text = match.groups()
+        group, name, key, text = match.groups()
         text = next(words, "") if text is None else text
         try:
             value = ast.literal_eval(text)
         except (SyntaxError, ValueError):
             value = text  # a plain word
-        kwargs.append((group, key, value))
+        kwargs.append((group, name, key, value))
     return rest, kwargs
 
 

@@ -38,7 +38,7 @@ def ours(config, steps_per_call: int):
         experiment.loss_fn, experiment.optimizer, experiment.training_key, experiment.ema_decay, 256, axis_name=None
     )
     state = initial_state(experiment.init_params(), experiment.optimizer)
-    shape = (steps_per_call, experiment.batch_size, *experiment.image_shape)
+    shape = (steps_per_call, experiment.batch_size, *experiment.event_shape)
     batch = {"image": np.random.default_rng(0).integers(0, 256, shape, np.uint8)}
 
     started = time.perf_counter()

@@ -1,7 +1,8 @@
 """What every experiment shares; a config states only what differs.
 
-Every value can be overridden on the command line: `--config.optimizer.learning_rate=1e-4`. The groups named `kwargs`
-are the keyword arguments of the function that `name` chooses (empty: its defaults): `--config.sde.kwargs.beta_max=10`.
+Every value can be overridden on the command line: `--config.optimizer.learning_rate=1e-4`. What is named `kwargs`
+are the keyword arguments of the function that `name` chooses (empty: its defaults): `--config.sde.kwargs.beta_max=10`,
+`--config.loss.weighting_kwargs.gamma=3`.
 """
 
 from ml_collections import ConfigDict
@@ -14,17 +15,22 @@ def default() -> ConfigDict:
             "seed": 0,
             "data": {
                 "name": "digits",
+                "kwargs": {},  # of a toy: its shape
                 "path": "",  # the folder of a data set that is not in its usual place
-                "image_size": 8,
+                "image_size": 8,  # height and width; 0: the data are not images but vectors of `channels` features
                 "channels": 1,
                 "random_flip": False,
+                "sigma_data": 0.5,  # the data's standard deviation, for edm's preconditioning and weighting
             },
             "sde": {"name": "vp", "kwargs": {}},
             "model": {"name": "ddpmpp", "kwargs": {}, "prediction": "epsilon", "preconditioning": "none"},
             "loss": {
                 "objective": "denoising",
+                "objective_kwargs": {},
                 "weighting": "simple",
+                "weighting_kwargs": {},
                 "time_sampler": "uniform",
+                "time_sampler_kwargs": {},
                 "t_min": 1e-5,  # training times are drawn from [t_min, sde.t_max]
             },
             "optimizer": {
@@ -51,6 +57,7 @@ def default() -> ConfigDict:
                 "kwargs": {},
                 "num_steps": 1000,
                 "spacing": "uniform",
+                "off_grid": False,  # let a network that was trained at a chain's steps be asked between them
                 "denoise": True,  # replace the last x by its denoised E[x0 | x]
                 "num_samples": 64,
                 "batch_size": 64,  # global; changes how fast samples come, not what they are
@@ -61,3 +68,41 @@ def default() -> ConfigDict:
             },
         }
     )
+
+
+def digits() -> ConfigDict:
+    """A small DDPM++ on scikit-learn's digits, trained in minutes on two CPU cores; each config adds its process."""
+    config = default()
+    config.model.kwargs = {
+        "channels": 32,
+        "multipliers": (1, 2),
+        "num_res_blocks": 2,
+        "attention_resolutions": (4,),
+        "dropout": 0.0,
+    }
+    config.loss.time_sampler = "stratified"
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.warmup_steps = 200
+    config.training.batch_size = 64
+    config.training.num_steps = 1500
+    config.training.steps_per_call = 10
+    config.training.ema_decay = 0.998
+    config.training.log_every = 50
+    config.training.checkpoint_every = 250
+    config.training.sample_every = 500
+    config.sampling.solver = "ddim"
+    config.sampling.num_steps = 50
+    config.sampling.num_samples = 100
+    config.sampling.batch_size = 100
+    return config
+
+
+def toy() -> ConfigDict:
+    """Two features in place of an image; enough samples to see a density."""
+    config = default()
+    config.data.image_size = 0
+    config.data.channels = 2
+    config.sampling.num_samples = 4000
+    config.sampling.batch_size = 4000
+    config.evaluation.num_samples = 4000
+    return config

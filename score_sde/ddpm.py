@@ -17,7 +17,9 @@ from score_sde.errors import UserError
 from score_sde.randomness import fold_each, noise, sample_keys
 from score_sde.sde import SDE, from_schedule, lift, sum_event
 
-EpsilonFn = Callable[[jax.Array, jax.Array], jax.Array]  # (x_n (batch, *event), n (batch,)) -> eps, or (eps, v) of learned
+EpsilonFn = Callable[
+    [jax.Array, jax.Array], jax.Array
+]  # (x_n (batch, *event), n (batch,)) -> eps, or (eps, v) of learned
 
 
 class Schedule(NamedTuple):
@@ -45,7 +47,10 @@ def linear_schedule(num_steps: int = 1000, beta_start: float = 1e-4, beta_end: f
 
 
 def cosine_schedule(num_steps: int = 1000, s: float = 0.008) -> Schedule:
-    """abar_n = f(n + 1) / f(0), f(i) = cos^2((i/T + s)/(1 + s) pi/2), betas at most 0.999 (Nichol and Dhariwal 2021, eq. 17)."""
+    """abar_n = f(n + 1) / f(0), f(i) = cos^2((i/T + s)/(1 + s) pi/2), betas at most 0.999.
+
+    Nichol and Dhariwal 2021, "Improved Denoising Diffusion Probabilistic Models", eq. 17.
+    """
     steps = np.arange(num_steps + 1)
     f = np.cos((steps / num_steps + s) / (1 + s) * np.pi / 2) ** 2
     return make_schedule(np.minimum(1 - f[1:] / f[:-1], 0.999))
@@ -107,7 +112,9 @@ def coefficients(schedule: Schedule) -> Coefficients:
     betas = schedule.betas
     log_abar = jnp.cumsum(jnp.log1p(-betas))
     variance = -jnp.expm1(log_abar)
-    log_abar_before, variance_before = (jnp.concatenate([jnp.zeros(1, betas.dtype), v[:-1]]) for v in (log_abar, variance))
+    log_abar_before, variance_before = (
+        jnp.concatenate([jnp.zeros(1, betas.dtype), v[:-1]]) for v in (log_abar, variance)
+    )
     posterior_variance = betas * variance_before / variance
     return Coefficients(
         signal=jnp.exp(0.5 * log_abar),
@@ -192,8 +199,8 @@ def vlb_term(
       x_n: the chain at n.
       n: (batch,).
       epsilon: the prediction at (x_n, n).
-      v: the variance's place between log posterior variance (-1) and log beta (1) (Nichol and Dhariwal, eq. 15); None for
-        beta, as in Ho et al., Section 3.2.
+      v: the variance's place between log posterior variance (-1) and log beta (1) (Nichol and Dhariwal, eq. 15); None
+        for beta, as in Ho et al., Section 3.2.
       levels: the data's.
     """
     x0_hat = x0_from_epsilon_at(schedule, x_n, n, epsilon)
@@ -263,7 +270,8 @@ def normal_kl(mean, log_variance, other_mean, other_log_variance):
 def discretized_normal_log_prob(x: jax.Array, mean: jax.Array, log_std: jax.Array, levels: int = 256) -> jax.Array:
     """log P of each value of x under N(mean, std^2) rounded to `levels` values in [-1, 1], in nats (Ho et al., eq. 13).
 
-    The first and the last value hold the tails, so that the levels' probabilities sum to 1. x, mean and log_std broadcast.
+    The first and the last value hold the tails, so that the levels' probabilities sum to 1. x, mean and log_std
+    broadcast.
     """
     half = 1 / (levels - 1)
     scale = jnp.exp(-log_std)

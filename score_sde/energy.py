@@ -1,7 +1,7 @@
 """Energy-based models and Langevin dynamics.
 
-p(x) = exp(-E(x)) / Z: the score -grad E doesn't see the normalising constant Z, so neither training by score matching nor
-Langevin dynamics needs it. Densities are not probabilities: p may exceed 1 and E be negative.
+p(x) = exp(-E(x)) / Z: the score -grad E doesn't see the normalising constant Z, so neither training by score matching
+nor Langevin dynamics needs it. Densities are not probabilities: p may exceed 1 and E be negative.
 """
 
 from collections.abc import Callable, Sequence

@@ -32,7 +32,13 @@ def lookup(kind: str, table: Mapping[str, Any], name: str, where: str = "") -> A
 
 
 def build(
-    kind: str, table: Mapping[str, Callable], name: str, kwargs: Mapping[str, Any], where: str = "", key: str = "name"
+    kind: str,
+    table: Mapping[str, Callable],
+    name: str,
+    kwargs: Mapping[str, Any],
+    where: str = "",
+    key: str = "name",
+    kwargs_key: str = "kwargs",
 ) -> Any:
     """`table[name](**kwargs)`, where an unknown name or keyword is a `UserError` that lists the known ones.
 
@@ -41,16 +47,17 @@ def build(
       kwargs: the keyword arguments of the factory that the table holds.
       where: the config group that the user can change ("--config.sde"), if it is known.
       key: the group's key that holds the name.
+      kwargs_key: the group's key that holds the keyword arguments.
     """
     factory = lookup(kind, table, name, f"{where}.{key}" if where else "")
     known = [parameter for parameter in signature(factory).parameters if parameter not in ("parent", "name")]
     for given in kwargs:
         if given not in known:
             accepted = f"it takes {', '.join(known)}" if known else "it takes none"
-            place = f" (set {where}.kwargs)" if where else ""
+            place = f" (set {where}.{kwargs_key})" if where else ""
             raise UserError(f"{kind} {name!r} has no argument {given!r}; {accepted}.{nearest(given, known)}{place}")
     try:
         return factory(**kwargs)
     except TypeError as error:  # a word where a number belongs
-        place = f" (set {where}.kwargs)" if where else ""
+        place = f" (set {where}.{kwargs_key})" if where else ""
         raise UserError(f"{kind} {name!r} can't take {dict(kwargs)}: {error}{place}") from error

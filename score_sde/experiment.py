@@ -2,6 +2,7 @@
 compilation."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -11,14 +12,15 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from score_sde import data, models
+from score_sde import data, ddpm, models
 from score_sde.errors import UserError, build, lookup
+from score_sde.loss import CHAIN_OBJECTIVES, Subject, make_loss
 from score_sde.optimizer import make_optimizer
-from score_sde.parameterization import Denoiser, make_denoiser
+from score_sde.parameterization import Denoiser, check_parameterization, make_denoiser, through
+from score_sde.randomness import Draw
 from score_sde.sampling import Sampler, make_sampler
-from score_sde.score_matching import OBJECTIVES, TIME_SAMPLERS, WEIGHTINGS, Draw
-from score_sde.sde import SDE, SDES
-from score_sde.solvers import SOLVERS, time_grid
+from score_sde.sde import SDE, SDES, log_snr
+from score_sde.solvers import SOLVERS, check_times, evaluation_times, time_grid, to_chain
 
 
 class Schedule(NamedTuple):
@@ -36,7 +38,10 @@ class Experiment(NamedTuple):
     """The parts of a run, built and checked."""
 
     config: dict[str, Any]  # resolved, plain: what config.json holds
-    image_shape: tuple[int, int, int]
+    event_shape: tuple[int, ...]  # of one example
+    sde: SDE
+    denoiser: Callable[[Any], Denoiser]  # params -> denoiser
+    trainable: bool  # False for an exact network
     init_params: Callable[[], Any]  # () -> params, a function of the seed
     loss_fn: Callable[[Any, jax.Array, Draw], jax.Array]  # (params, x0 in [-1, 1], draw) -> (n,)
     optimizer: optax.GradientTransformation
@@ -61,38 +66,45 @@ def make_experiment(config: ConfigDict, devices: list[jax.Device]) -> Experiment
     Raises:
       UserError: something in the config is unknown or doesn't fit; the message says what, and where to change it.
     """
+    _check_numbers(config)
     schedule = _make_schedule(config)
-    for name, value in config.evaluation.items():
-        _check_at_least_one("evaluation", name, value)
-    if config.seed < 0:
-        raise UserError(f"the seed must be 0 or more, got {config.seed} (set --config.seed)")
-    if not 0 <= config.training.ema_decay < 1:
-        raise UserError(f"need 0 <= ema_decay < 1, got {config.training.ema_decay} (set --config.training.ema_decay)")
-    sde = build("SDE", SDES, config.sde.name, config.sde.kwargs, "--config.sde")
+    sde, chain = _make_sde(config)
     model = models.create(config.model.name, **_plain(config.model.kwargs))
-    image_shape = (config.data.image_size, config.data.image_size, config.data.channels)
-    init_key, training_key, sampling_key = jax.random.split(jax.random.key(config.seed), 3)
-    image, level = jnp.zeros((1, *image_shape)), jnp.zeros((1,))
-    _check_model(config, model, image, level)
-
-    def denoiser(params, keys=None):
-        network = _network(model, params, keys)
-        return make_denoiser(network, sde, config.model.prediction, config.model.preconditioning)
-
-    denoiser(None)  # refuses unknown names
     lookup("data set", data.SOURCES, config.data.name, "--config.data.name")
+    size, channels = config.data.image_size, config.data.channels
+    event_shape = (size, size, channels) if size else (channels,)
+    init_key, training_key, sampling_key = jax.random.split(jax.random.key(config.seed), 3)
+    example, level = jnp.zeros((1, *event_shape)), jnp.zeros((1,))
+    variables, output_shape = _trace_model(config, model, example, level)
+    network = partial(_network, model)
+    denoiser = _make_denoiser(config, sde, network, channels)
+    _check_outputs(config, output_shape, event_shape)
+    subject = Subject(
+        sde,
+        chain,
+        denoiser,
+        network,
+        config.model.prediction,
+        config.model.preconditioning,
+        event_shape,
+        config.data.sigma_data,
+        _truth(config, sde),
+    )
     return Experiment(
         config=_plain(config),
-        image_shape=image_shape,
-        init_params=jax.jit(lambda: model.init(init_key, image, level)["params"]),
-        loss_fn=_make_loss(config, sde, denoiser),
+        event_shape=event_shape,
+        sde=sde,
+        denoiser=denoiser,
+        trainable=bool(jax.tree.leaves(variables)),
+        init_params=jax.jit(lambda: model.init(init_key, example, level).get("params", {})),
+        loss_fn=make_loss(subject, **_plain(config.loss)),
         optimizer=make_optimizer(**config.optimizer),
         ema_decay=config.training.ema_decay,
         training_key=training_key,
         batch_size=config.training.batch_size,
         schedule=schedule,
         source=lambda split: data.load(
-            config.data.name, split, config.data.image_size, config.data.channels, config.data.path
+            config.data.name, split, size, channels, config.data.path, _plain(config.data.kwargs)
         ),
         batches=lambda source, first_step: data.batches(
             source,
@@ -102,7 +114,7 @@ def make_experiment(config: ConfigDict, devices: list[jax.Device]) -> Experiment
             first_step,
             config.data.random_flip,
         ),
-        sampler=_make_sampler(config, sde, denoiser, image_shape, sampling_key, devices),
+        sampler=_make_sampler(config, sde, chain, denoiser, event_shape, sampling_key, devices),
         num_samples=config.sampling.num_samples,
         evaluation=_plain(config.evaluation),
     )
@@ -112,21 +124,90 @@ def _plain(config: ConfigDict) -> dict[str, Any]:
     return config.to_dict() if isinstance(config, ConfigDict) else config
 
 
-def _check_model(config: ConfigDict, model: nn.Module, image: jax.Array, level: jax.Array) -> None:
-    """Refuses a network that cannot be built, by tracing it without memory or compilation."""
+def _check_numbers(config: ConfigDict) -> None:
+    for name, value in config.evaluation.items():
+        _check_at_least_one("evaluation", name, value)
+    for name in ("num_samples", "batch_size"):
+        _check_at_least_one("sampling", name, config.sampling[name])
+    if config.seed < 0:
+        raise UserError(f"the seed must be 0 or more, got {config.seed} (set --config.seed)")
+    if not 0 <= config.training.ema_decay < 1:
+        raise UserError(f"need 0 <= ema_decay < 1, got {config.training.ema_decay} (set --config.training.ema_decay)")
+    if config.data.random_flip and config.data.image_size == 0:
+        raise UserError("only images can be flipped (set --config.data.random_flip=False)")
+    if config.data.sigma_data <= 0:
+        raise UserError(f"need sigma_data > 0, got {config.data.sigma_data} (set --config.data.sigma_data)")
+
+
+def _make_sde(config: ConfigDict) -> tuple[SDE, ddpm.Schedule | None]:
+    """The SDE, and the chain that it passes through if it is one.
+
+    Raises:
+      UserError: the SDE is unknown, or its data are still seen at t_max, so that N(0, sigma(t_max)^2) is not its prior.
+    """
+    made = build("SDE", SDES | ddpm.SCHEDULES, config.sde.name, _plain(config.sde.kwargs), "--config.sde")
+    chain = made if isinstance(made, ddpm.Schedule) else None
+    sde = made if chain is None else ddpm.to_sde(chain)
+    terminal = float(log_snr(sde, sde.t_max))
+    if terminal > -3.0:
+        raise UserError(
+            f"{config.sde.name}: the prior is N(0, sigma(t_max)^2), but at t_max = {sde.t_max:g} the data are still "
+            f"seen: log-SNR {terminal:.2f}, above -3 (set --config.sde.kwargs so that the noise grows further)"
+        )
+    return sde, chain
+
+
+def _trace_model(config: ConfigDict, model: nn.Module, x: jax.Array, level: jax.Array) -> tuple[Any, tuple]:
+    """The shapes of the variables, and the output's, without memory or compilation; refuses what can't be built."""
     try:
-        jax.eval_shape(model.init, jax.random.key(0), image, level)
+        output, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), x, level)
     except UserError:
         raise
-    except (TypeError, ValueError, ArithmeticError) as error:
+    except (TypeError, ValueError, ArithmeticError, IndexError) as error:
         words = str(error).split("\n")[0]
         kwargs = _plain(config.model.kwargs)
         raise UserError(
-            f"model {config.model.name!r} can't be built with {kwargs}: {words} (set --config.model.kwargs)"
+            f"model {config.model.name!r} can't be built with {kwargs} on data of the shape {x.shape[1:]}: {words} "
+            "(set --config.model.kwargs)"
         ) from error
+    return variables, output.shape[1:]
 
 
-def _network(model: nn.Module, params: Any, keys: jax.Array | None) -> Callable:
+def _check_outputs(config: ConfigDict, shape: tuple[int, ...], event_shape: tuple[int, ...]) -> None:
+    """A learned variance takes two outputs of the data's shape; everything else one."""
+    outputs = 2 if config.loss.objective == "ddpm_hybrid" else 1
+    if shape != (*event_shape[:-1], outputs * event_shape[-1]):
+        raise UserError(
+            f"objective {config.loss.objective!r} takes {outputs} output(s) of the data's shape {event_shape}, but the "
+            f"model's has the shape {shape} (set --config.model.kwargs.outputs={outputs})"
+        )
+
+
+def _make_denoiser(config: ConfigDict, sde: SDE, network: Callable, channels: int) -> Callable[..., Denoiser]:
+    """(params, keys=None) -> denoiser; with keys, one an example, in training mode."""
+    prediction, preconditioning = config.model.prediction, config.model.preconditioning
+    if config.model.name == "mixture":  # is shown what it needs, and hands on what `prediction` says
+        if preconditioning != "none":
+            raise UserError(
+                f"an exact network is shown what it needs: preconditioning {preconditioning!r} would not be read (set "
+                "--config.model.preconditioning=none)"
+            )
+        check_parameterization(sde, prediction, "none")
+        return lambda params, keys=None: through(
+            make_denoiser(network(params, keys), sde, preconditioning="log_snr"), sde, prediction
+        )
+    check_parameterization(sde, prediction, preconditioning)
+
+    def denoiser(params, keys=None):
+        def first(x, level):  # without the learned variance, if there is one
+            return network(params, keys)(x, level)[..., :channels]
+
+        return make_denoiser(first, sde, prediction, preconditioning, config.data.sigma_data)
+
+    return denoiser
+
+
+def _network(model: nn.Module, params: Any, keys: jax.Array | None = None) -> Callable:
     """(x, noise_level) -> output; with keys, one an example, in training mode, with dropout from each example's key."""
     variables = {"params": params}
     if keys is None or not getattr(model, "dropout", 0.0):
@@ -138,34 +219,33 @@ def _network(model: nn.Module, params: Any, keys: jax.Array | None) -> Callable:
     return lambda x, level: jax.vmap(one)(x, level, keys)
 
 
-def _make_loss(config: ConfigDict, sde: SDE, denoiser: Callable[..., Denoiser]) -> Callable:
-    """(params, x0, draw) -> (n,) losses, averaged over dimensions: the scale at which the papers clip gradients."""
-    objective = lookup("objective", OBJECTIVES, config.loss.objective, "--config.loss.objective")
-    lookup("weighting", WEIGHTINGS, config.loss.weighting, "--config.loss.weighting")
-    fractions = lookup("time sampler", TIME_SAMPLERS, config.loss.time_sampler, "--config.loss.time_sampler")
-    t_min = config.loss.t_min
-    if not 0 <= t_min < sde.t_max:
-        raise UserError(f"loss: need 0 <= t_min < {sde.t_max}, got {t_min} (set --config.loss.t_min)")
-
-    def loss_fn(params, x0, draw):
-        t = t_min + fractions(draw) * (sde.t_max - t_min)
-        epsilon = jax.vmap(lambda key: jax.random.normal(key, x0.shape[1:]))(draw.noise_keys)
-        losses = objective(denoiser(params, draw.network_keys), sde, x0, t, epsilon, config.loss.weighting)
-        return losses / np.prod(x0.shape[1:])
-
-    return loss_fn
+def _truth(config: ConfigDict, sde: SDE) -> Denoiser | None:
+    """The exact denoiser of data whose density is known."""
+    if config.data.name != "mixture":
+        return None
+    parts = {key: value for key, value in _plain(config.data.kwargs).items() if key in ("means", "stds", "weights")}
+    exact = models.create("mixture", **parts)
+    return make_denoiser(lambda x, level: exact.apply({}, x, level), sde, preconditioning="log_snr")
 
 
-def _make_sampler(config, sde, denoiser, image_shape, sampling_key, devices) -> Sampler:
+def _make_sampler(config, sde, chain, denoiser, event_shape, sampling_key, devices) -> Sampler:
     solver = build("solver", SOLVERS, config.sampling.solver, config.sampling.kwargs, "--config.sampling", "solver")
-    for name in ("num_samples", "batch_size"):
-        _check_at_least_one("sampling", name, config.sampling[name])
+    times = time_grid(sde, config.sampling.num_steps, config.sampling.spacing)
+    if config.loss.objective in CHAIN_OBJECTIVES and not config.sampling.off_grid:
+        times = to_chain(times, len(chain.betas))
+        index = evaluation_times(solver, sde, times) * (len(chain.betas) - 1)
+        if np.abs(index - np.rint(index)).max() > 1e-2:
+            raise UserError(
+                f"solver {config.sampling.solver!r} asks the network between the {len(chain.betas)} steps that it was "
+                "trained at (set --config.sampling.off_grid=True if it may, or another --config.sampling.solver)"
+            )
+    check_times(times, sde, solver)
     return make_sampler(
         sde,
         denoiser,
         solver,
-        time_grid(sde, config.sampling.num_steps, config.sampling.spacing),
-        image_shape,
+        times,
+        event_shape,
         sampling_key,
         config.sampling.batch_size,
         config.sampling.denoise,

@@ -78,7 +78,7 @@ def _solve(row: Row, output, x, alpha, sigma) -> Prediction:
     Where a or b is always 0 the first equation alone gives one of the two, so that it stays exact where the other is
     singular.
     """
-    scale, a, b = (coefficient if _is(coefficient, 0) else lift(coefficient, x) for coefficient in row)
+    a, b = (coefficient if _is(coefficient, 0) else lift(coefficient, x) for coefficient in (row.a, row.b))
     alpha, sigma, p = lift(alpha, x), lift(sigma, x), lift(row.scale, x) * output
     determinant = alpha * b - sigma * a
     x0 = p / a if _is(b, 0) else (b * x - sigma * p) / determinant
@@ -154,12 +154,13 @@ def _edm_radius(sde: SDE, t: jax.Array, sigma_data: float) -> jax.Array:
 
 
 def _edm_row(sde: SDE, t: jax.Array, sigma_data: float) -> Row:
-    """F of x0 = c_skip x / alpha + c_out F, solved for F: sigma_data F = (sigma x0 - sigma_data^2 alpha eps) / radius."""
+    """F of x0 = c_skip x / alpha + c_out F: solved, sigma_data F = (sigma x0 - sigma_data^2 alpha eps) / radius."""
     radius = _edm_radius(sde, t, sigma_data)
     return Row(sigma_data, sde.sigma(t) / radius, -(sigma_data**2) * sde.alpha(t) / radius)
 
 
-# Karras et al. 2022, Table 1, for any alpha and sigma: their sigma is sigma / alpha, their input x_t / alpha. Of "vp" and
+# Karras et al. 2022, Table 1, for any alpha and sigma: their sigma is sigma / alpha, their input x_t / alpha. Of "vp"
+# and
 # "ve" the network predicts eps and -eps.
 PRECONDITIONINGS = {
     "none": Preconditioning(  # x_t as it is, and the index of a chain of 1,000 steps
@@ -182,8 +183,8 @@ PRECONDITIONINGS = {
         c_noise=lambda sde, t, sigma_data: 0.25 * jnp.log(_scaled_sigma(sde, t)),
         row=_edm_row,
     ),
-    # What decides an exact denoiser: x_t on the scale of a variance-preserving process, and the log-SNR; it predicts the v
-    # of that process, which is finite at both ends.
+    # What decides an exact denoiser: x_t on the scale of a variance-preserving process, and the log-SNR; it predicts
+    # the v of that process, which is finite at both ends.
     "log_snr": Preconditioning(
         c_in=lambda sde, t, sigma_data: 1 / jnp.sqrt(sde.alpha(t) ** 2 + sde.sigma(t) ** 2),
         c_noise=lambda sde, t, sigma_data: log_snr(sde, t),
@@ -234,27 +235,28 @@ def check_parameterization(sde: SDE, prediction: str, preconditioning: str) -> N
     """Refuses what can't work with an SDE, with the reason.
 
     Raises:
-      UserError: an unknown name, a prediction that the preconditioning doesn't read, or one that has no x0 at alpha = 0.
+      UserError: an unknown name, a prediction that the preconditioning doesn't read, or one that has no x0 at alpha =
+        0.
     """
     lookup("prediction", PREDICTIONS, prediction, "--config.model.prediction")
     chosen = lookup("preconditioning", PRECONDITIONINGS, preconditioning, "--config.model.preconditioning")
     if chosen.row is not None and prediction != "epsilon":
         raise UserError(
-            f"preconditioning {preconditioning!r} decides what the network predicts, so prediction {prediction!r} would "
-            "not be read (leave --config.model.prediction=epsilon, or set --config.model.preconditioning=none)"
+            f"preconditioning {preconditioning!r} decides what the network predicts, so prediction {prediction!r} "
+            "would not be read (leave --config.model.prediction=epsilon, or set --config.model.preconditioning=none)"
         )
     if float(sde.alpha(sde.t_max)) > 0:
         return
-    if preconditioning in ("vp", "ve", "edm"):
+    if preconditioning != "none":
         raise UserError(
-            f"preconditioning {preconditioning!r} takes log(sigma / alpha), infinite at t = {sde.t_max}, where this SDE "
-            "has alpha = 0 (set --config.model.preconditioning=none, or another --config.sde.name)"
+            f"preconditioning {preconditioning!r} takes log(sigma / alpha), infinite at t = {sde.t_max}, where this "
+            "SDE has alpha = 0 (set --config.model.preconditioning=none, or another --config.sde.name)"
         )
-    if preconditioning == "none" and prediction in ("epsilon", "score"):
+    if prediction in ("epsilon", "score"):
         raise UserError(
-            f"prediction {prediction!r} can't start from zero terminal SNR: this SDE has alpha = 0 at t = {sde.t_max}, so "
-            "x0 = (x - sigma epsilon) / alpha is infinite there (set --config.model.prediction to v, x0 or velocity, or "
-            "another --config.sde.name)"
+            f"prediction {prediction!r} can't start from zero terminal SNR: alpha = 0 at t = {sde.t_max}, so x0 = "
+            "(x - sigma epsilon) / alpha is infinite there (set --config.model.prediction to v, x0 or velocity, "
+            "or another --config.sde.name)"
         )
 
 

@@ -102,8 +102,8 @@ def denoising(
     """The denoising score matching loss of each example (Vincent 2011; Song et al. 2021, eq. 7).
 
     The squared error of the score, |s(x_t, t) - grad log p(x_t | x0)|^2 = |eps_hat - eps|^2 / sigma^2, weighted. Where
-    the SNR is below `LOW_SNR`, it is taken of x0: |x0_hat - x0|^2 = |eps_hat - eps|^2 / snr, which keeps its digits down
-    to snr = 0 for every network that can start from there.
+    the SNR is below `LOW_SNR`, it is taken of x0: |x0_hat - x0|^2 = |eps_hat - eps|^2 / snr, which keeps its digits
+    down to snr = 0 for every network that can start from there.
 
     Args:
       denoiser: (x, t) -> Prediction.

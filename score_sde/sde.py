@@ -116,8 +116,8 @@ def _linear_beta(name: str, beta_min: float, beta_max: float) -> tuple[Callable,
 def vp_cosine(s: float = 0.008) -> SDE:
     """The variance-preserving SDE with alpha = cos(k t + b) / cos(b), k = (pi/2)/(1 + s), b = k s.
 
-    The limit of Nichol and Dhariwal's cosine chain (2021, "Improved DDPM", eq. 17), whose alpha reaches 0 at t = 1 (zero
-    terminal SNR): there drift and diffusion are infinite, and x_1 holds nothing of the data.
+    The limit of Nichol and Dhariwal's cosine chain (2021, "Improved DDPM", eq. 17), whose alpha reaches 0 at t = 1
+    (zero terminal SNR): there drift and diffusion are infinite, and x_1 holds nothing of the data.
 
     Args:
       s: the offset that keeps sigma from growing too slowly at the data; positive.
@@ -227,8 +227,8 @@ def _check_sigmas(name: str, sigma_min: float, sigma_max: float) -> None:
 def flow() -> SDE:
     """The straight path x_t = (1 - t) x0 + t eps of flow matching (Lipman et al. 2023; Liu et al. 2023), as an SDE.
 
-    d log alpha/dt = -1/(1 - t), so f = -x/(1 - t) and g^2 = 2 t/(1 - t). alpha reaches 0 at t = 1 (zero terminal SNR): there
-    drift and diffusion are infinite, while the probability flow, eps - x0, is finite everywhere.
+    d log alpha/dt = -1/(1 - t), so f = -x/(1 - t) and g^2 = 2 t/(1 - t). alpha reaches 0 at t = 1 (zero terminal
+    SNR): there drift and diffusion are infinite, while the probability flow, eps - x0, is finite everywhere.
 
     Returns:
       An SDE on [0, 1].
@@ -317,7 +317,8 @@ def log_snr(sde: SDE, t: jax.Array) -> jax.Array:
 def t_from_log_snr(sde: SDE, log_snr: jax.Array) -> jax.Array:
     """The time at which alpha^2 / sigma^2 = exp(log_snr), of the shape of log_snr: the inverse of `log_snr`.
 
-    In closed form where the SDE has one, otherwise by bisection on [0, t_max], where a log-SNR beyond an end gives the end.
+    In closed form where the SDE has one, otherwise by bisection on [0, t_max], where a log-SNR beyond an end gives
+    the end.
     """
     level = jnp.asarray(log_snr, jnp.result_type(log_snr, float))
     if sde.t_from_log_snr is not None:

@@ -5,7 +5,6 @@ A time sampler is made by a function of `TIME_SAMPLERS` and called as sampler(dr
 """
 
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +36,11 @@ def uniform(stratified: bool = False) -> TimeSampler:
         return t, jnp.ones_like(t)
 
     return sample
+
+
+def stratified() -> TimeSampler:
+    """Uniform times, spread evenly over each batch."""
+    return uniform(stratified=True)
 
 
 def log_normal(mean: float = -1.2, std: float = 1.2, stratified: bool = False) -> TimeSampler:
@@ -96,7 +100,7 @@ def importance(stratified: bool = False) -> TimeSampler:
 
 TIME_SAMPLERS: dict[str, Callable[..., TimeSampler]] = {
     "uniform": uniform,
-    "stratified": partial(uniform, stratified=True),
+    "stratified": stratified,
     "log_normal": log_normal,
     "logit_normal": logit_normal,
     "importance": importance,

@@ -1,10 +1,11 @@
 """Weightings of a loss, as functions of the log-SNR.
 
-All errors of a denoiser are multiples of one: with e = |eps_hat - eps|^2 the score error is e / sigma^2, the x0 error is
-e / snr, and the integrand of the variational bound is (g^2 / sigma^2) e, where g^2 / sigma^2 = -d log snr / dt (Kingma et
-al. 2021, "Variational Diffusion Models"; Kingma and Gao 2023, "Understanding Diffusion Objectives"). A weighting says
-which of them, or what mixture, is minimised. It is told what each is in units of the error at hand, `Units`, so that
-one line serves the eps error, which is finite near the data, and the x0 error, which is finite near the prior.
+All errors of a denoiser are multiples of one: with e = |eps_hat - eps|^2 the score error is e / sigma^2, the x0 error
+is e / snr, and the integrand of the variational bound is (g^2 / sigma^2) e, where g^2 / sigma^2 = -d log snr / dt
+(Kingma et al. 2021, "Variational Diffusion Models"; Kingma and Gao 2023, "Understanding Diffusion Objectives"). A
+weighting says which of them, or what mixture, is minimised. It is told what each is in units of the error at hand,
+`Units`, so that one line serves the eps error, which is finite near the data, and the x0 error, which is finite near
+the prior.
 """
 
 from collections.abc import Callable
@@ -43,7 +44,10 @@ def likelihood() -> Weighting:
 
 
 def edm(sigma_data: float = 0.5) -> Weighting:
-    """(sigma^2 + s^2) / (sigma s)^2 times the x0 error, s = sigma_data, Karras' sigma being sigma / alpha (2022, Table 1)."""
+    """(sigma^2 + s^2) / (sigma s)^2 times the x0 error, with s = sigma_data (Karras et al. 2022, Table 1).
+
+    Their sigma is sigma / alpha.
+    """
     if sigma_data <= 0:
         raise UserError(f"edm: need sigma_data > 0, got {sigma_data} (set --config.data.sigma_data)")
     return lambda units: units.epsilon + units.x0 / sigma_data**2
@@ -52,6 +56,14 @@ def edm(sigma_data: float = 0.5) -> Weighting:
 def snr() -> Weighting:
     """snr times the x0 error: the eps error, by another name (Salimans and Ho 2022)."""
     return lambda units: jnp.exp(units.log_snr) * units.x0
+
+
+def flow() -> Weighting:
+    """The error of eps - x0, the velocity of the straight path: flow matching's own loss (Lipman et al. 2023, eq. 23).
+
+    The errors of eps and of x0 point in opposite directions, so their lengths add.
+    """
+    return lambda units: (jnp.sqrt(units.epsilon) + jnp.sqrt(units.x0)) ** 2
 
 
 def min_snr(gamma: float = 5.0) -> Weighting:
@@ -74,6 +86,7 @@ WEIGHTINGS: dict[str, Callable[..., Weighting]] = {
     "likelihood": likelihood,
     "edm": edm,
     "snr": snr,
+    "flow": flow,
     "min_snr": min_snr,
     "sigmoid": sigmoid,
 }

@@ -29,7 +29,7 @@ from score_sde.sde import log_snr, t_from_log_snr, vp
 
 
 def test_the_chain_converges_to_vp_at_rate_one_over_n(x64):
-    """beta_i = beta(i/N)/N: the largest difference from vp's alpha at t = i/N falls as 1/N; slope -1 by least squares."""
+    """beta_i = beta(i/N)/N: the largest difference from vp's alpha at t = i/N falls as 1/N, by least squares."""
     sde, numbers, errors = vp(), np.array([250, 500, 1000, 2000, 4000]), []
     for number in numbers:
         t = np.arange(1, number + 1) / number
@@ -72,7 +72,9 @@ def test_the_posterior_is_bayes_rule(make, x64):
         likelihood = stats.norm(np.sqrt(1 - schedule.betas[n]) * grid, schedule.betas[n] ** 0.5).pdf(x_n)
         weight = prior * likelihood / np.sum(prior * likelihood)
         mean = np.sum(weight * grid)
-        found_mean, found_log_variance = q_posterior(schedule, jnp.full((1, 1), x0), jnp.full((1, 1), x_n), jnp.array([n]))
+        found_mean, found_log_variance = q_posterior(
+            schedule, jnp.full((1, 1), x0), jnp.full((1, 1), x_n), jnp.array([n])
+        )
         np.testing.assert_allclose(found_mean[0, 0], mean, rtol=1e-8)
         np.testing.assert_allclose(np.exp(found_log_variance[0]), np.sum(weight * (grid - mean) ** 2), rtol=1e-6)
     first_mean, first_log_variance = q_posterior(schedule, jnp.full((1, 1), x0), jnp.full((1, 1), x_n), jnp.array([0]))
@@ -219,5 +221,5 @@ def test_the_linear_chain_is_vp_to_one_over_n():
 
 @pytest.mark.parametrize("betas", [[0.5, 1.0], [0.0, 0.1], [0.1]])
 def test_impossible_betas_are_refused(betas):
-    with pytest.raises(UserError, match="betas in .0, 1."):
+    with pytest.raises(UserError, match=r"betas in \(0, 1\)"):
         make_schedule(betas)

@@ -94,8 +94,8 @@ def two_modes(x, sigma, std=0.5):
 def test_annealing_finds_the_proportions_that_langevin_alone_does_not():
     """From a wide start Langevin leaves half of the chains on either side; annealed, each mode has its share.
 
-    Annealed over 20 levels from 10 to 0.1 with 300 steps each; 4 standard errors of a share of 2,000 chains, and 0.05 for
-    the levels, which move on before they have settled.
+    Annealed over 20 levels from 10 to 0.1 with 300 steps each; 4 standard errors of a share of 2,000 chains, and 0.05
+    for the levels, which move on before they have settled.
     """
 
     def score(x, sigma):
@@ -115,7 +115,7 @@ def test_annealing_finds_the_proportions_that_langevin_alone_does_not():
 def test_an_energy_trained_by_denoising_recovers_the_ratio_between_modes():
     """Two modes of 30% and 70% in two dimensions: log p(right) - log p(left) = log(7/3) within 0.3 nats.
 
-    At level t = 0.25, where sigma = 0.6 and the modes, 3 apart, still touch; the energy is -sigma times the network's.
+    At level t = 0.25, where sigma = 0.6 and the modes, 3 apart, still touch; log p is the network's energy over sigma.
     The truth is the log-density of the noised mixture.
     """
     modes, weights, std = np.array([[-1.2, 0.0], [1.2, 0.0]]), np.array([0.3, 0.7]), 0.25

@@ -51,10 +51,11 @@ def unclipped(name):
 def test_all_25_conversions_round_trip_in_float32(name):
     """There and back within 1e-5 of the prediction's size (root mean square of 64 values), at log-SNR from -12 to 12.
 
-    But where the way leads through a number that hardly depends on the other half of the pair, what float32 holds of it is
-    all that can come back: eps (and the score, and with alpha = 1 the velocity) where the SNR is low, x0 where it is
-    high. There a single rounding, 2^-24 = 6e-8, comes back times e^(|log-SNR| / 2), up to 403, and times the ratio of the
-    pair's sizes, sqrt(3) here: each way takes a product, a difference and a quotient, of which five are allowed.
+    But where the way leads through a number that hardly depends on the other half of the pair, what float32 holds of
+    it is all that can come back: eps (and the score, and with alpha = 1 the velocity) where the SNR is low, x0 where
+    it is high. There a single rounding, 2^-24 = 6e-8, comes back times e^(|log-SNR| / 2), up to 403, and times the
+    ratio of the pair's sizes, sqrt(3) here: each way takes a product, a difference and a quotient, of which five are
+    allowed.
     """
     sde = unclipped(name)
     x, t, pair = triple(sde)
@@ -118,7 +119,8 @@ def test_v_is_x_turned_by_90_degrees(name):
     phi = np.arctan2(sde.sigma(t), sde.alpha(t))[:, None] + np.pi / 2
     v = convert(x0, x, t, sde, "x0", "v")
     np.testing.assert_allclose(v, np.cos(phi) * x0 + np.sin(phi) * epsilon, atol=2e-4)  # eps of x0: e^4 * 1e-6
-    np.testing.assert_allclose(v_from(x0, epsilon, sde.alpha(t), sde.sigma(t)), np.cos(phi) * x0 + np.sin(phi) * epsilon, atol=1e-6)  # fmt: skip
+    turned = np.cos(phi) * x0 + np.sin(phi) * epsilon
+    np.testing.assert_allclose(v_from(x0, epsilon, sde.alpha(t), sde.sigma(t)), turned, atol=1e-6)
 
 
 @pytest.mark.parametrize("sde", [vp_cosine(), flow()], ids=["vp_cosine", "flow"])
@@ -160,8 +162,8 @@ def test_singular_conversions_leave_the_other_half_and_its_gradient_alone():
 def test_the_score_is_the_mean_of_the_conditional_scores_and_epsilon_the_mean_of_eps(x64):
     """score = E[grad log p(x_t | x0) | x_t] = -E[eps | x_t] / sigma, the mean taken over the posterior by quadrature.
 
-    On a mixture in one dimension. E[eps | x_t] is not the eps that was drawn: its mean square is smaller by the variance
-    of eps given x_t, which the last lines compare with the exact error of the best denoiser.
+    On a mixture in one dimension. E[eps | x_t] is not the eps that was drawn: its mean square is smaller by the
+    variance of eps given x_t, which the last lines compare with the exact error of the best denoiser.
     """
     sde, t = vp(), 0.25
     alpha, sigma = sde.alpha(t), sde.sigma(t)
@@ -185,7 +187,8 @@ def test_the_score_is_the_mean_of_the_conditional_scores_and_epsilon_the_mean_of
     conditional_score = -(x[:, None] - alpha * x0[None]) / sigma**2
     epsilon = (x[:, None] - alpha * x0[None]) / sigma
     np.testing.assert_allclose(jnp.sum(posterior * conditional_score, axis=1), score, rtol=1e-8, atol=1e-10)
-    np.testing.assert_allclose(score_from_epsilon(jnp.sum(posterior * epsilon, axis=1), sigma), score, rtol=1e-8, atol=1e-10)  # fmt: skip
+    mean_epsilon = jnp.sum(posterior * epsilon, axis=1)
+    np.testing.assert_allclose(score_from_epsilon(mean_epsilon, sigma), score, rtol=1e-8, atol=1e-10)
 
     grid = jnp.linspace(-5, 5, 4001)
     joint = density(x0)[None] * normal(grid[:, None], alpha * x0[None], sigma) * step * (grid[1] - grid[0])
@@ -194,7 +197,9 @@ def test_the_score_is_the_mean_of_the_conditional_scores_and_epsilon_the_mean_of
     size, mean_size = jnp.sum(joint * epsilon**2), jnp.sum(joint * mean[:, None] ** 2)
     error = jnp.sum(joint * (epsilon - mean[:, None]) ** 2)
     np.testing.assert_allclose(size, 1.0, rtol=1e-6)  # eps is N(0, 1) ...
-    np.testing.assert_allclose(mean_size + error, size, rtol=1e-10)  # ... and splits into its mean and the rest (Pythagoras)
+    np.testing.assert_allclose(
+        mean_size + error, size, rtol=1e-10
+    )  # ... and splits into its mean and the rest (Pythagoras)
     assert 0.2 < error < 0.5  # here a third: a denoiser that returned eps itself would be wrong by that much
 
 
@@ -237,7 +242,7 @@ def test_without_preconditioning_the_network_sees_x_and_999_t():
 
 @pytest.mark.parametrize("name", ["edm", "vp", "sub_vp"])
 def test_preconditionings_are_karras_table_1(name, x64):
-    """D(x; s) = c_skip x + c_out F(c_in x; c_noise) on x = x_t / alpha, s = sigma / alpha, written out from the table."""
+    """D(x; s) = c_skip x + c_out F(c_in x; c_noise) on x = x_t / alpha, s = sigma / alpha, from the table."""
     sde = SDES[name]()
     levels = jnp.linspace(-7, 7, 15)
     t = t_from_log_snr(sde, levels)
@@ -290,10 +295,10 @@ def test_what_makes_no_sense_is_refused():
     zero_end = from_schedule(lambda t: 1 - t**2, lambda t: t, 1e-3, 1.0)
     for sde in (flow(), vp_cosine(), zero_end):
         for prediction in ("epsilon", "score"):
-            with pytest.raises(UserError, match="zero terminal SNR.*--config.model.prediction to v, x0 or velocity"):
+            with pytest.raises(UserError, match=r"zero terminal SNR.*--config.model.prediction to v, x0 or velocity"):
                 check_parameterization(sde, prediction, "none")
         for preconditioning in ("vp", "ve", "edm"):
-            with pytest.raises(UserError, match="infinite at t = 1.0"):
+            with pytest.raises(UserError, match=r"infinite at t = 1\.0"):
                 check_parameterization(sde, "epsilon", preconditioning)
     with pytest.raises(UserError, match="would not be read"):
         check_parameterization(vp(), "v", "edm")

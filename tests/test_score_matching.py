@@ -60,10 +60,9 @@ def test_the_gradients_of_all_four_objectives_agree():
         "sliced": lambda theta, x, x0, epsilon, key: sliced(lambda x: parametric(theta, x), x, key, 2, False),
         "sliced_vr": lambda theta, x, x0, epsilon, key: sliced(lambda x: parametric(theta, x), x, key, 2),
         # simple weighting = sigma^2 |score error|^2, which halves to the explicit objective's scale
-        "denoising": lambda theta, x, x0, epsilon, key: denoising(
-            denoiser_of(theta), sde, x0, jnp.full(x.shape[0], t), epsilon
-        )
-        / (2 * sde.sigma(t) ** 2),
+        "denoising": lambda theta, x, x0, epsilon, key: (
+            denoising(denoiser_of(theta), sde, x0, jnp.full(x.shape[0], t), epsilon) / (2 * sde.sigma(t) ** 2)
+        ),
     }
     sample_keys = jax.random.split(keys[1], n)
 
@@ -86,8 +85,8 @@ def test_the_gradients_of_all_four_objectives_agree():
 def test_the_constants_are_those_of_a_gaussian(x64):
     """Data N(0, s^2) in d dimensions, score -a x: explicit - implicit = E|grad log p|^2 / 2 = d / (2 s^2).
 
-    And all three means in closed form: explicit d s^2 (a - 1/s^2)^2 / 2; implicit -a d + a^2 s^2 d / 2; and denoising at
-    level sigma, |s - grad log p(x_t | x0)|^2 / 2, more than explicit by d (1/sigma^2 - 1/(s^2 + sigma^2)) / 2.
+    And all three means in closed form: explicit d s^2 (a - 1/s^2)^2 / 2; implicit -a d + a^2 s^2 d / 2; and denoising
+    at level sigma, |s - grad log p(x_t | x0)|^2 / 2, more than explicit by d (1/sigma^2 - 1/(s^2 + sigma^2)) / 2.
     """
     n, d, s, a, sigma = 200_000, 3, 0.7, 1.3, 0.5
     keys = jax.random.split(jax.random.key(0), 3)
@@ -134,8 +133,11 @@ def identities(level, s_data=0.5, gamma=5.0, bias=2.0):
     return {
         "simple": np.ones_like(level),
         "snr": np.ones_like(level),  # snr * x0 error = snr * e / snr
-        "edm": (1 / snr + s_data**2) / (s_data**2 / snr) / snr,  # (s^2 + s_d^2) / (s s_d)^2 with s^2 = 1 / snr, on e / snr
+        "edm": (1 / snr + s_data**2)
+        / (s_data**2 / snr)
+        / snr,  # (s^2 + s_d^2) / (s s_d)^2 with s^2 = 1 / snr, on e / snr
         "min_snr": np.minimum(snr, gamma) / snr,
+        "flow": (1 + snr**-0.5) ** 2,  # eps - x0: the errors' lengths add, |x0 error| = |eps error| / sqrt(snr)
     }
 
 
@@ -172,7 +174,8 @@ def test_the_loss_is_the_weighted_epsilon_error_at_every_log_snr(weighting):
         alpha, sigma = (np.asarray(f(t), np.float64)[:, None] for f in (sde.alpha, sde.sigma))
         weight = np.asarray(WEIGHTINGS[weighting]()(epsilon_units(sde, t, log_snr(sde, t))))
         for prediction in ("x0", "epsilon", "v", "velocity"):
-            loss = denoising(lambda x, t, p=prediction: to_prediction(output, x, t, sde, p), sde, x0, t, epsilon, weighting)  # noqa: B023 # fmt: skip
+            pair = to_prediction(output, marginal(sde, x0, epsilon, t), t, sde, prediction)
+            loss = denoising(lambda x, t, pair=pair: pair, sde, x0, t, epsilon, weighting)
             truth = from_prediction(Prediction(x0, epsilon), t, sde, prediction)
             # the prediction's error as an eps error: an output d away from p is off by d / |scale of p in eps|
             error = np.asarray(output - truth, np.float64)
@@ -185,6 +188,15 @@ def test_the_loss_is_the_weighted_epsilon_error_at_every_log_snr(weighting):
             np.testing.assert_allclose(loss, weight * np.sum((slope * error) ** 2, axis=1), rtol=1e-4)
 
 
+def test_the_flow_weighting_is_flow_matching():
+    """|v_hat - (eps - x0)|^2 for a network of the straight path's velocity (Lipman et al. 2023)."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    x0, epsilon, output = (jax.random.normal(key, (9, 4)) for key in keys)
+    t = jnp.linspace(0.01, 1.0, 9)
+    losses = denoising(lambda x, t: to_prediction(output, x, t, flow(), "velocity"), flow(), x0, t, epsilon, "flow")
+    np.testing.assert_allclose(losses, jnp.sum((output - (epsilon - x0)) ** 2, axis=1), rtol=2e-5)
+
+
 def velocity_determinant(sde, t):
     slopes = [jax.vmap(jax.grad(f))(t) for f in (sde.alpha, sde.sigma)]
     return np.asarray(sde.alpha(t) * slopes[1] - sde.sigma(t) * slopes[0], np.float64)[:, None]
@@ -193,15 +205,15 @@ def velocity_determinant(sde, t):
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 @pytest.mark.parametrize("sde", [flow(), vp_cosine()], ids=["flow", "vp_cosine"])
 def test_the_limit_at_zero_snr(sde, weighting):
-    """At alpha = 0 every weighting is finite: 0, but for edm's 1/s_d^2 and min_snr's limit snr -> 0, on the x0 error."""
+    """At alpha = 0 every weighting is finite: 0, but for edm's 1/s_d^2 and flow's 1, on the x0 error."""
     x0, epsilon, output = jax.random.normal(jax.random.key(0), (3, 1, 4))
-    limit = {"edm": 4.0}.get(weighting, 0.0)
+    limit = {"edm": 4.0, "flow": 1.0}.get(weighting, 0.0)
     for prediction in ("x0", "v", "velocity"):
 
         def loss(output, t, prediction=prediction):
-            return denoising(
-                lambda x, t: to_prediction(output, x, t, sde, prediction), sde, x0, t, epsilon, weighting
-            )[0]
+            return denoising(lambda x, t: to_prediction(output, x, t, sde, prediction), sde, x0, t, epsilon, weighting)[
+                0
+            ]
 
         x0_hat = to_prediction(output, epsilon, jnp.ones(1), sde, prediction).x0
         expected = limit * np.sum((x0_hat - x0) ** 2)
@@ -242,7 +254,7 @@ def test_the_exact_denoisers_loss_is_the_irreducible_one(weighting):
 
 
 def test_the_trainable_objectives_differ_from_denoising_by_a_constant():
-    """As a step uses them: E[objective(theta) - denoising(theta)] is the same for two theta, within 4.5 standard errors."""
+    """As a step uses them: E[objective(theta) - denoising(theta)] is one for two theta, within 4.5 standard errors."""
     sde, n = vp(), 60_000
     x0 = jnp.asarray(mixtures.draw(n, 0), "float32")
     keys = jax.random.split(jax.random.key(0), 2)

@@ -105,7 +105,8 @@ def test_the_cosine_sde_is_the_limit_of_the_cosine_chain(x64):
 def test_simulated_paths_have_the_marginals_moments(name):
     """20,000 paths from x0 = 1.5 by Euler-Maruyama: mean alpha x0, variance sigma^2, within 4 standard errors.
 
-    Steps are equal in sqrt(t) (edm, whose g grows from 0) or in t; their bias, below 1e-3 of the moment, is within that.
+    Steps are equal in sqrt(t) (edm, whose g grows from 0) or in t; their bias, below 1e-3 of the moment, is within
+    that.
     """
     sde, n, x0, num_steps = SDES[name](), 20_000, 1.5, 2000
     end = 0.9 * sde.t_max
@@ -125,7 +126,8 @@ def test_simulated_paths_have_the_marginals_moments(name):
 
 @pytest.mark.parametrize("name", SDES)
 def test_the_marginals_of_the_reverse_processes_are_the_datas(name):
-    """With a mixture's exact score, from the prior: the sliced Wasserstein distance to data is that of two data samples.
+    """With a mixture's exact score, from the prior: the sliced Wasserstein distance to data is that of two data
+    samples.
 
     Both run on a grid even in log-SNR, between 1e-4 of the noise and 1e-3 of the signal.
     """

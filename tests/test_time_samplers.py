@@ -57,7 +57,7 @@ def test_times_have_the_stated_law(name, sde_name, x64):
     """Kolmogorov and Smirnov's test of 4,000 independent times at 1 in 10,000, in float64, both of two examples."""
     sde = SDES[sde_name]()
     if name == "importance" and sde_name in ("flow", "vp_cosine"):
-        with pytest.raises(UserError, match="infinite at t = 1.0"):
+        with pytest.raises(UserError, match=r"infinite at t = 1\.0"):
             check_time_sampler(name, sde, T_MIN)
         return
     check_time_sampler(name, sde, T_MIN)
@@ -126,7 +126,8 @@ def test_importance_times_keep_the_mean_and_lower_the_variance():
 
 
 def test_stratified_times_lower_the_variance_of_the_loss():
-    """Of a batch's mean of a smooth f(t), here g^2 / sigma^2 from 0.05 on: from var(f) / B to (f(1) - f(0))^2 / (12 B^2).
+    """Of a batch's mean of a smooth f(t), here g^2 / sigma^2 from 0.05 on: from var(f) / B to (f(1) - f(0))^2 / (12
+    B^2).
 
     The latter is Euler and Maclaurin's first term: the mean over a grid shifted by u is off by (u - 1/2) times
     (f(1) - f(0)) / B.

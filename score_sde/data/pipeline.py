@@ -46,8 +46,10 @@ def batches(
     return iter(dataset.batch(steps_per_call).to_iter_dataset(read_ahead))
 
 
-def to_unit_range(images: jnp.ndarray, levels: int) -> jnp.ndarray:
-    """Pixels 0 .. levels - 1 to float32 in [-1, 1]; works on NumPy and JAX arrays."""
+def to_unit_range(images: jnp.ndarray, levels: int | None) -> jnp.ndarray:
+    """Pixels 0 .. levels - 1 to float32 in [-1, 1], or real numbers (levels None) as they are; NumPy and JAX arrays."""
+    if levels is None:
+        return images.astype("float32")
     return images.astype("float32") * (2.0 / (levels - 1)) - 1.0
 
 

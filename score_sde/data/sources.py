@@ -1,20 +1,22 @@
-"""Where images come from. A source is random access to `{"image": uint8 (height, width, channels), "label": int}`.
+"""Where data comes from. A source is random access to `{"image": uint8 (height, width, channels), "label": int}`.
 
-A new one is a function (split, path) -> Source and an entry of `SOURCES`.
+Or, for data that are not images, to `{"image": float32 (features,), ...}`. A new one is a function (split, path) ->
+Source and an entry of `SOURCES`; what else it takes is `--config.data.kwargs`.
 """
 
 import gzip
 import os
 import struct
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from score_sde.errors import UserError, lookup
+from score_sde.data import toys
+from score_sde.errors import UserError, build
 
 SPLITS = ("train", "test")
 
@@ -22,9 +24,9 @@ SPLITS = ("train", "test")
 class Source(NamedTuple):
     """Images with labels, and what has to be known about them."""
 
-    examples: Sequence[dict[str, Any]]  # len() and [i] -> {"image": (height, width, channels) uint8, "label": int}
-    image_shape: tuple[int, int, int]  # (height, width, channels)
-    levels: int  # pixels are integers 0 .. levels - 1
+    examples: Sequence[dict[str, Any]]  # len() and [i] -> {"image": an array of image_shape, "label": int}
+    image_shape: tuple[int, ...]  # (height, width, channels); (features,) where the data are not images
+    levels: int | None  # pixels are integers 0 .. levels - 1; None: real numbers, taken as they are
     num_classes: int
 
 
@@ -57,22 +59,39 @@ class Padded:
         return example | {"image": np.pad(example["image"], [*pads, (0, 0)])}
 
 
-def load(name: str, split: str, image_size: int, channels: int, path: str = "") -> Source:
+def load(
+    name: str,
+    split: str,
+    image_size: int,
+    channels: int,
+    path: str = "",
+    kwargs: Mapping[str, Any] | None = None,
+) -> Source:
     """Opens a data set.
 
     Args:
       name: a key of `SOURCES`.
       split: "train" or "test".
-      image_size: height and width that the network gets; smaller images are padded to it.
-      channels: what the images must have.
+      image_size: height and width that the network gets; smaller images are padded to it. 0: the data are not images.
+      channels: what the images must have; the number of features of data that are not images.
       path: the folder the data set is in; "" is its usual place.
+      kwargs: what the source takes beside these.
 
     Raises:
       UserError: the name or split is unknown, the data set is missing, or its images don't fit.
     """
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
-    source = lookup("data set", SOURCES, name, "--config.data.name")(split=split, path=path)
+    given = {"split": split, "path": path} | dict(kwargs or {})
+    source = build("data set", SOURCES, name, given, "--config.data")
+    if image_size == 0 or len(source.image_shape) == 1:
+        expected = (channels,) if image_size == 0 else (image_size, image_size, channels)
+        if source.image_shape != expected:
+            raise UserError(
+                f"{name}: the data have the shape {source.image_shape}, not {expected} (set "
+                "--config.data.channels, and --config.data.image_size, to 0 for data that are not images)"
+            )
+        return source
     height, width, found = source.image_shape
     if found != channels:
         raise UserError(f"{name}: the images have {found} channels, not {channels} (set --config.data.channels)")
@@ -100,6 +119,40 @@ def digits(split: str, path: str = "") -> Source:
     chosen = order[:1500] if split == "train" else order[1500:]
     images = bunch.images[chosen].astype(np.uint8)[..., None]
     return Source(Arrays(images, bunch.target[chosen]), image_shape=(8, 8, 1), levels=17, num_classes=10)
+
+
+def toy(split: str, path: str, draw: toys.Draw, num_examples: int) -> Source:
+    """Points drawn once from a fixed seed: num_examples to train on, as many as that and at most 10,000 to test."""
+    if path:
+        raise UserError(f"toys are drawn, not read from a folder, got --config.data.path={path}")
+    if num_examples < 1:
+        raise UserError(f"a toy needs num_examples >= 1, got {num_examples} (set --config.data.kwargs.num_examples)")
+    train = split == "train"
+    rng = np.random.default_rng(0 if train else 1)
+    points, labels = draw(rng, num_examples if train else min(num_examples, 10_000))
+    return Source(
+        Arrays(points.astype(np.float32), labels), points.shape[1:], levels=None, num_classes=labels.max() + 1
+    )
+
+
+def mixture(split: str, path: str, means, stds, weights=(), num_examples: int = 10_000) -> Source:
+    """A Gaussian mixture in any dimension (`toys.draw_mixture`)."""
+    return toy(split, path, toys.draw_mixture(means, stds, weights), num_examples)
+
+
+def two_moons(split: str, path: str, noise: float = 0.05, num_examples: int = 10_000) -> Source:
+    """`toys.draw_two_moons`."""
+    return toy(split, path, toys.draw_two_moons(noise), num_examples)
+
+
+def swiss_roll(split: str, path: str, noise: float = 0.03, num_examples: int = 10_000) -> Source:
+    """`toys.draw_swiss_roll`."""
+    return toy(split, path, toys.draw_swiss_roll(noise), num_examples)
+
+
+def checkerboard(split: str, path: str, num_examples: int = 10_000) -> Source:
+    """`toys.draw_checkerboard`."""
+    return toy(split, path, toys.draw_checkerboard(), num_examples)
 
 
 def idx(split: str, path: str) -> Source:
@@ -172,6 +225,10 @@ def _idx_or_tfds(split: str, path: str, name: str) -> Source:
 
 SOURCES: dict[str, Callable[..., Source]] = {
     "digits": digits,
+    "mixture": mixture,
+    "two_moons": two_moons,
+    "swiss_roll": swiss_roll,
+    "checkerboard": checkerboard,
     "idx": idx,
     "mnist": partial(_idx_or_tfds, name="mnist"),
     "fashion_mnist": partial(_idx_or_tfds, name="fashion_mnist"),

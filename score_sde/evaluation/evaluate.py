@@ -10,14 +10,15 @@ import numpy as np
 from score_sde.data import Source, to_levels, to_unit_range
 from score_sde.evaluation.classifier import fit_svm, top_class
 from score_sde.evaluation.frechet import frechet_distance
+from score_sde.evaluation.wasserstein import sliced_wasserstein
 from score_sde.experiment import Experiment
-from score_sde.training.checkpoints import restore_newest
 from score_sde.training.metrics import progress_bar
+from score_sde.training.trained import trained
 from score_sde.training.workdir import write_atomically
 
 
 def evaluate(experiment: Experiment, workdir: Path) -> str:
-    """Compares samples with real images, in pixels, and writes the figures to evaluation.json.
+    """Compares samples with real data, in pixels or coordinates, and writes the figures to evaluation.json.
 
     Returns:
       The figures as a short text.
@@ -28,19 +29,22 @@ def evaluate(experiment: Experiment, workdir: Path) -> str:
     num_samples = experiment.evaluation["num_samples"]
     sources = {split: experiment.source(split) for split in ("train", "test")}
     real = {split: _images(source, experiment.evaluation["num_real"]) for split, source in sources.items()}
-    state = restore_newest(workdir)
+    params, step = trained(experiment, workdir)
     levels = sources["train"].levels
 
     samples = []
     with progress_bar(num_samples, 0, "image", "samples") as bar:
-        for batch in experiment.sampler(state["ema_params"], num_samples):
-            samples.append(to_unit_range(to_levels(batch, levels), levels))
+        for batch in experiment.sampler(params, num_samples):
+            samples.append(batch if levels is None else to_unit_range(to_levels(batch, levels), levels))
             bar.update(len(batch))
 
-    figures = {"step": int(state["step"]), "num_samples": num_samples, "seed": experiment.config["seed"]}
+    figures = {"step": step, "num_samples": num_samples, "seed": experiment.config["seed"]}
     figures |= {"sampling": experiment.config["sampling"], "devices": f"{jax.device_count()} {jax.default_backend()}"}
     figures |= {"num_train": len(real["train"][0]), "num_test": len(real["test"][0])}
-    figures |= compare(np.concatenate(samples), *real["train"], *real["test"])
+    if levels is None:
+        figures |= compare_points(np.concatenate(samples), real["train"][0], real["test"][0])
+    else:
+        figures |= compare(np.concatenate(samples), *real["train"], *real["test"])
     write_atomically(workdir / "evaluation.json", json.dumps(figures, indent=2) + "\n")
     return json.dumps(figures, indent=2)
 
@@ -71,6 +75,16 @@ def compare(
         "frechet_pixels_test_train": test_distance,
         "frechet_pixels_samples_train": sample_distance,
         "frechet_ratio": sample_distance / test_distance,
+    }
+
+
+def compare_points(samples: np.ndarray, train: np.ndarray, test: np.ndarray) -> dict[str, float]:
+    """The figures of points (n, features): distances of the samples to the training data, and of test data to them."""
+    distances = [sliced_wasserstein(points, train) for points in (samples, test)]
+    return {
+        "sliced_wasserstein_test_train": distances[1],
+        "sliced_wasserstein_samples_train": distances[0],
+        "sliced_wasserstein_ratio": distances[0] / distances[1],
     }
 
 

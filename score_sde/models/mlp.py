@@ -10,7 +10,7 @@ from score_sde.models.layers import positional_embedding
 
 
 class Perceptron(nn.Module):
-    """Hidden layers with swish over x and an embedding of the noise level: (batch, *event) -> (batch, outputs)."""
+    """Residual layers over x, each told the noise level: (batch, *event), (batch,) -> (batch, outputs)."""
 
     features: Sequence[int]
     embedding: int
@@ -18,11 +18,12 @@ class Perceptron(nn.Module):
 
     @nn.compact
     def __call__(self, x, noise_level):
-        levels = positional_embedding(noise_level, self.embedding)
+        levels = nn.swish(nn.Dense(self.features[0], name="level")(positional_embedding(noise_level, self.embedding)))
         hidden = x.reshape(x.shape[0], -1)
-        for i, width in enumerate(self.features):  # each layer is told the level
-            hidden = nn.Dense(width, name=f"hidden_{i}")(jnp.concatenate([hidden, levels], axis=1))
-            hidden = nn.swish(hidden)
+        for i, width in enumerate(self.features):
+            skip = hidden if hidden.shape[1] == width else 0.0
+            hidden = nn.Dense(width, name=f"hidden_{i}")(hidden) + nn.Dense(width, name=f"level_{i}")(levels)
+            hidden = skip + nn.swish(hidden)
         return nn.Dense(self.outputs, name="out")(hidden)
 
 
@@ -35,8 +36,8 @@ class MLP(nn.Module):
       outputs: how many outputs of x's shape, along its last axis: 2 for a learned variance.
     """
 
-    features: Sequence[int] = (128, 128, 128)
-    embedding: int = 64
+    features: Sequence[int] = (128, 128, 128, 128)
+    embedding: int = 32
     outputs: int = 1
 
     @nn.compact
@@ -50,12 +51,12 @@ class MLP(nn.Module):
 class EnergyMLP(nn.Module):
     """A perceptron with one output, an energy E; called as a network it gives the score of exp(-E), -grad_x E.
 
-    Its output is the gradient of something, as every true score is. With the prediction "score", the energy of the data at
-    level t is E; with "epsilon" it is -sigma E. Attributes are those of `MLP`.
+    Its output is the gradient of something, as every true score is. With the prediction "score", -log p_t is E up to a
+    constant; with "epsilon" it is -E / sigma. Attributes are those of `MLP`.
     """
 
-    features: Sequence[int] = (128, 128, 128)
-    embedding: int = 64
+    features: Sequence[int] = (128, 128, 128, 128)
+    embedding: int = 32
 
     def setup(self):
         self.perceptron = Perceptron(self.features, self.embedding, 1)
@@ -73,7 +74,7 @@ class EnergyMLP(nn.Module):
 def _check(name: str, features: Sequence[int], embedding: int, labels) -> None:
     if labels is not None:
         raise UserError(f"{name}: this network is unconditional, it takes no labels")
-    if not len(features):
+    if not features:
         raise UserError(f"{name}: needs a hidden layer, got features={features} (set --config.model.kwargs.features)")
     if embedding < 4 or embedding % 2:
         raise UserError(

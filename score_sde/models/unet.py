@@ -74,7 +74,9 @@ class DDPMpp(nn.Module):
             if level != 0:
                 hidden = block(hidden.shape[-1], f"up_{level}_resample", "up")(hidden)
 
-        return Conv(self.outputs * x.shape[-1], init_scale=0.0, name="conv_out")(nn.swish(GroupNorm(name="norm_out")(hidden)))
+        return Conv(self.outputs * x.shape[-1], init_scale=0.0, name="conv_out")(
+            nn.swish(GroupNorm(name="norm_out")(hidden))
+        )
 
     def _check(self, x, labels):
         if not 0 <= self.dropout < 1:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_sde.errors import UserError
-from score_sde.parameterization import Denoiser
+from score_sde.parameterization import Denoiser, Prediction
 from score_sde.randomness import fold_each, sample_keys
 from score_sde.sde import SDE
 
@@ -91,8 +91,8 @@ def check_times(times, sde: SDE, solver: Solver) -> None:
     """Refuses times that a solver can't step through.
 
     Raises:
-      UserError: times are not descending or out of the SDE's range, or the solver follows drift and diffusion and starts
-        where they are infinite.
+      UserError: times are not descending or out of the SDE's range, or the solver follows drift and diffusion and
+        starts where they are infinite.
     """
     if jnp.ndim(times) != 1 or len(times) < 2:
         raise UserError(f"times must be (num_steps + 1,) with at least one step, got the shape {jnp.shape(times)}")
@@ -108,7 +108,24 @@ def check_times(times, sde: SDE, solver: Solver) -> None:
         diffusion = float(sde.diffusion(jnp.float32(values[0])))
     if solver.follows_sde and not diffusion < 1e3:
         raise UserError(
-            f"this solver steps along the SDE's drift and diffusion, but g({values[0]:g}) = {diffusion:.3g}: alpha reaches 0 "
-            "there (set --config.sampling.solver=ddim, with --config.sampling.kwargs.eta=1 to draw noise, or another "
-            "--config.sde.name)"
+            f"this solver steps along the SDE's drift and diffusion, but g({values[0]:g}) = {diffusion:.3g}: alpha "
+            "reaches 0 there (set --config.sampling.solver=ddim, with --config.sampling.kwargs.eta=1 to draw noise, "
+            "or another --config.sde.name)"
         )
+
+
+def evaluation_times(solver: Solver, sde: SDE, times: np.ndarray) -> np.ndarray:
+    """(num_steps, nfe_per_step), the times at which a solver asks its denoiser, found by running it on zeros."""
+
+    def advance(state, interval):
+        asked = []
+
+        def denoiser(x, t):
+            asked.append(jnp.asarray(t, x.dtype))
+            return Prediction(jnp.zeros_like(x), jnp.zeros_like(x))
+
+        state = solver.step(sde, denoiser, state, *interval, sample_keys(jax.random.key(0), 1))
+        return state, jnp.stack(asked)
+
+    times = jnp.asarray(times, jnp.float32)
+    return np.asarray(jax.lax.scan(advance, solver.init(jnp.zeros((1, 1))), (times[:-1], times[1:]))[1])

@@ -39,3 +39,25 @@ def time_grid(sde: SDE, num_steps: int, spacing: str = "uniform") -> np.ndarray:
     times = place(sde, np.linspace(0.0, 1.0, num_steps + 1))
     times[0], times[-1] = sde.t_max, sde.t_min  # exactly
     return times
+
+
+def to_chain(times: np.ndarray, num_indices: int) -> np.ndarray:
+    """Moves the times of a grid to those of a chain, n / (num_indices - 1), the nearest that leave no two the same.
+
+    Args:
+      times: (num_steps + 1,) descending in [0, 1].
+      num_indices: the chain's number of steps.
+
+    Raises:
+      UserError: the grid has more times than the chain.
+    """
+    last = num_indices - 1
+    if len(times) > num_indices:
+        raise UserError(
+            f"a chain of {num_indices} indices has no grid of {len(times) - 1} steps: at most {last} "
+            "(set --config.sampling.num_steps)"
+        )
+    rank = np.arange(len(times))
+    index = np.rint(times[::-1] * last).astype(int)
+    index = np.maximum.accumulate(index - rank) + rank  # each above the one before ...
+    return (np.minimum(index, last - rank[::-1]) / last)[::-1]  # ... with room for those that follow

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 
 from score_sde.errors import UserError
-from score_sde.evaluation.grids import draw_grid, grid_path
+from score_sde.evaluation.pictures import draw_samples, picture_path
 from score_sde.experiment import Experiment, check_divides
 from score_sde.training import checkpoints
 from score_sde.training.interrupt import interruptible
@@ -31,13 +31,16 @@ def train(experiment: Experiment, workdir: Path, devices: list[jax.Device]) -> s
     check_divides("training", experiment.batch_size, len(devices))
     source = experiment.source("train")
     prepare(workdir, experiment.config)
+    if not experiment.trainable:
+        draw_samples(experiment, experiment.init_params(), 0, workdir)
+        return f"this network is exact, there is nothing to train; pictures are in {workdir / 'samples'}"
     manager = checkpoints.open_checkpoints(workdir / "checkpoints", schedule.keep_checkpoints)
     state = _first_state(experiment, manager)
     step = int(state.step)
     _describe(experiment, source, state, devices)
     if step >= schedule.num_steps:
-        if not grid_path(workdir, step).exists():  # killed after the last save
-            draw_grid(experiment, state.ema_params, step, workdir)
+        if not picture_path(workdir, step).exists():  # killed after the last save
+            draw_samples(experiment, state.ema_params, step, workdir)
         return f"{workdir} has finished its {step} steps; pictures are in {workdir / 'samples'}"
     if step % schedule.steps_per_call:
         raise UserError(
@@ -81,7 +84,7 @@ def train(experiment: Experiment, workdir: Path, devices: list[jax.Device]) -> s
             if save_due:
                 checkpoints.save(manager, unreplicate(state))
             if sample_due and not interrupted():
-                draw_grid(experiment, unreplicate(state).ema_params, step, workdir)
+                draw_samples(experiment, unreplicate(state).ema_params, step, workdir)
             window.resume()
         if interrupted():
             if metrics is not None:  # the signal may come before the first step ends
@@ -110,11 +113,16 @@ def _describe(experiment: Experiment, source, state: TrainState, devices: list[j
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     batch = experiment.batch_size
     print(
-        f"{parameters:,} parameters; {len(source.examples):,} images of {'x'.join(map(str, source.image_shape))}, "
-        f"{source.levels} levels; {len(devices)} {devices[0].platform} device(s), batch {batch}, "
+        f"{parameters:,} parameters; {len(source.examples):,} {_what(source)}; "
+        f"{len(devices)} {devices[0].platform} device(s), batch {batch}, "
         f"{batch // len(devices)} a device; from step {int(state.step)}",
         file=sys.stderr,
     )
+
+
+def _what(source) -> str:
+    shape = "x".join(map(str, source.image_shape))
+    return f"points of {shape} features" if source.levels is None else f"images of {shape}, {source.levels} levels"
 
 
 def _postfix(record: dict[str, float]) -> str:

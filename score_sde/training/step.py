@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from score_sde.data import to_unit_range
-from score_sde.score_matching import Draw, make_draw
+from score_sde.randomness import Draw, make_draw
 from score_sde.training.state import TrainState
 
 AXIS = "devices"
@@ -25,22 +25,22 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     seed_key: jax.Array,
     ema_decay: float,
-    levels: int,
+    levels: int | None,
     axis_name: str | None = AXIS,
 ) -> Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
     """Makes the step of one device.
 
     Args:
-      loss_fn: (params, x0 (n, height, width, channels) in [-1, 1], draw) -> (n,) losses.
+      loss_fn: (params, x0 (n, *event_shape) in [-1, 1], draw) -> (n,) losses.
       optimizer: from the gradient of the mean loss over the global batch to an update.
       seed_key: the key of the whole run's training noise.
       ema_decay: of the moving average of the parameters, warmed up as min(ema_decay, (1 + n) / (10 + n)) at step n.
-      levels: pixels of a batch are integers 0 .. levels - 1.
+      levels: pixels of a batch are integers 0 .. levels - 1; None for real numbers.
       axis_name: the mapped axis that means are taken over; None for a single device outside any map.
 
     Returns:
       (state, batch) -> (state, {"loss", "gradient_norm"}); batch["image"] is this device's part of the global batch,
-      uint8 (n, height, width, channels).
+      (n, *event_shape).
     """
 
     def mean_over_devices(tree):

@@ -57,7 +57,7 @@ def test_both_ends_of_time():
 
 
 def test_labels_are_components():
-    """One component alone is a Gaussian: x0 = mean + alpha std^2 (x - alpha mean) / variance; -1 is the whole mixture."""
+    """One component alone is a Gaussian: x0 = mean + alpha std^2 (x - alpha mean) / variance; -1 is all of it."""
     sde, t = vp(), jnp.full(4, 0.3)
     x = jax.random.normal(jax.random.key(0), (4, 2))
     labels = jnp.array([0, 1, 2, -1])

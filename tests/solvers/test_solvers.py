@@ -9,8 +9,18 @@ import pytest
 
 from score_sde.errors import UserError
 from score_sde.parameterization import Prediction
-from score_sde.sde import vp
-from score_sde.solvers import SOLVERS, SPACINGS, ddim, euler_maruyama, solve, time_grid
+from score_sde.sde import flow, vp, vp_cosine
+from score_sde.solvers import (
+    SOLVERS,
+    SPACINGS,
+    Solver,
+    ddim,
+    euler_maruyama,
+    evaluation_times,
+    solve,
+    time_grid,
+    to_chain,
+)
 
 SDE, M, S = vp(), 0.4, 0.6  # data N(M, S^2)
 
@@ -139,6 +149,44 @@ def test_grids_descend_from_end_to_end(spacing):
     np.testing.assert_allclose(np.diff(even), (even[-1] - even[0]) / 7, rtol=1e-9)
 
 
+def test_a_grid_moved_to_a_chain_is_the_nearest_without_repeats():
+    times = time_grid(SDE, 37)
+    on_chain = to_chain(times, 1000)
+    index = on_chain * 999
+    np.testing.assert_allclose(index, np.rint(index), atol=1e-9)
+    assert np.abs(on_chain - times).max() <= 0.5 / 999 + 1e-12
+    quadratic = to_chain(time_grid(SDE, 500, "quadratic"), 1000)  # finer than the chain near the data
+    assert (np.diff(quadratic * 999) < -0.5).all()
+    np.testing.assert_allclose(to_chain(time_grid(SDE, 999), 1000) * 999, np.arange(999, -1, -1), atol=1e-9)
+
+
+def test_the_times_a_solver_asks_for_are_found():
+    def step(sde, denoiser, state, t, t_next, keys):
+        denoiser(state.x, t)
+        denoiser(state.x, 0.5 * (t + t_next))
+        return state
+
+    midpoint = Solver(ddim().init, step, 2)
+    times = np.array([1.0, 0.5, 0.1])
+    np.testing.assert_allclose(evaluation_times(midpoint, SDE, times), [[1.0, 0.75], [0.5, 0.3]], rtol=1e-6)
+    for make in SOLVERS.values():
+        np.testing.assert_allclose(evaluation_times(make(), SDE, times), times[:-1, None], rtol=1e-6)
+
+
+@pytest.mark.parametrize("sde", [flow(), vp_cosine()], ids=["flow", "vp_cosine"])
+def test_a_solver_that_follows_the_sde_does_not_start_where_it_is_infinite(sde):
+    x, key = jnp.ones((2, 1)), jax.random.key(0)
+
+    def zero(x, t):
+        return Prediction(jnp.zeros_like(x), x)
+
+    with pytest.raises(UserError, match="alpha reaches 0 there"):
+        solve(euler_maruyama(), sde, zero, x, time_grid(sde, 5), key)
+    assert np.isfinite(solve(euler_maruyama(), sde, zero, x, np.array([0.9, 0.5]), key).x).all()
+    for eta in (0.0, 1.0):  # the exact transitions don't need drift and diffusion
+        assert np.isfinite(solve(ddim(eta), sde, zero, x, time_grid(sde, 5), key).x).all()
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
@@ -149,6 +197,7 @@ def test_grids_descend_from_end_to_end(spacing):
         (lambda x: solve(euler_maruyama(), SDE, denoiser, x, np.array([0.5, 0.1])), "stochastic"),
         (lambda x: ddim(eta=2.0), "0 <= eta <= 1"),
         (lambda x: time_grid(SDE, 0), "at least 1 step"),
+        (lambda x: to_chain(time_grid(SDE, 50), 50), "at most 49"),
         (lambda x: time_grid(SDE, 5, "quadratc"), "Did you mean 'quadratic'"),
     ],
 )

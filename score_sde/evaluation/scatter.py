@@ -1,0 +1,55 @@
+"""Samples of low dimension over the data, and the score field they followed."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from score_sde.experiment import Experiment
+from score_sde.parameterization import score_fn
+from score_sde.sde import t_from_log_snr
+
+LEVELS = (4.0, 0.0)  # log-SNRs at which the field is drawn: sigma / alpha = 0.14 and 1
+
+
+def save_scatter(path: Path, experiment: Experiment, params: Any, samples: np.ndarray) -> None:
+    """Writes a PNG: data and samples (n, features), their first two features; of two features also the score field."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, no global state
+    from matplotlib.figure import Figure
+
+    source = experiment.source("train")
+    data = np.stack([source.examples[i]["image"] for i in range(min(len(samples), len(source.examples)))])
+    plane = samples.shape[1] == 2
+    figure = Figure(figsize=(4 * (2 + plane * len(LEVELS)), 4), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, 2 + plane * len(LEVELS))
+    reach = 1.1 * np.abs(data).max()
+    for panel, title, points in ((panels[0], "data", data), (panels[1], "samples", samples)):
+        second = points[:, 1] if points.shape[1] > 1 else np.zeros(len(points))
+        panel.scatter(points[:, 0], second, s=2, linewidths=0, color="black")
+        panel.set_title(f"{len(points)} {title}")
+    for panel, level in zip(panels[2:], LEVELS, strict=True) if plane else ():
+        points, field, scaled = score_field(experiment, params, level, reach)
+        panel.quiver(*points.T, *field.T, np.log(np.linalg.norm(field, axis=1) + 1e-12), cmap="viridis")
+        panel.set_title(f"score where sigma / alpha = {scaled:.2f}")
+    for panel in panels:
+        panel.set_xlim(-reach, reach)
+        panel.set_ylim(-reach, reach)
+        panel.set_aspect("equal")
+    figure.savefig(path, format="png")
+
+
+def score_field(experiment: Experiment, params: Any, level: float, reach: float, side: int = 24):
+    """The score on a square grid of x / alpha within +-reach, at the time of a log-SNR.
+
+    Returns:
+      (points (side^2, 2), scores (side^2, 2), sigma / alpha).
+    """
+    sde = experiment.sde
+    t = t_from_log_snr(sde, jnp.float32(level))
+    axis = np.linspace(-reach, reach, side, dtype=np.float32)
+    points = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
+    score = jax.jit(lambda params, x: score_fn(experiment.denoiser(params), sde)(x, t))
+    return points, np.asarray(score(params, sde.alpha(t) * points)), float(sde.sigma(t) / sde.alpha(t))

@@ -1,0 +1,172 @@
+"""The loss of a training step: objective, weighting and times, checked against each other and joined."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from score_sde import ddpm
+from score_sde.errors import UserError, build, lookup
+from score_sde.parameterization import Denoiser, to_prediction
+from score_sde.randomness import Draw, fold_each, noise
+from score_sde.score_matching import OBJECTIVES
+from score_sde.sde import SDE
+from score_sde.time_samplers import TIME_SAMPLERS, TimeSampler, check_time_sampler
+from score_sde.weightings import WEIGHTINGS, Weighting
+
+LossFn = Callable[[Any, jax.Array, Draw], jax.Array]
+
+# Trained at the steps of a chain alone: L_simple (Ho et al. 2020), and with a learned variance (Nichol and Dhariwal
+# 2021).
+CHAIN_OBJECTIVES = ("ddpm", "ddpm_hybrid")
+
+
+class Subject(NamedTuple):
+    """What a loss is of."""
+
+    sde: SDE
+    chain: ddpm.Schedule | None  # what the SDE passes through, if it is a chain
+    denoiser: Callable[..., Denoiser]  # (params, keys) -> denoiser
+    network: Callable  # (params, keys) -> (x, noise_level) -> all outputs
+    prediction: str
+    preconditioning: str
+    event_shape: tuple[int, ...]
+    sigma_data: float
+    truth: Denoiser | None  # the exact denoiser of the data, where it is known
+
+
+def make_loss(
+    subject: Subject,
+    *,
+    objective: str,
+    objective_kwargs: Mapping[str, Any],
+    weighting: str,
+    weighting_kwargs: Mapping[str, Any],
+    time_sampler: str,
+    time_sampler_kwargs: Mapping[str, Any],
+    t_min: float,
+) -> LossFn:
+    """Makes (params, x0, draw) -> (n,) losses, averaged over dimensions: the scale at which the papers clip gradients.
+
+    Args:
+      subject: what it is a loss of.
+      objective: a key of `OBJECTIVES`, or one of `CHAIN_OBJECTIVES`.
+      weighting: a key of `WEIGHTINGS`.
+      time_sampler: a key of `TIME_SAMPLERS`.
+      objective_kwargs, weighting_kwargs, time_sampler_kwargs: of the functions chosen.
+      t_min: times are drawn from [t_min, sde.t_max].
+
+    Raises:
+      UserError: a name or keyword is unknown, or the parts don't fit each other.
+    """
+    where = "--config.loss"
+    lookup("objective", dict.fromkeys((*OBJECTIVES, *CHAIN_OBJECTIVES)), objective, f"{where}.objective")
+    if weighting == "edm":
+        weighting_kwargs = {"sigma_data": subject.sigma_data} | dict(weighting_kwargs)
+    weigh = build("weighting", WEIGHTINGS, weighting, weighting_kwargs, where, "weighting", "weighting_kwargs")
+    sample_times = build(
+        "time sampler", TIME_SAMPLERS, time_sampler, time_sampler_kwargs, where, "time_sampler", "time_sampler_kwargs"
+    )
+    if objective in CHAIN_OBJECTIVES:
+        _check_chain(subject, objective, weighting, time_sampler)
+        losses = _CHAIN_LOSSES[objective](subject, sample_times, objective_kwargs)
+    else:
+        check_time_sampler(time_sampler, subject.sde, t_min)
+        if objective == "explicit":
+            objective_kwargs = {"truth": _truth(subject)} | dict(objective_kwargs)
+        made = build("objective", OBJECTIVES, objective, objective_kwargs, where, "objective", "objective_kwargs")
+        losses = _continuous_losses(subject, made, weigh, sample_times, t_min)
+    dimension = np.prod(subject.event_shape)
+    return lambda params, x0, draw: losses(params, x0, draw) / dimension
+
+
+def _continuous_losses(
+    subject: Subject, objective: Callable, weighting: Weighting, sample_times: TimeSampler, t_min: float
+) -> LossFn:
+    def losses(params, x0, draw):
+        t, factor = sample_times(draw, subject.sde, t_min)
+        epsilon = noise(draw.noise_keys, x0)
+        keys = fold_each(draw.network_keys, 1)  # apart from dropout's
+        denoiser = subject.denoiser(params, draw.network_keys)
+        return factor * objective(denoiser, subject.sde, x0, t, epsilon, keys, weighting)
+
+    return losses
+
+
+def _ddpm_losses(subject: Subject, sample_times: TimeSampler, kwargs: Mapping[str, Any]) -> LossFn:
+    """`ddpm.simple_loss` at even steps."""
+    _check_keys("ddpm", kwargs, ())
+    chain = subject.chain
+
+    def losses(params, x0, draw):
+        n = ddpm.nearest_index(chain, sample_times(draw, subject.sde, 0.0)[0])
+        denoiser = subject.denoiser(params, draw.network_keys)
+        epsilon = noise(draw.noise_keys, x0)
+        return ddpm.simple_loss(lambda x, n: denoiser(x, ddpm.time_of(chain, n)).epsilon, chain, x0, n, epsilon)
+
+    return losses
+
+
+def _hybrid_losses(subject: Subject, sample_times: TimeSampler, kwargs: Mapping[str, Any]) -> LossFn:
+    """`ddpm.hybrid_loss` at even steps; the network's second output is the variance's place."""
+    _check_keys("ddpm_hybrid", kwargs, ("vlb_weight", "levels"))
+    chain, channels = subject.chain, subject.event_shape[-1]
+
+    def losses(params, x0, draw):
+        n = ddpm.nearest_index(chain, sample_times(draw, subject.sde, 0.0)[0])
+        network = subject.network(params, draw.network_keys)
+
+        def epsilon_and_variance(x, n):
+            t = ddpm.time_of(chain, n)
+            output = network(x, 999 * t)
+            pair = to_prediction(output[..., :channels], x, t, subject.sde, subject.prediction)
+            return pair.epsilon, output[..., channels:]
+
+        return ddpm.hybrid_loss(epsilon_and_variance, chain, x0, n, noise(draw.noise_keys, x0), **kwargs)
+
+    return losses
+
+
+_CHAIN_LOSSES = {"ddpm": _ddpm_losses, "ddpm_hybrid": _hybrid_losses}
+
+
+def _truth(subject: Subject) -> Denoiser:
+    if subject.truth is None:
+        raise UserError(
+            "objective 'explicit' compares with the data's true score, which is known of the data set 'mixture' alone "
+            "(set --config.loss.objective=denoising, or --config.data.name=mixture)"
+        )
+    return subject.truth
+
+
+def _check_keys(objective: str, kwargs: Mapping[str, Any], known: tuple[str, ...]) -> None:
+    for key in kwargs:
+        if key not in known:
+            accepted = f"it takes {', '.join(known)}" if known else "it takes none"
+            raise UserError(
+                f"objective {objective!r} has no argument {key!r}; {accepted} (set --config.loss.objective_kwargs)"
+            )
+
+
+def _check_chain(subject: Subject, objective: str, weighting: str, time_sampler: str) -> None:
+    if subject.chain is None:
+        raise UserError(
+            f"objective {objective!r} trains at the steps of a chain, and this SDE has none (set --config.sde.name to "
+            f"{' or '.join(ddpm.SCHEDULES)})"
+        )
+    if subject.preconditioning != "none":
+        raise UserError(
+            f"objective {objective!r}: a chain's network is told its index n, which preconditioning "
+            f"{subject.preconditioning!r} replaces by a noise level (set --config.model.preconditioning=none)"
+        )
+    if weighting != "simple":
+        raise UserError(
+            f"objective {objective!r} is L_simple, so weighting {weighting!r} would not be read (set "
+            "--config.loss.weighting=simple, or --config.loss.objective=denoising)"
+        )
+    if time_sampler not in ("uniform", "stratified"):
+        raise UserError(
+            f"objective {objective!r} draws the steps of the chain evenly, time sampler {time_sampler!r} doesn't (set "
+            "--config.loss.time_sampler to uniform or stratified)"
+        )

@@ -1,0 +1,174 @@
+"""Everything in the mathematics is reached from a config: SDEs, predictions, weightings, objectives, exact networks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from configs import ddpm_digits, edm_digits, flow_digits, mixture, subvp_digits, toy2d, ve_digits, vp_digits
+from score_sde.errors import UserError
+from score_sde.evaluation.evaluate import compare_points
+from score_sde.experiment import make_experiment
+from score_sde.parameterization import PREDICTIONS
+from score_sde.randomness import make_draw
+from score_sde.sde import SDES
+from score_sde.time_samplers import TIME_SAMPLERS
+from score_sde.weightings import WEIGHTINGS
+
+IMAGES = np.random.default_rng(0).uniform(-1, 1, (3, 8, 8, 8, 1)).astype("float32")
+
+
+def small(**values):
+    """`configs/vp_digits.py` with a perceptron, as --config.<group>.<key>=<value> would change it."""
+    config = vp_digits.get_config()
+    config.model.name, config.model.kwargs = "mlp", {"features": (8,), "embedding": 4}
+    config.sampling.num_steps, config.sampling.batch_size = 4, 8
+    with config.unlocked(), config.ignore_type():
+        for key, value in values.items():
+            group, name = key.split("__")
+            config[group][name] = value
+    return config
+
+
+def train_and_sample(experiments, num_steps=3):
+    """Trains with every loss for a few steps, in one program, and samples once; all parameters, and the samples."""
+    first = experiments[0]
+    optimizer = optax.adam(1e-3)
+
+    def train(params, experiment):
+        def step(carry, numbered):
+            n, images = numbered
+            draw = make_draw(experiment.training_key, n, jnp.arange(8), 8)
+            gradient = jax.grad(lambda params: jnp.mean(experiment.loss_fn(params, images, draw)))(carry[0])
+            updates, state = optimizer.update(gradient, carry[1])
+            return (optax.apply_updates(carry[0], updates), state), None
+
+        batches = jnp.arange(num_steps), IMAGES[:num_steps]
+        return jax.lax.scan(step, (params, optimizer.init(params)), batches)[0][0]
+
+    def run(params):
+        return [train(params, experiment) for experiment in experiments]
+
+    results = jax.jit(run)(first.init_params())
+    return results, next(first.sampler(results[0], 8))
+
+
+def finite(tree):
+    return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("sde", SDES)
+def test_every_sde_prediction_and_weighting_trains_and_samples(sde, prediction):
+    """Three steps with each weighting, then a sample; what makes no sense is refused with the reason."""
+
+    def make(weighting):
+        return make_experiment(
+            small(sde__name=sde, model__prediction=prediction, loss__weighting=weighting), jax.devices()[:1]
+        )
+
+    if sde in ("flow", "vp_cosine") and prediction in ("epsilon", "score"):
+        with pytest.raises(UserError, match="zero terminal SNR"):
+            make("simple")
+        return
+    results, samples = train_and_sample([make(weighting) for weighting in WEIGHTINGS])
+    for weighting, trained in zip(WEIGHTINGS, results, strict=True):
+        assert finite(trained), weighting
+    assert np.isfinite(samples).all()
+    if sde != "vp":
+        return  # where a weighting's bend lies may be out of the range of times: edm's SNR is hardly above min_snr's
+    kernels = [trained["perceptron"]["out"]["kernel"] for trained in results]
+    same = {("simple", "snr"), ("snr", "simple")}  # one weighting by two names; all others train otherwise
+    for i, a in enumerate(WEIGHTINGS):
+        for j, b in enumerate(WEIGHTINGS):
+            if i != j and (a, b) not in same:
+                assert not np.array_equal(kernels[i], kernels[j]), (a, b)
+
+
+@pytest.mark.parametrize("preconditioning", ["vp", "ve", "edm", "log_snr"])
+def test_every_preconditioning_trains_and_samples_under_every_sde(preconditioning):
+    for sde in SDES:
+        config = small(sde__name=sde, model__preconditioning=preconditioning)
+        if sde in ("flow", "vp_cosine"):
+            with pytest.raises(UserError, match="alpha = 0"):
+                make_experiment(config, jax.devices()[:1])
+        else:
+            results, samples = train_and_sample([make_experiment(config, jax.devices()[:1])], 2)
+            assert finite(results)
+            assert np.isfinite(samples).all()
+
+
+def test_every_time_sampler_objective_and_chain_trains():
+    """In one program: time samplers, then objectives with their keyword arguments, then the chain's two losses."""
+    values = [{"loss__time_sampler": name} for name in TIME_SAMPLERS]
+    values += [
+        {"loss__objective": "sliced", "loss__objective_kwargs": {"num_projections": 2, "variance_reduced": False}},
+        {"loss__objective": "implicit", "loss__objective_kwargs": {"num_probes": 2}},
+        {"loss__objective": "implicit", "loss__objective_kwargs": {"exact": True}},
+        {"sde__name": "ddpm_linear", "loss__objective": "ddpm"},
+        {"sde__name": "ddpm_cosine", "loss__objective": "ddpm", "model__prediction": "v"},
+    ]
+    experiments = [make_experiment(small(**value), jax.devices()[:1]) for value in values]
+    results, _ = train_and_sample(experiments, 2)
+    for value, trained in zip(values, results, strict=True):
+        assert finite(trained), value
+    hybrid = small(
+        sde__name="ddpm_linear",
+        loss__objective="ddpm_hybrid",
+        loss__objective_kwargs={"vlb_weight": 0.01, "levels": 17},
+        model__kwargs={"features": (8,), "embedding": 4, "outputs": 2},
+    )
+    results, samples = train_and_sample([make_experiment(hybrid, jax.devices()[:1])], 2)
+    assert finite(results)
+    assert samples.shape == (8, 8, 8, 1)
+
+
+@pytest.mark.parametrize(
+    "config", [edm_digits, flow_digits, subvp_digits, ve_digits, ddpm_digits, toy2d, mixture], ids=lambda c: c.__name__
+)
+def test_the_configs_build(config):
+    experiment = make_experiment(config.get_config(), jax.devices()[:1])
+    draw = make_draw(experiment.training_key, 0, jnp.arange(4), 4)
+    params = jax.eval_shape(experiment.init_params)
+    losses = jax.eval_shape(
+        lambda params: experiment.loss_fn(params, jnp.ones((4, *experiment.event_shape)), draw), params
+    )
+    assert losses.shape == (4,)
+
+
+def test_explicit_score_matching_trains_on_a_mixture():
+    """The one objective that needs the truth: with an exact network it is zero, which the denoising loss is not."""
+    losses = {}
+    for objective in ("explicit", "denoising"):
+        config = mixture.get_config()
+        config.loss.objective = objective
+        experiment = make_experiment(config, jax.devices()[:1])
+        x0 = jnp.asarray(experiment.source("train").examples.images[:64])
+        draw = make_draw(experiment.training_key, 0, jnp.arange(64), 64)
+        losses[objective] = experiment.loss_fn({}, x0, draw)
+    assert losses["explicit"].max() < 1e-6
+    assert losses["denoising"].mean() > 0.05
+
+
+@pytest.mark.parametrize("sde", [*SDES, "ddpm_linear"])
+@pytest.mark.parametrize("prediction", ["v", "x0"])
+def test_an_exact_network_draws_the_mixture(sde, prediction):
+    """From the config to samples: no farther from the data than 1.5 times a second draw of data is."""
+    config = mixture.get_config()
+    config.sde.name, config.model.prediction = sde, prediction
+    config.sampling.spacing = "quadratic"  # finer where t, and for edm sigma, is small
+    if sde == "ve":
+        config.sampling.num_steps = 400
+    experiment = make_experiment(config, jax.devices()[:1])
+    assert not experiment.trainable
+    samples = np.concatenate(list(experiment.sampler(experiment.init_params(), 4000)))
+    train, test = (experiment.source(split).examples.images[:4000] for split in ("train", "test"))
+    assert compare_points(samples, train, test)["sliced_wasserstein_ratio"] < 1.5
+
+
+def test_exact_networks_are_shown_what_they_need():
+    config = mixture.get_config()
+    config.model.preconditioning = "edm"
+    with pytest.raises(UserError, match="'edm' would not be read"):
+        make_experiment(config, jax.devices()[:1])
