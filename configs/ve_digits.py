@@ -1,4 +1,4 @@
-"""VE SDE on the digits of configs/vp_digits.py, with the preconditioning "ve" of Karras et al. 2022, Table 1.
+"""VE SDE on the digits of configs/vp_digits.py, preconditioned as Karras et al. 2022 do.
 
 python launch.py --config=configs/ve_digits.py
 
@@ -12,6 +12,6 @@ def get_config():
     config = common.digits()
     config.sde.name = "ve"
     config.sde.kwargs = {"sigma_min": 0.01, "sigma_max": 10.0}
-    config.model.preconditioning = "ve"
+    config.model.preconditioning = "edm"
     config.sampling.num_steps = 100
     return config

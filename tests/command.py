@@ -25,7 +25,10 @@ TINY = (
 
 
 def start(workdir, *flags: str, cache=None, devices: int = 1) -> subprocess.Popen:
-    """Starts launch.py with the tiny config and further flags; a cache folder saves compiling a program again."""
+    """Starts launch.py with further flags, and with the tiny config unless they name another.
+
+    A cache folder saves compiling a program again.
+    """
     environment = dict(os.environ, JAX_PLATFORMS="cpu")
     environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
     if cache is not None:
@@ -33,7 +36,8 @@ def start(workdir, *flags: str, cache=None, devices: int = 1) -> subprocess.Pope
             "JAX_COMPILATION_CACHE_DIR": str(cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
-    command = [sys.executable, "launch.py", *TINY, f"--workdir={workdir}", *flags]
+    config = () if any(flag.startswith("--config=") for flag in flags) else TINY
+    command = [sys.executable, "launch.py", *config, f"--workdir={workdir}", *flags]
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

@@ -201,6 +201,38 @@ def test_train_sample_and_evaluate_leave_what_the_contract_says(tmp_path):
     assert "holds a run of another config: seed was 0, is 1" in refused
 
 
+def test_an_exact_network_is_accepted_by_every_mode(tmp_path):
+    """Nothing to train: sample and evaluate need no checkpoint, train says so; a picture and numbers each time."""
+    mixture = ("--config=configs/mixture.py", "--config.sampling.num_steps=20", "--config.evaluation.num_samples=500")
+    few = ("--config.sampling.num_samples=200", "--config.sampling.batch_size=200")
+    assert "200 samples of step 0" in finish(start(tmp_path, *mixture, *few, "--mode=sample"))
+    stem = tmp_path / "samples" / "step_00000000"
+    samples = np.load(stem.with_suffix(".npz"))["samples"]
+    assert (samples.shape, samples.dtype) == ((200, 2), np.float32)
+    assert Image.open(stem.with_suffix(".png")).size == (1600, 400)  # data, samples and the score at two noise levels
+    assert "nothing to train" in finish(start(tmp_path, *mixture, *few))
+    np.testing.assert_array_equal(np.load(stem.with_suffix(".npz"))["samples"], samples)
+    finish(start(tmp_path, *mixture, *few, "--mode=evaluate"))
+    figures = json.loads((tmp_path / "evaluation.json").read_text())
+    assert figures["num_samples"] == 500
+    assert 0 < figures["sliced_wasserstein_samples_train"] < 0.3  # 500 of 2 features: a few times 0.6 / sqrt(500)
+
+
+def test_points_are_trained_on_and_the_run_resumes(tmp_path):
+    short = ("--config=configs/toy2d.py", "--config.training.num_steps=20", "--config.training.steps_per_call=10")
+    short += tuple(f"--config.training.{every}_every=10" for every in ("log", "checkpoint", "sample"))
+    short += (
+        "--config.sampling.num_samples=64",
+        "--config.sampling.num_steps=4",
+        "--config.model.kwargs.features=(8,)",
+    )
+    printed = finish(start(tmp_path, *short))
+    assert "10,000 points of 2 features" in printed
+    assert np.load(tmp_path / "samples" / "step_00000020.npz")["samples"].shape == (64, 2)
+    longer = (*short, "--config.training.num_steps=30")
+    assert "from step 20" in finish(start(tmp_path, *longer))
+
+
 def test_the_cifar10_config_trains_on_a_tiny_set_of_its_format(tmp_path):
     """`configs/vp_cifar10.py` as it is, flips and dropout included, but for the network's width and depth."""
     write_cifar10(tmp_path)
