@@ -14,7 +14,7 @@ demo: $(INSTALLED)
 	@echo "Look at runs/vp_digits/samples/; for figures: $(VENV)/bin/python launch.py --config=configs/vp_digits.py --mode=evaluate"
 
 test: $(INSTALLED)
-	$(VENV)/bin/python -m pytest -q -n auto --maxprocesses=4
+	$(VENV)/bin/python -m pytest -q -n auto --maxprocesses=4 --dist worksteal
 
 slow: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -q -m slow
