@@ -17,7 +17,7 @@ from score_sde.errors import UserError, build, lookup
 from score_sde.loss import CHAIN_OBJECTIVES, Subject, make_loss
 from score_sde.optimizer import make_optimizer
 from score_sde.parameterization import Denoiser, check_parameterization, make_denoiser, through
-from score_sde.randomness import Draw
+from score_sde.randomness import Draw, make_draw
 from score_sde.sampling import Sampler, make_sampler
 from score_sde.sde import SDE, SDES, log_snr
 from score_sde.solvers import SOLVERS, check_times, evaluation_times, time_grid, to_chain
@@ -90,6 +90,8 @@ def make_experiment(config: ConfigDict, devices: list[jax.Device]) -> Experiment
         config.data.sigma_data,
         _truth(config, sde),
     )
+    loss_fn = make_loss(subject, **_plain(config.loss))
+    _check_loss(config, loss_fn, variables.get("params", {}), event_shape)
     return Experiment(
         config=_plain(config),
         event_shape=event_shape,
@@ -97,7 +99,7 @@ def make_experiment(config: ConfigDict, devices: list[jax.Device]) -> Experiment
         denoiser=denoiser,
         trainable=bool(jax.tree.leaves(variables)),
         init_params=jax.jit(lambda: model.init(init_key, example, level).get("params", {})),
-        loss_fn=make_loss(subject, **_plain(config.loss)),
+        loss_fn=loss_fn,
         optimizer=make_optimizer(**config.optimizer),
         ema_decay=config.training.ema_decay,
         training_key=training_key,
@@ -181,6 +183,21 @@ def _check_outputs(config: ConfigDict, shape: tuple[int, ...], event_shape: tupl
             f"objective {config.loss.objective!r} takes {outputs} output(s) of the data's shape {event_shape}, but the "
             f"model's has the shape {shape} (set --config.model.kwargs.outputs={outputs})"
         )
+
+
+def _check_loss(config: ConfigDict, loss_fn: Callable, params: Any, event_shape: tuple[int, ...]) -> None:
+    """Refuses a loss that can't be computed, as with a word where a number belongs, by tracing it."""
+    x0 = jax.ShapeDtypeStruct((2, *event_shape), jnp.float32)
+    draw = make_draw(jax.random.key(0), 0, jnp.arange(2), 2)
+    try:
+        jax.eval_shape(lambda params, x0: loss_fn(params, x0, draw), params, x0)
+    except UserError:
+        raise
+    except (TypeError, ValueError) as error:
+        given = {key: value for key, value in _plain(config.loss).items() if key.endswith("kwargs") and value}
+        raise UserError(
+            f"the loss can't be computed with {given}: {str(error).split(chr(10))[0]} (set --config.loss)"
+        ) from error
 
 
 def _make_denoiser(config: ConfigDict, sde: SDE, network: Callable, channels: int) -> Callable[..., Denoiser]:

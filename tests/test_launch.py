@@ -35,6 +35,10 @@ REFUSED = [
     (("--config.sde.kwargs.beta_max=3",), ("the prior is N(0, sigma(t_max)^2)", "log-SNR")),
     (("--config.sde.name=ve", "--config.sde.kwargs.sigma_max=2"), ("the data are still seen",)),
     (("--config.loss.weighting=min_snr", "--config.loss.weighting_kwargs.gama=2"), ("Did you mean 'gamma'?",)),
+    (
+        ("--config.loss.time_sampler=log_normal", "--config.loss.time_sampler_kwargs.mean=big"),
+        ("the loss can't be computed with {'time_sampler_kwargs': {'mean': 'big'}}",),
+    ),
     (("--config.loss.weighting_kwargs.gamma=2",), ("weighting 'simple' has no argument 'gamma'; it takes none",)),
     (("--config.loss.weighing_kwargs.gamma=2",), ("Did you mean 'loss.weighting_kwargs'?",)),
     (("--config.loss.weighting=min_snr", "--config.loss.weighting_kwargs.gamma=-2"), ("need gamma > 0",)),
