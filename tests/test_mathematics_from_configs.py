@@ -37,20 +37,20 @@ def train_and_sample(experiments, num_steps=3):
     optimizer = optax.adam(1e-3)
 
     def train(params, experiment):
-        def step(carry, numbered):
-            n, images = numbered
-            draw = make_draw(experiment.training_key, n, jnp.arange(8), 8)
-            gradient = jax.grad(lambda params: jnp.mean(experiment.loss_fn(params, images, draw)))(carry[0])
-            updates, state = optimizer.update(gradient, carry[1])
-            return (optax.apply_updates(carry[0], updates), state), None
+        state = optimizer.init(params)
+        for step in range(num_steps):
+            draw = make_draw(experiment.training_key, step, jnp.arange(8), 8)
 
-        batches = jnp.arange(num_steps), IMAGES[:num_steps]
-        return jax.lax.scan(step, (params, optimizer.init(params)), batches)[0][0]
+            def loss(params, draw=draw, step=step):
+                return jnp.mean(experiment.loss_fn(params, IMAGES[step], draw))
 
-    def run(params):
-        return [train(params, experiment) for experiment in experiments]
+            updates, state = optimizer.update(jax.grad(loss)(params), state)
+            params = optax.apply_updates(params, updates)
+        return params
 
-    results = jax.jit(run)(first.init_params())
+    params = first.init_params()
+    # Not compiled as a whole: what the experiments have in common, most of it, is then compiled once for all tests.
+    results = [train(params, experiment) for experiment in experiments]
     return results, next(first.sampler(results[0], 8))
 
 
