@@ -273,3 +273,11 @@ def through(denoiser: Denoiser, sde: SDE, prediction: str) -> Denoiser:
 def score_fn(denoiser: Denoiser, sde: SDE) -> Callable:
     """The score grad log p_t(x) = -epsilon(x, t) / sigma(t) of a denoiser: (x, t) -> score, of the shape of x."""
     return lambda x, t: score_from_epsilon(denoiser(x, t).epsilon, sde.sigma(t))
+
+
+def velocity_fn(denoiser: Denoiser, sde: SDE) -> Callable:
+    """dx/dt = alpha'(t) x0 + sigma'(t) eps of the probability flow: (x, t) -> velocity, of the shape of x.
+
+    Finite where alpha = 0, unlike drift and diffusion.
+    """
+    return lambda x, t: from_prediction(denoiser(x, t), t, sde, "velocity")

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from score_sde.errors import UserError
+
 
 def sample_keys(key: jax.Array, batch: int) -> jax.Array:
     """(batch,) keys, one a sample: those given, or the one given folded by the sample's position in the batch."""
@@ -18,9 +20,27 @@ def fold_each(keys: jax.Array, n: jax.Array) -> jax.Array:
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, n)
 
 
-def noise(keys: jax.Array, x: jax.Array) -> jax.Array:
-    """Standard normal noise of the shape of x: (batch, *event), each sample's drawn with its own key."""
-    return jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(keys)
+def noise(source: jax.Array, x: jax.Array) -> jax.Array:
+    """Standard normal noise of the shape of x: (batch, *event).
+
+    source is (batch,) keys, one a sample, or the noise itself, given by who wants to choose it.
+    """
+    if not jnp.issubdtype(source.dtype, jax.dtypes.prng_key):
+        return source
+    return jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(source)
+
+
+def parts(source: jax.Array, number: int) -> list[jax.Array]:
+    """Several sources of noise from one, for a step that draws more than once.
+
+    Raises:
+      UserError: the source is noise itself, which serves one draw.
+    """
+    if number == 1:
+        return [source]
+    if not jnp.issubdtype(source.dtype, jax.dtypes.prng_key):
+        raise UserError(f"this solver draws {number} times a step: give solve(...) a key, not noise")
+    return [fold_each(source, i) for i in range(number)]
 
 
 class Draw(NamedTuple):

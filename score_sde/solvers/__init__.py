@@ -1,22 +1,75 @@
 """Reverse-time solvers, one family a file. A new one is a function that makes a `Solver`, and an entry of `SOLVERS`."""
 
-from score_sde.solvers.base import Solution, Solver, check_times, evaluation_times, solve
+from score_sde.solvers.adaptive import METHODS, solve_adaptive
+from score_sde.solvers.adaptive_sde import solve_adaptive_sde
+from score_sde.solvers.ancestral import ancestral, exponential_sde, reverse_diffusion
+from score_sde.solvers.base import Solution, Solver, check_finite, check_times, evaluation_times, solve
 from score_sde.solvers.ddim import ddim
+from score_sde.solvers.deis import deis
+from score_sde.solvers.dpm_solver import dpm_solver_pp, dpm_solver_pp_sde
+from score_sde.solvers.edm import edm_stochastic
 from score_sde.solvers.euler_maruyama import euler_maruyama
 from score_sde.solvers.grids import SPACINGS, time_grid, to_chain
+from score_sde.solvers.langevin import annealed_langevin, langevin
+from score_sde.solvers.predictor_corrector import predictor_corrector
+from score_sde.solvers.runge_kutta import euler, heun, rk4
+from score_sde.solvers.stochastic_runge_kutta import stochastic_runge_kutta
+from score_sde.solvers.unipc import unipc
 
-SOLVERS = {"ddim": ddim, "euler_maruyama": euler_maruyama}
+SOLVERS = {
+    # the probability flow
+    "euler": euler,
+    "heun": heun,
+    "rk4": rk4,
+    "ddim": ddim,
+    "dpm_solver_pp": dpm_solver_pp,
+    "unipc": unipc,
+    "deis": deis,
+    # the reverse SDE
+    "euler_maruyama": euler_maruyama,
+    "reverse_diffusion": reverse_diffusion,
+    "ancestral": ancestral,
+    "exponential_sde": exponential_sde,
+    "stochastic_runge_kutta": stochastic_runge_kutta,
+    "dpm_solver_pp_sde": dpm_solver_pp_sde,
+    "edm_stochastic": edm_stochastic,
+    # Langevin dynamics
+    "langevin": langevin,
+    "annealed_langevin": annealed_langevin,
+    "predictor_corrector": predictor_corrector,
+}
+ADAPTIVE = {"adaptive": solve_adaptive, "adaptive_sde": solve_adaptive_sde}  # choose their own times
 
 __all__ = [
+    "ADAPTIVE",
+    "METHODS",
     "SOLVERS",
     "SPACINGS",
     "Solution",
     "Solver",
+    "ancestral",
+    "annealed_langevin",
+    "check_finite",
     "check_times",
     "ddim",
+    "deis",
+    "dpm_solver_pp",
+    "dpm_solver_pp_sde",
+    "edm_stochastic",
+    "euler",
     "euler_maruyama",
     "evaluation_times",
+    "exponential_sde",
+    "heun",
+    "langevin",
+    "predictor_corrector",
+    "reverse_diffusion",
+    "rk4",
     "solve",
+    "solve_adaptive",
+    "solve_adaptive_sde",
+    "stochastic_runge_kutta",
     "time_grid",
     "to_chain",
+    "unipc",
 ]

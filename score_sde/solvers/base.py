@@ -17,18 +17,19 @@ class Solver(NamedTuple):
     """A reverse-time method, as pure functions; it sees two neighbouring times and never their number."""
 
     init: Callable[[jax.Array], Any]  # x -> state; a state is a pytree with an attribute x
-    step: Callable[..., Any]  # step(sde, denoiser, state, t, t_next, keys) -> state at t_next; keys: one a sample
+    step: Callable[..., Any]  # step(sde, denoiser, state, t, t_next, source) -> state at t_next; source: see `noise`
     nfe_per_step: int  # evaluations of the denoiser in a step
     stochastic: bool = False  # whether a step draws noise, and so needs keys
-    follows_sde: bool = False  # whether a step follows the SDE's drift and diffusion, which must be finite then
+    needs_signal: bool = False  # whether a step divides by alpha, or follows drift and diffusion, infinite at alpha = 0
 
 
 class Solution(NamedTuple):
     """What `solve` returns."""
 
     x: jax.Array  # (batch, *event), at the last time
-    nfe: int  # evaluations of the denoiser for each sample
+    nfe: int | jax.Array | None  # evaluations of the denoiser for each sample; (batch,) of an adaptive solver
     trajectory: jax.Array | None  # (num_steps + 1, batch, *event) from the first time to the last, if it was asked for
+    broken_at: jax.Array | None = None  # () the time of the first step that gave NaN or infinity; NaN: none did
 
 
 class Memoryless(NamedTuple):
@@ -46,8 +47,12 @@ def solve(
     key: jax.Array | None = None,
     trajectory: bool = False,
     denoise: bool = False,
+    noise: jax.Array | None = None,
 ) -> Solution:
     """Runs a solver from x at times[0] down to times[-1], as one `lax.scan`.
+
+    Where the grid ends at sigma = 0 the last step is x = E[x0 | x], 1 NFE, whatever the solver: there x is x0 (Karras
+    et al. 2022, Algorithm 1, and DDIM's last step).
 
     Args:
       solver: what `SOLVERS` makes.
@@ -59,40 +64,81 @@ def solve(
         sample draws with its key folded by n, so that a sample never depends on its batch. None for a deterministic
         solver.
       trajectory: also return x at every time.
-      denoise: replace the last x by its denoised E[x0 | x], one more evaluation.
+      denoise: replace the last x by its denoised E[x0 | x] (Tweedie's formula), one more evaluation; of a grid that
+        ends at sigma = 0 the last step is that already.
+      noise: (num_steps, batch, *event) standard normal noise to use in place of a key's, as for refining one Brownian
+        path; for solvers that draw once a step.
 
     Returns:
       A Solution.
 
     Raises:
-      UserError: times are not descending or out of the SDE's range, or a stochastic solver has no key.
+      UserError: times are not descending or out of the SDE's range, a stochastic solver has no key, or the denoiser
+        gave NaN. Under `jax.jit` the last can't be known: `check_finite` looks at what comes out.
     """
     check_times(times, sde, solver)
+    to_data = _ends_at_data(times, sde)
     times = jnp.asarray(times, x.dtype)
-    num_steps = times.shape[0] - 1
-    if solver.stochastic and key is None:
+    if solver.stochastic and key is None and noise is None:
         raise UserError("this solver is stochastic: solve(...) needs key, a jax.random.key or one a sample")
+    if noise is not None and noise.shape != (len(times) - 1, *x.shape):
+        raise UserError(f"noise must be (num_steps, *x.shape) = {(len(times) - 1, *x.shape)}, got {noise.shape}")
     keys = None if key is None else sample_keys(key, x.shape[0])
+    stepped = times[:-1] if to_data else times
 
-    def advance(state, interval):
+    def advance(carry, interval):
+        state, broken_at = carry
         n, t, t_next = interval
-        step_keys = None if keys is None else fold_each(keys, n)
-        state = solver.step(sde, denoiser, state, t, t_next, step_keys)
-        return state, state.x if trajectory else None
+        source = noise[n] if noise is not None else None if keys is None else fold_each(keys, n)
+        state = solver.step(sde, denoiser, state, t, t_next, source)
+        first = jnp.isnan(broken_at) & ~jnp.all(jnp.isfinite(state.x))
+        return (state, jnp.where(first, t, broken_at)), state.x if trajectory else None
 
-    state, path = jax.lax.scan(advance, solver.init(x), (jnp.arange(num_steps), times[:-1], times[1:]))
-    last = denoiser(state.x, times[-1]).x0 if denoise else state.x
+    intervals = jnp.arange(len(stepped) - 1), stepped[:-1], stepped[1:]
+    carry = solver.init(x), jnp.full((), jnp.nan, x.dtype)
+    path = x[None][:0]
+    if len(stepped) > 1:
+        carry, path = jax.lax.scan(advance, carry, intervals)
+    (state, broken_at), last_t = carry, stepped[-1]
+    last = denoiser(state.x, last_t).x0 if to_data or denoise else state.x
+    broken_at = jnp.where(jnp.isnan(broken_at) & ~jnp.all(jnp.isfinite(last)), last_t, broken_at)
     if trajectory:
-        path = jnp.concatenate([x[None], path[:-1], last[None]])
-    return Solution(last, num_steps * solver.nfe_per_step + int(denoise), path)
+        path = jnp.concatenate([x[None], path if to_data else path[:-1], last[None]])
+    nfe = (len(stepped) - 1) * solver.nfe_per_step + int(to_data or denoise)
+    solution = Solution(last, nfe, path if trajectory else None, broken_at)
+    if not isinstance(broken_at, jax.core.Tracer):
+        check_finite(solution)
+    return solution
+
+
+def check_finite(solution: Solution) -> None:
+    """Refuses a solution with NaN or infinity.
+
+    Raises:
+      UserError: with the time of the step at which it first appeared.
+    """
+    broken_at = float(np.nanmax(np.asarray(solution.broken_at), initial=-np.inf))  # of several devices the first
+    if broken_at >= 0:
+        raise UserError(
+            f"the denoiser gave NaN or infinity: x was last finite at t = {broken_at:.6g} (a training that diverged, "
+            "or a guidance or step too large there; another --config.sampling.solver or more num_steps may help)"
+        )
+
+
+def _ends_at_data(times, sde: SDE) -> bool:
+    """Whether a grid, known now, ends where sigma = 0."""
+    if isinstance(times, jax.core.Tracer):
+        return False
+    with jax.ensure_compile_time_eval():
+        return float(sde.sigma(jnp.asarray(np.asarray(times)[-1]))) == 0.0
 
 
 def check_times(times, sde: SDE, solver: Solver) -> None:
     """Refuses times that a solver can't step through.
 
     Raises:
-      UserError: times are not descending or out of the SDE's range, or the solver follows drift and diffusion and
-        starts where they are infinite.
+      UserError: times are not descending or out of the SDE's range, or the solver needs signal and starts where there
+        is none.
     """
     if jnp.ndim(times) != 1 or len(times) < 2:
         raise UserError(f"times must be (num_steps + 1,) with at least one step, got the shape {jnp.shape(times)}")
@@ -104,18 +150,20 @@ def check_times(times, sde: SDE, solver: Solver) -> None:
     slack = 1e-6 * sde.t_max  # the ends of a float32 grid are rounded
     if values[0] > sde.t_max + slack or values[-1] < 0:
         raise UserError(f"times must lie within [0, {sde.t_max}], got {values[0]} down to {values[-1]}")
+    if not solver.needs_signal:
+        return
     with jax.ensure_compile_time_eval():
         diffusion = float(sde.diffusion(jnp.float32(values[0])))
-    if solver.follows_sde and not diffusion < 1e3:
+    if not diffusion < 1e3:
         raise UserError(
-            f"this solver steps along the SDE's drift and diffusion, but g({values[0]:g}) = {diffusion:.3g}: alpha "
-            "reaches 0 there (set --config.sampling.solver=ddim, with --config.sampling.kwargs.eta=1 to draw noise, "
-            "or another --config.sde.name)"
+            f"this solver steps along the SDE's drift and diffusion or divides by alpha, but g({values[0]:g}) = "
+            f"{diffusion:.3g}: alpha reaches 0 there (set --config.sampling.solver=ddim, with "
+            "--config.sampling.kwargs.eta=1 to draw noise, or dpm_solver_pp or unipc, or another --config.sde.name)"
         )
 
 
 def evaluation_times(solver: Solver, sde: SDE, times: np.ndarray) -> np.ndarray:
-    """(num_steps, nfe_per_step), the times at which a solver asks its denoiser, found by running it on zeros."""
+    """The times (evaluations,) at which a solver asks its denoiser, found by running it on zeros."""
 
     def advance(state, interval):
         asked = []
@@ -127,5 +175,9 @@ def evaluation_times(solver: Solver, sde: SDE, times: np.ndarray) -> np.ndarray:
         state = solver.step(sde, denoiser, state, *interval, sample_keys(jax.random.key(0), 1))
         return state, jnp.stack(asked)
 
-    times = jnp.asarray(times, jnp.float32)
-    return np.asarray(jax.lax.scan(advance, solver.init(jnp.zeros((1, 1))), (times[:-1], times[1:]))[1])
+    stepped = jnp.asarray(times[:-1] if _ends_at_data(times, sde) else times, jnp.float32)
+    last = np.asarray(stepped[-1:])[: len(times) - len(stepped)]  # of a grid that ends at sigma = 0
+    if len(stepped) == 1:
+        return last
+    asked = jax.lax.scan(advance, solver.init(jnp.zeros((1, 1))), (stepped[:-1], stepped[1:]))[1]
+    return np.concatenate([np.asarray(asked).ravel(), last])

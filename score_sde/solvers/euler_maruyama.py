@@ -13,11 +13,11 @@ def euler_maruyama() -> Solver:
     Weak order 1: the law of the result is wrong by O(dt), so it is not for few steps.
     """
 
-    def step(sde, denoiser, state, t, t_next, keys):
+    def step(sde, denoiser, state, t, t_next, source):
         x = state.x
         drift, diffusion = reverse_sde_epsilon(sde, lambda x, t: denoiser(x, t).epsilon)
         dt = t_next - t
-        brownian = jnp.sqrt(-dt) * noise(keys, x)
+        brownian = jnp.sqrt(-dt) * noise(source, x)
         return Memoryless(x + drift(x, t) * dt + lift(diffusion(t), x) * brownian)
 
-    return Solver(init=Memoryless, step=step, nfe_per_step=1, stochastic=True, follows_sde=True)
+    return Solver(init=Memoryless, step=step, nfe_per_step=1, stochastic=True, needs_signal=True)

@@ -9,18 +9,27 @@ import pytest
 
 from score_sde.errors import UserError
 from score_sde.parameterization import Prediction
-from score_sde.sde import flow, vp, vp_cosine
+from score_sde.sde import edm, flow, log_snr, ve, vp, vp_cosine
 from score_sde.solvers import (
     SOLVERS,
     SPACINGS,
     Solver,
+    ancestral,
+    check_finite,
     ddim,
+    deis,
+    dpm_solver_pp,
+    edm_stochastic,
     euler_maruyama,
     evaluation_times,
+    heun,
+    predictor_corrector,
     solve,
     time_grid,
     to_chain,
+    unipc,
 )
+from tests.solvers import gaussian
 
 SDE, M, S = vp(), 0.4, 0.6  # data N(M, S^2)
 
@@ -33,17 +42,6 @@ def denoiser(x, t):
 
 def deviation(t):
     return np.sqrt(SDE.alpha(t) ** 2 * S**2 + SDE.sigma(t) ** 2)
-
-
-def test_ddim_is_of_order_one(x64):
-    """Against the exact flow alpha m + (s_t / s_T) (x_T - alpha_T m); the error halves as the steps double."""
-    x = jnp.linspace(-2.0, 2.0, 5, dtype="float64")[:, None]
-    t0, t1 = SDE.t_min, SDE.t_max
-    exact = SDE.alpha(t0) * M + deviation(t0) / deviation(t1) * (x - SDE.alpha(t1) * M)
-    steps = np.array([64, 128, 256, 512, 1024])
-    errors = [np.abs(solve(ddim(), SDE, denoiser, x, time_grid(SDE, n)).x - exact).max() for n in steps]
-    order = -np.polyfit(np.log(steps), np.log(errors), 1)[0]
-    assert abs(order - 1) < 0.2
 
 
 def moments(num_steps):
@@ -110,10 +108,15 @@ def test_a_sample_does_not_depend_on_its_batch(name):
     keys = jax.random.split(jax.random.key(1), 6)
     times = time_grid(SDE, 5)
     whole = solve(SOLVERS[name](), SDE, denoiser, x, times, keys).x
-    parts = [solve(SOLVERS[name](), SDE, denoiser, x[i : i + 2], times, keys[i : i + 2]).x for i in (0, 2, 4)]
-    np.testing.assert_array_equal(np.concatenate(parts), whole)
-    one_key = solve(SOLVERS[name](), SDE, denoiser, x, times, jax.random.key(2)).x
-    np.testing.assert_array_equal(solve(SOLVERS[name](), SDE, denoiser, x[:3], times, jax.random.key(2)).x, one_key[:3])
+    part = solve(SOLVERS[name](), SDE, denoiser, x[2:5], times, keys[2:5]).x
+    np.testing.assert_array_equal(part, whole[2:5])
+
+
+def test_one_key_is_folded_by_the_place_in_the_batch():
+    x, times, key = jnp.ones((6, 3)), time_grid(SDE, 5), jax.random.key(2)
+    whole = solve(ancestral(), SDE, denoiser, x, times, key).x
+    np.testing.assert_array_equal(solve(ancestral(), SDE, denoiser, x[:3], times, key).x, whole[:3])
+    assert len(np.unique(np.asarray(whole))) == 18
 
 
 @pytest.mark.parametrize("name", SOLVERS)
@@ -123,7 +126,7 @@ def test_what_solve_returns(name):
     plain = solve(solver, SDE, denoiser, x, times, jax.random.key(0))
     full = solve(solver, SDE, denoiser, x, times, jax.random.key(0), trajectory=True, denoise=True)
     assert plain.trajectory is None
-    assert (plain.nfe, full.nfe) == (4, 5)
+    assert (plain.nfe, full.nfe) == (4 * solver.nfe_per_step, 4 * solver.nfe_per_step + 1)
     assert full.trajectory.shape == (5, 2, 3)
     np.testing.assert_array_equal(full.trajectory[0], x)
     np.testing.assert_array_equal(full.trajectory[-1], full.x)
@@ -145,8 +148,74 @@ def test_grids_descend_from_end_to_end(spacing):
     assert times.shape == (8,)
     assert (times[0], times[-1]) == (SDE.t_max, SDE.t_min)
     assert (np.diff(times) < 0).all()
-    even = {"uniform": times, "quadratic": np.sqrt(times)}[spacing]
+    level = log_snr_of(SDE, times)
+    even = {
+        "uniform": times,
+        "quadratic": np.sqrt(times),
+        "karras": np.exp(-level / 2) ** (1 / 7),
+        "log_snr": level,
+    }[spacing]
     np.testing.assert_allclose(np.diff(even), (even[-1] - even[0]) / 7, rtol=1e-9)
+    to_zero = time_grid(SDE, 8, spacing, end="zero")
+    np.testing.assert_array_equal(to_zero, [*times, 0.0])
+    np.testing.assert_array_equal(time_grid(SDE, 1, spacing, end="zero"), [1.0, 0.0])
+
+
+def log_snr_of(sde, t):
+    with jax.enable_x64(True):
+        return np.asarray(log_snr(sde, jnp.asarray(t)))
+
+
+def test_karras_grid_is_the_papers():
+    """Karras et al. 2022, eq. 5, and another rho."""
+    i, n = np.arange(18), 18
+    for rho in (7.0, 3.0):
+        expected = (80 ** (1 / rho) + i / (n - 1) * (0.002 ** (1 / rho) - 80 ** (1 / rho))) ** rho
+        times = time_grid(edm(), 18, "karras", end="zero", rho=rho)
+        np.testing.assert_allclose(times, [*expected, 0.0], rtol=1e-12)
+
+
+@pytest.mark.parametrize("sde", [flow(), vp_cosine()], ids=["flow", "vp_cosine"])
+@pytest.mark.parametrize("spacing", ["karras", "log_snr"])
+def test_grids_in_noise_level_start_from_80_where_it_is_infinite(sde, spacing):
+    times = time_grid(sde, 10, spacing)
+    assert times[0] == 1.0
+    level = np.exp(-log_snr_of(sde, times[1:]) / 2)
+    even = level ** (1 / 7) if spacing == "karras" else np.log(level)
+    first = 80 ** (1 / 7) if spacing == "karras" else np.log(80)
+    np.testing.assert_allclose(even[0], first + (even[-1] - first) / 10, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_the_last_step_to_sigma_zero_is_the_denoised(name):
+    """And costs one evaluation: EDM's 2 N - 1 for Heun's method."""
+    x, solver, key = jnp.linspace(-1.0, 1.0, 6).reshape(2, 3), SOLVERS[name](), jax.random.key(0)
+    whole = time_grid(SDE, 4, "karras", end="zero")
+    result = solve(solver, SDE, denoiser, x, whole, key, trajectory=True)
+    before = solve(solver, SDE, denoiser, x, whole[:-1], key, denoise=True)
+    np.testing.assert_array_equal(result.x, before.x)
+    assert result.nfe == before.nfe == 3 * solver.nfe_per_step + 1
+    assert result.trajectory.shape == (5, 2, 3)
+    np.testing.assert_array_equal(result.trajectory[-1], result.x)
+
+
+def test_one_step_to_sigma_zero_is_one_evaluation():
+    x = jnp.linspace(-1.0, 1.0, 6).reshape(2, 3)
+    at_once = solve(heun(), SDE, denoiser, x, np.array([1.0, 0.0]), denoise=True)
+    np.testing.assert_allclose(at_once.x, denoiser(x, 1.0).x0, rtol=1e-6)
+    assert at_once.nfe == 1
+
+
+def test_ve_ends_at_zero_with_a_step_like_any_other():
+    """Its data keep the noise sigma_min, so there is no sigma = 0 to step into."""
+    sde = ve()
+    times = time_grid(sde, 4, end="zero")
+    data = gaussian.denoiser(sde)
+    x = jnp.ones((2, 1))
+    np.testing.assert_allclose(
+        solve(ddim(), sde, data, x, times).x, solve(ddim(), sde, data, x, times[:-1]).x, atol=0.01
+    )
+    assert solve(heun(), sde, data, x, times).nfe == 8
 
 
 def test_a_grid_moved_to_a_chain_is_the_nearest_without_repeats():
@@ -168,9 +237,11 @@ def test_the_times_a_solver_asks_for_are_found():
 
     midpoint = Solver(ddim().init, step, 2)
     times = np.array([1.0, 0.5, 0.1])
-    np.testing.assert_allclose(evaluation_times(midpoint, SDE, times), [[1.0, 0.75], [0.5, 0.3]], rtol=1e-6)
-    for make in SOLVERS.values():
-        np.testing.assert_allclose(evaluation_times(make(), SDE, times), times[:-1, None], rtol=1e-6)
+    np.testing.assert_allclose(evaluation_times(midpoint, SDE, times), [1.0, 0.75, 0.5, 0.3], rtol=1e-6)
+    np.testing.assert_allclose(evaluation_times(midpoint, SDE, [1.0, 0.5, 0.0]), [1.0, 0.75, 0.5], rtol=1e-6)
+    np.testing.assert_allclose(evaluation_times(heun(), SDE, times), [1.0, 0.5, 0.5, 0.1], rtol=1e-6)
+    for make in (ddim, unipc, deis, ancestral, euler_maruyama):
+        np.testing.assert_allclose(evaluation_times(make(), SDE, times), times[:-1], rtol=1e-6)
 
 
 @pytest.mark.parametrize("sde", [flow(), vp_cosine()], ids=["flow", "vp_cosine"])
@@ -199,8 +270,50 @@ def test_a_solver_that_follows_the_sde_does_not_start_where_it_is_infinite(sde):
         (lambda x: time_grid(SDE, 0), "at least 1 step"),
         (lambda x: to_chain(time_grid(SDE, 50), 50), "at most 49"),
         (lambda x: time_grid(SDE, 5, "quadratc"), "Did you mean 'quadratic'"),
+        (lambda x: time_grid(SDE, 5, end="zer"), "Did you mean 'zero'"),
+        (lambda x: time_grid(SDE, 5, "karras", rh=3), "Did you mean 'rho'"),
+        (lambda x: time_grid(SDE, 5, "karras", rho=-1), "rho > 0"),
+        (lambda x: time_grid(SDE, 5, t_min=2.0), r"0 < t_min < 1.0"),
+        (lambda x: unipc(4), "1, 2 or 3"),
+        (lambda x: dpm_solver_pp(0), "must be one of"),
+        (lambda x: deis(4), "1, 2 or 3"),
+        (lambda x: edm_stochastic(s_churn=-1.0), "s_churn >= 0"),
+        (lambda x: solve(ancestral(), SDE, denoiser, x, np.array([0.5, 0.1]), noise=jnp.ones((2, 2, 1))), "num_steps"),
+        (
+            lambda x: solve(predictor_corrector(), SDE, denoiser, x, np.array([0.5, 0.1]), noise=jnp.ones((1, 2, 1))),
+            "draws 2 times a step",
+        ),
+        (lambda x: predictor_corrector("ancestrl"), "Did you mean 'ancestral'"),
+        (lambda x: predictor_corrector(corrector_kwargs={"snrr": 1}), "Did you mean 'snr'"),
     ],
 )
 def test_wrong_arguments_are_refused(call, words):
     with pytest.raises(UserError, match=words):
         call(jnp.ones((2, 1)))
+
+
+def test_nan_is_reported_with_the_time_at_which_it_appeared():
+    def breaks_below(x, t):
+        x0, epsilon = denoiser(x, t)
+        return Prediction(jnp.where(t < 0.5, jnp.nan, x0), jnp.where(t < 0.5, jnp.nan, epsilon))
+
+    x, times = jnp.ones((2, 1)), np.array([1.0, 0.6, 0.45, 0.2, 0.1])
+    with pytest.raises(UserError, match=r"last finite at t = 0.45"):
+        solve(ddim(), SDE, breaks_below, x, times)
+    with pytest.raises(UserError, match=r"last finite at t = 0.45"):
+        solve(ddim(), SDE, breaks_below, x, np.array([1.0, 0.6, 0.45, 0.0]))
+    compiled = jax.jit(lambda x: solve(ddim(), SDE, breaks_below, x, times)._replace(nfe=0))(x)
+    with pytest.raises(UserError, match=r"last finite at t = 0.45"):
+        check_finite(compiled)
+    check_finite(solve(ddim(), SDE, breaks_below, x, times[:3]))
+
+
+def test_given_noise_takes_the_place_of_a_keys():
+    x, key, times = jnp.ones((3, 2)), jax.random.key(0), time_grid(SDE, 4)
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(3))
+    noise = jnp.stack(
+        [jax.vmap(lambda key, n=n: jax.random.normal(jax.random.fold_in(key, n), (2,)))(keys) for n in range(4)]
+    )
+    for solver in (ancestral(), euler_maruyama(), edm_stochastic(s_churn=1.0)):
+        by_key = solve(solver, SDE, denoiser, x, times, key).x
+        np.testing.assert_allclose(solve(solver, SDE, denoiser, x, times, noise=noise).x, by_key, rtol=1e-6)

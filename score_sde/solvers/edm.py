@@ -1,0 +1,63 @@
+"""EDM's stochastic sampler: noise is added before each step of Heun's method."""
+
+import math
+
+import jax.numpy as jnp
+
+from score_sde.errors import UserError
+from score_sde.randomness import noise
+from score_sde.sde import t_from_log_snr
+from score_sde.solvers.base import Memoryless, Solver
+from score_sde.solvers.exponential import half_log_snr
+from score_sde.solvers.grids import noisiest
+from score_sde.solvers.runge_kutta import heun_step
+
+RHO = 7.0  # of the grid on which the churn is spread evenly
+
+
+def edm_stochastic(s_churn: float = 0.0, s_min: float = 0.0, s_max: float = math.inf, s_noise: float = 1.0) -> Solver:
+    """EDM's sampler (Karras et al. 2022, Algorithm 2) on any SDE, in its s = sigma / alpha; 2 NFE a step.
+
+    Each step first raises the noise level from s to s_hat = s + gamma s, then takes Heun's step down from there. With
+    s_churn = 0 it is `heun`. The paper's last step, Euler to 0, is that of every grid that ends at 0: `time_grid(...,
+    end="zero")`.
+
+    The paper's gamma is min(s_churn / N, sqrt(2) - 1). A step here doesn't know N: in its place stands the share of
+    EDM's grid (uniform in s^(1/7), from t_max to t_min) that the step covers, which is 1 / N on that grid of N steps.
+
+    Args:
+      s_churn: how much noise is added over all steps; 0 or more.
+      s_min, s_max: noise is added where s_min <= s <= s_max.
+      s_noise: the standard deviation of the noise that is added, 1 or a little more.
+
+    Raises:
+      UserError: s_churn or s_noise is negative.
+    """
+    if s_churn < 0 or s_noise < 0:
+        raise UserError(
+            f"edm_stochastic: need s_churn >= 0 and s_noise >= 0, got {s_churn} and {s_noise} (set "
+            "--config.sampling.kwargs)"
+        )
+
+    def level(sde, t):  # sigma / alpha
+        return jnp.exp(-half_log_snr(sde, t))
+
+    def place(sde, t):  # on EDM's grid
+        return jnp.minimum(level(sde, jnp.asarray(t)), noisiest(sde)) ** (1 / RHO)
+
+    def step(sde, denoiser, state, t, t_next, source):
+        if s_churn == 0:
+            return Memoryless(heun_step(sde, denoiser, state.x, t, t_next))
+        share = (place(sde, t) - place(sde, t_next)) / (place(sde, sde.t_max) - place(sde, sde.t_min))
+        s, alpha = level(sde, t), sde.alpha(t)
+        # Where alpha = 0 there is nothing but noise already.
+        inside = (s >= s_min) & (s <= s_max) & (alpha > 0)
+        gamma = jnp.where(inside, jnp.minimum(s_churn * share, math.sqrt(2) - 1), 0.0)
+        s_hat = s * (1 + gamma)
+        t_hat = jnp.where(gamma > 0, t_from_log_snr(sde, -2 * jnp.log(s_hat)), t)
+        scale = jnp.where(gamma > 0, sde.alpha(t_hat) / alpha, 1.0)
+        added = s_noise * jnp.where(gamma > 0, sde.alpha(t_hat) * jnp.sqrt(s_hat**2 - s**2), 0.0)
+        x_hat = scale * state.x + added * noise(source, state.x)
+        return Memoryless(heun_step(sde, denoiser, x_hat, t_hat, t_next))
+
+    return Solver(init=Memoryless, step=step, nfe_per_step=2, stochastic=s_churn > 0)

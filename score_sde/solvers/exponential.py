@@ -1,0 +1,109 @@
+"""What the exponential integrators share: the probability flow in log-SNR, integrated against a polynomial.
+
+With lambda = log(alpha / sigma) the flow is d(x / sigma) / d lambda = e^lambda x0 (Lu et al. 2022, "DPM-Solver++", eq.
+8), so from t to t' over h = lambda' - lambda
+
+    x' = (sigma' / sigma) x + alpha' * integral of h e^(h (u - 1)) x0(u) over u in [0, 1],   lambda(u) = lambda + u h
+
+with x0 replaced by a polynomial in u through known predictions: the integral becomes a weighted sum of them.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from score_sde.sde import SDE, log_snr
+
+FLOOR = -20.0  # of lambda: below it x0 no longer depends on it (e^-20 = 2e-9), and at alpha = 0 it is -inf
+
+
+def half_log_snr(sde: SDE, t: jax.Array) -> jax.Array:
+    """lambda(t) = log(alpha / sigma), of the shape of t; -20 where it is lower, so that alpha = 0 needs no care."""
+    return jnp.maximum(0.5 * log_snr(sde, t), FLOOR)
+
+
+def moments(h: jax.Array, count: int) -> list[jax.Array]:
+    """The integrals of h e^(h (u - 1)) u^k over [0, 1] for k = 0 .. count - 1.
+
+    By parts psi_0 = 1 - e^-h, psi_k = 1 - (k / h) psi_(k-1), which loses its digits where h is small; there by the
+    series h k! sum_j (-h)^j / (k + j + 1)!.
+    """
+    coefficients = [[math.factorial(k) / math.factorial(k + j + 1) for j in range(18)] for k in range(count)]
+    powers = jnp.minimum(h, 1.0) * jnp.power(-jnp.minimum(h, 1.0), jnp.arange(18))
+    series = jnp.asarray(coefficients, h.dtype) @ powers
+    values, psi = [], -jnp.expm1(-h)
+    for k in range(count):
+        psi = psi if k == 0 else 1 - k / h * psi
+        values.append(jnp.where(h < 1.0, series[k], psi))
+    return values
+
+
+def lagrange_weights(nodes: Sequence, integrals: Sequence) -> list[jax.Array]:
+    """The integral of the polynomial through values at nodes, as weights of the values.
+
+    Args:
+      nodes: n different points.
+      integrals: those of u^0 .. u^(n-1).
+    """
+    weights = []
+    for node in nodes:
+        coefficients = [1.0]  # of the polynomial that is 1 at this node and 0 at the others, ascending
+        for other in nodes:
+            if other is not node:
+                shifted = zip([0.0, *coefficients], [*coefficients, 0.0], strict=True)
+                coefficients = [(low - other * high) / (node - other) for low, high in shifted]
+        weights.append(sum(c * value for c, value in zip(coefficients, integrals, strict=True)))
+    return weights
+
+
+def combine(weights: Sequence, values: Sequence[jax.Array]) -> jax.Array:
+    """The weighted sum of arrays of one shape."""
+    return sum(weight * value for weight, value in zip(weights, values, strict=True))
+
+
+def data_step(sde: SDE, x, t, t_next, integral) -> jax.Array:
+    """x' = (sigma' / sigma) x + alpha' integral, from t to t_next."""
+    return sde.sigma(t_next) / sde.sigma(t) * x + sde.alpha(t_next) * integral
+
+
+class History(NamedTuple):
+    """The state of a multistep method; what hasn't happened yet is zeros, at distinct places."""
+
+    x: jax.Array  # (batch, *event)
+    x_before: jax.Array  # at the time before
+    values: tuple[jax.Array, ...]  # the predictions before, the latest first
+    places: tuple[jax.Array, ...]  # where in lambda or t they were made
+    t_before: jax.Array
+    steps: jax.Array  # taken so far
+
+
+def start(count: int):
+    """init of a method that remembers `count` predictions."""
+
+    def init(x):
+        zeros = jnp.zeros_like(x)
+        places = tuple(jnp.asarray(-k - 1.0, x.dtype) for k in range(count))
+        return History(x, zeros, (zeros,) * count, places, jnp.ones((), x.dtype), jnp.zeros((), jnp.int32))
+
+    return init
+
+
+def remember(state: History, x_next, x, value, place, t) -> History:
+    """The state after a step from x at t, where `value` was predicted, to x_next."""
+    count = len(state.values)
+    return History(
+        x=x_next,
+        x_before=x,
+        values=(value, *state.values)[:count],
+        places=(place, *state.places)[:count],
+        t_before=t,
+        steps=state.steps + 1,
+    )
+
+
+def past_nodes(state: History, place, width) -> list[jax.Array]:
+    """Where the predictions before were made, in units of a step that starts at `place`; distinct dummies for none."""
+    return [jnp.where(state.steps > k, (before - place) / width, -1.0 - k) for k, before in enumerate(state.places)]

@@ -1,0 +1,74 @@
+"""Any predictor with any corrector."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from score_sde.errors import build
+from score_sde.randomness import parts
+from score_sde.solvers.ancestral import ancestral, exponential_sde, reverse_diffusion
+from score_sde.solvers.base import Solver
+from score_sde.solvers.ddim import ddim
+from score_sde.solvers.euler_maruyama import euler_maruyama
+from score_sde.solvers.langevin import annealed_langevin, langevin
+from score_sde.solvers.runge_kutta import euler, heun
+from score_sde.solvers.stochastic_runge_kutta import stochastic_runge_kutta
+
+PREDICTORS = {
+    "ancestral": ancestral,
+    "ddim": ddim,
+    "euler": euler,
+    "euler_maruyama": euler_maruyama,
+    "exponential_sde": exponential_sde,
+    "heun": heun,
+    "reverse_diffusion": reverse_diffusion,
+    "stochastic_runge_kutta": stochastic_runge_kutta,
+}
+CORRECTORS = {"langevin": langevin, "annealed_langevin": annealed_langevin}
+
+
+def predictor_corrector(
+    predictor: Solver | str = "reverse_diffusion",
+    corrector: Solver | str = "langevin",
+    predictor_kwargs: Mapping[str, Any] | None = None,
+    corrector_kwargs: Mapping[str, Any] | None = None,
+) -> Solver:
+    """One step of the predictor from t to t_next, then the corrector at t_next (Song et al. 2021, Algorithm 1).
+
+    Args:
+      predictor: a solver, or a key of `PREDICTORS`.
+      corrector: a solver that stays at t_next, or a key of `CORRECTORS`.
+      predictor_kwargs, corrector_kwargs: of the function that a name stands for.
+
+    Raises:
+      UserError: an unknown name or keyword.
+    """
+    where = "--config.sampling.kwargs"
+    predict, correct = (
+        part
+        if isinstance(part, Solver)
+        else build(role, table, part, dict(kwargs or {}), where, role, f"{role}_kwargs")
+        for role, table, part, kwargs in (
+            ("predictor", PREDICTORS, predictor, predictor_kwargs),
+            ("corrector", CORRECTORS, corrector, corrector_kwargs),
+        )
+    )
+
+    def step(sde, denoiser, state, t, t_next, source):
+        first, second = _share(source, predict.stochastic, correct.stochastic)
+        state = predict.step(sde, denoiser, state, t, t_next, first)
+        corrected = correct.step(sde, denoiser, correct.init(state.x), t, t_next, second)
+        return state._replace(x=corrected.x)
+
+    return Solver(
+        init=predict.init,
+        step=step,
+        nfe_per_step=predict.nfe_per_step + correct.nfe_per_step,
+        stochastic=predict.stochastic or correct.stochastic,
+        needs_signal=predict.needs_signal or correct.needs_signal,
+    )
+
+
+def _share(source, *wanted: bool) -> list:
+    """A source of noise for each that wants one."""
+    shares = iter(parts(source, sum(wanted)) if any(wanted) else ())
+    return [next(shares) if wants else None for wants in wanted]
