@@ -89,7 +89,8 @@ def test_a_corrector_mends_a_predictor_that_is_too_coarse():
     ):
         result = solve(solver, sde, gaussian.denoiser(sde), x, times, jax.random.key(1)).x
         errors.append(abs(float(result.std()) / gaussian.marginal(sde, sde.t_min)[1] - 1))
-    assert errors[1] < 0.5 * errors[0]
+    sampling = 1 / np.sqrt(2 * 2000 * 16)  # of a standard deviation
+    assert errors[1] < errors[0] - 4 * sampling
 
 
 def test_predictor_corrector_composes_any_two():

@@ -1,0 +1,65 @@
+"""Keeping the predicted x0 in the data's range: denoiser -> denoiser.
+
+The x0 is moved and eps follows from it, eps = (x - alpha x0) / sigma, so that the pair still makes x_t.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from score_sde.errors import UserError
+from score_sde.parameterization import Denoiser, Prediction
+from score_sde.sde import SDE, lift
+
+
+def clip_x0(denoiser: Denoiser, sde: SDE, low: float = -1.0, high: float = 1.0) -> Denoiser:
+    """Clips x0 to [low, high] (Ho et al. 2020's code).
+
+    Raises:
+      UserError: low is not below high.
+    """
+    if not low < high:
+        raise UserError(f"clip: need low < high, got {low} and {high} (set --config.sampling.threshold_kwargs)")
+    return _moved(denoiser, sde, lambda x0: jnp.clip(x0, low, high))
+
+
+def dynamic_threshold(denoiser: Denoiser, sde: SDE, percentile: float = 99.5, largest: float = jnp.inf) -> Denoiser:
+    """Clips each example's x0 to [-s, s] and divides it by s, its percentile of |x0| but at least 1 (Saharia et al. 2022).
+
+    "Photorealistic Text-to-Image Diffusion Models with Deep Language Understanding" (Imagen), Section 2.3.
+
+    Args:
+      denoiser: what is kept in [-1, 1].
+      sde: its process.
+      percentile: of the example's |x0|, in (0, 100].
+      largest: s is at most this; at least 1.
+
+    Raises:
+      UserError: percentile or largest is out of range.
+    """
+    if not (0 < percentile <= 100 and largest >= 1):
+        raise UserError(
+            f"dynamic: need 0 < percentile <= 100 and largest >= 1, got {percentile} and {largest} (set "
+            "--config.sampling.threshold_kwargs)"
+        )
+
+    def move(x0):
+        s = jnp.percentile(jnp.abs(x0), percentile, axis=tuple(range(1, x0.ndim)))
+        s = lift(jnp.clip(s, 1.0, largest), x0)
+        return jnp.clip(x0, -s, s) / s
+
+    return _moved(denoiser, sde, move)
+
+
+def _moved(denoiser: Denoiser, sde: SDE, move: Callable[[jax.Array], jax.Array]) -> Denoiser:
+    def moved(x, t):
+        x0, epsilon = denoiser(x, t)
+        kept = move(x0)
+        # As a difference, so that what isn't moved stays exact where sigma is small.
+        return Prediction(kept, epsilon + lift(sde.alpha(t) / sde.sigma(t), x) * (x0 - kept))
+
+    return moved
+
+
+THRESHOLDS = {"clip": clip_x0, "dynamic": dynamic_threshold}
