@@ -30,12 +30,14 @@ def train(experiment: Experiment, workdir: Path) -> str:
 
 
 def sample(experiment: Experiment, workdir: Path) -> str:
-    from score_sde.evaluation.pictures import draw_samples
+    from score_sde.evaluation.pictures import draw_denoising, draw_samples
     from score_sde.training.trained import trained
 
     params, step = trained(experiment, workdir)
     path = draw_samples(experiment, params, step, workdir)
-    return f"{experiment.num_samples} samples of step {step} are in {path}"
+    strip = draw_denoising(experiment, params, step, workdir)
+    came_about = f"; how they came about, in {strip}" if strip else ""
+    return f"{experiment.num_samples} samples of step {step} are in {path}{came_about}"
 
 
 def evaluate(experiment: Experiment, workdir: Path) -> str:

@@ -57,6 +57,10 @@ def default() -> ConfigDict:
                 "kwargs": {},
                 "num_steps": 1000,
                 "spacing": "uniform",
+                "spacing_kwargs": {},
+                "end": "t_min",  # or "zero": the last step goes from t_min to 0, as Karras et al. 2022 do
+                "threshold": "none",  # of the predicted x0: clip, dynamic
+                "threshold_kwargs": {},
                 "off_grid": False,  # let a network that was trained at a chain's steps be asked between them
                 "denoise": True,  # replace the last x by its denoised E[x0 | x]
                 "num_samples": 64,

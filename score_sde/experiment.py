@@ -18,9 +18,10 @@ from score_sde.loss import CHAIN_OBJECTIVES, Subject, make_loss
 from score_sde.optimizer import make_optimizer
 from score_sde.parameterization import Denoiser, check_parameterization, make_denoiser, through
 from score_sde.randomness import Draw, make_draw
-from score_sde.sampling import Sampler, make_sampler
+from score_sde.sampling import Sampler, check_run, make_sampler, run_adaptive, run_on_grid
 from score_sde.sde import SDE, SDES, log_snr
-from score_sde.solvers import SOLVERS, check_times, evaluation_times, time_grid, to_chain
+from score_sde.solvers import ADAPTIVE, SOLVERS, Solver, evaluation_times, time_grid, to_chain
+from score_sde.thresholding import THRESHOLDS
 
 
 class Schedule(NamedTuple):
@@ -246,27 +247,55 @@ def _truth(config: ConfigDict, sde: SDE) -> Denoiser | None:
 
 
 def _make_sampler(config, sde, chain, denoiser, event_shape, sampling_key, devices) -> Sampler:
-    solver = build("solver", SOLVERS, config.sampling.solver, config.sampling.kwargs, "--config.sampling", "solver")
-    times = time_grid(sde, config.sampling.num_steps, config.sampling.spacing)
-    if config.loss.objective in CHAIN_OBJECTIVES and not config.sampling.off_grid:
-        times = to_chain(times, len(chain.betas))
-        index = evaluation_times(solver, sde, times) * (len(chain.betas) - 1)
-        if np.abs(index - np.rint(index)).max() > 1e-2:
-            raise UserError(
-                f"solver {config.sampling.solver!r} asks the network between the {len(chain.betas)} steps that it was "
-                "trained at (set --config.sampling.off_grid=True if it may, or another --config.sampling.solver)"
-            )
-    check_times(times, sde, solver)
+    """The sampler of config.sampling; its solver, grid and threshold are checked here."""
+    sampling, where = config.sampling, "--config.sampling"
+    kwargs = _plain(sampling.threshold_kwargs)
+    threshold = build("threshold", THRESHOLDS, sampling.threshold, kwargs, where, "threshold", "threshold_kwargs")
+    solver = build("solver", SOLVERS | ADAPTIVE, sampling.solver, _plain(sampling.kwargs), where, "solver")
+    if isinstance(solver, Solver):
+        times = _make_times(config, sde, chain, solver)
+        run = partial(run_on_grid, solver, sde, times, denoise=sampling.denoise)
+        run_trajectory = partial(run, trajectory=True)
+    else:
+        _check_chain_is_free(config)
+        run, run_trajectory = partial(run_adaptive, solver, sde, denoise=sampling.denoise), None
+    check_run(run, event_shape)
     return make_sampler(
         sde,
-        denoiser,
-        solver,
-        times,
+        lambda params: threshold(denoiser(params), sde),
+        run,
         event_shape,
         sampling_key,
-        config.sampling.batch_size,
-        config.sampling.denoise,
+        sampling.batch_size,
         devices,
+        run_trajectory,
+    )
+
+
+def _make_times(config: ConfigDict, sde: SDE, chain: ddpm.Schedule | None, solver: Solver) -> np.ndarray:
+    """The grid; for a network that knows a chain's steps alone, among those."""
+    sampling = config.sampling
+    times = time_grid(
+        sde, sampling.num_steps, sampling.spacing, sampling.end, spacing_kwargs=_plain(sampling.spacing_kwargs)
+    )
+    if config.loss.objective not in CHAIN_OBJECTIVES or sampling.off_grid:
+        return times
+    times = to_chain(times, len(chain.betas))
+    index = evaluation_times(solver, sde, times) * (len(chain.betas) - 1)
+    if np.abs(index - np.rint(index)).max() > 1e-2:
+        _refuse_off_grid(config, len(chain.betas))
+    return times
+
+
+def _check_chain_is_free(config: ConfigDict) -> None:
+    if config.loss.objective in CHAIN_OBJECTIVES and not config.sampling.off_grid:
+        _refuse_off_grid(config, "the chain's")
+
+
+def _refuse_off_grid(config: ConfigDict, steps) -> None:
+    raise UserError(
+        f"solver {config.sampling.solver!r} asks the network between the {steps} steps that it was trained at (set "
+        "--config.sampling.off_grid=True if it may, or another --config.sampling.solver)"
     )
 
 

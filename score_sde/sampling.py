@@ -2,63 +2,113 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from score_sde.parameterization import Denoiser
+from score_sde.parameterization import Denoiser, Prediction
+from score_sde.randomness import sample_keys
 from score_sde.sde import SDE, prior_sample
-from score_sde.solvers import Solver, solve
+from score_sde.solvers import Solution, Solver, check_finite, solve
 
-Sampler = Callable[[Any, int], Iterator[np.ndarray]]
+Run = Callable[[Denoiser, jax.Array, jax.Array], Solution]
+
+
+class Drawn(NamedTuple):
+    """A batch of samples."""
+
+    x: np.ndarray  # (n, *event_shape) float32
+    nfe: np.ndarray | None  # (n,) evaluations of the network; None where they can't be known
+
+
+class Sampler(NamedTuple):
+    """Draws samples of given parameters; each function is compiled once, when it is first called."""
+
+    draw: Callable[[Any, int], Iterator[Drawn]]  # (params, num_samples) -> batches, num_samples in all, in order
+    trajectory: Callable[[Any, int], np.ndarray] | None  # (params, n) -> (num_steps + 1, n, *event_shape)
+
+
+def run_on_grid(
+    solver: Solver, sde: SDE, times, denoiser, x, keys, denoise: bool, trajectory: bool = False
+) -> Solution:
+    """A solver on a grid, as a `Run`; arguments as for `solve`."""
+    return solve(solver, sde, denoiser, x, times, keys, trajectory=trajectory, denoise=denoise)
+
+
+def run_adaptive(adaptive: Callable[..., Solution], sde: SDE, denoiser, x, keys, denoise: bool) -> Solution:
+    """What `ADAPTIVE` makes, as a `Run`; with denoise the last x is replaced by E[x0 | x], 1 NFE."""
+    solution = adaptive(sde, denoiser, x, keys)
+    if not denoise:
+        return solution
+    nfe = None if solution.nfe is None else solution.nfe + 1
+    return solution._replace(x=denoiser(solution.x, sde.t_min).x0, nfe=nfe)
+
+
+def check_run(run: Run, event_shape: tuple[int, ...]) -> None:
+    """Refuses what a solver can't do with its process, by tracing it with a denoiser of no network."""
+    x = jax.ShapeDtypeStruct((1, *event_shape), jnp.float32)
+    jax.eval_shape(lambda x: run(lambda x, t: Prediction(x, x), x, sample_keys(jax.random.key(0), 1)), x)
 
 
 def make_sampler(
     sde: SDE,
     make_denoiser: Callable[[Any], Denoiser],
-    solver: Solver,
-    times: np.ndarray,
+    run: Run,
     event_shape: tuple[int, ...],
     seed_key: jax.Array,
     batch_size: int,
-    denoise: bool,
     devices: Sequence[jax.Device],
+    run_trajectory: Run | None = None,
 ) -> Sampler:
     """Makes a sampler, compiled once for all devices.
 
     Args:
       sde: the forward process.
       make_denoiser: params -> denoiser.
-      solver: what `SOLVERS` makes.
-      times: (num_steps + 1,) descending.
+      run: (denoiser, x, keys) -> Solution, from the prior to data.
       event_shape: the shape of one sample.
       seed_key: sample i draws its prior and its noise with fold_in(seed_key, i).
       batch_size: how many are drawn at a time on all devices together, at least; rounded up to a multiple of their
         number.
-      denoise: replace the last x by its denoised.
       devices: the devices to run on.
+      run_trajectory: `run` with the trajectory in its solution, if it can give one.
 
     Returns:
-      (params, num_samples) -> an iterator over float32 (n, *event_shape) arrays, num_samples rows in all, in order.
+      A Sampler. What it draws raises UserError where the network gave NaN or a solver didn't arrive.
     """
-
     batch_size = math.ceil(batch_size / len(devices)) * len(devices)
 
-    def draw(params, indices):
+    def start(indices):
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(seed_key, indices)
         prior_keys, solver_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-        x = jax.vmap(lambda key: prior_sample(sde, key, event_shape))(prior_keys)
-        return solve(solver, sde, make_denoiser(params), x, times, solver_keys, denoise=denoise).x
+        return jax.vmap(lambda key: prior_sample(sde, key, event_shape))(prior_keys), solver_keys
 
-    compiled = jax.pmap(draw, in_axes=(None, 0), devices=devices)
+    def draw_on_one(params, indices):
+        solution = run(make_denoiser(params), *start(indices))
+        nfe = None if solution.nfe is None else jnp.broadcast_to(solution.nfe, indices.shape)
+        return solution._replace(nfe=nfe)
 
-    def sample(params, num_samples):
+    compiled = jax.pmap(draw_on_one, in_axes=(None, 0), devices=devices)
+
+    def draw(params, num_samples):
         for first in range(0, num_samples, batch_size):
             # The last batch is drawn whole and cut, so that nothing is compiled for its size.
             indices = jnp.arange(first, first + batch_size).reshape(len(devices), -1)
-            batch = np.asarray(compiled(params, indices)).reshape(batch_size, *event_shape)
-            yield batch[: num_samples - first]
+            solution = compiled(params, indices)
+            check_finite(solution)
+            x, nfe = (
+                None if part is None else np.asarray(part).reshape(batch_size, *part.shape[2:])[: num_samples - first]
+                for part in (solution.x, solution.nfe)
+            )
+            yield Drawn(x, nfe)
 
-    return sample
+    if run_trajectory is None:
+        return Sampler(draw, None)
+
+    @jax.jit
+    def path(params, indices):
+        return run_trajectory(make_denoiser(params), *start(indices)).trajectory
+
+    return Sampler(draw, lambda params, n: np.asarray(path(params, jnp.arange(n))))

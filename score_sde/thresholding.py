@@ -3,6 +3,7 @@
 The x0 is moved and eps follows from it, eps = (x - alpha x0) / sigma, so that the pair still makes x_t.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -12,8 +13,15 @@ from score_sde.errors import UserError
 from score_sde.parameterization import Denoiser, Prediction
 from score_sde.sde import SDE, lift
 
+Threshold = Callable[[Denoiser, SDE], Denoiser]
 
-def clip_x0(denoiser: Denoiser, sde: SDE, low: float = -1.0, high: float = 1.0) -> Denoiser:
+
+def none() -> Threshold:
+    """x0 as it is."""
+    return lambda denoiser, sde: denoiser
+
+
+def clip_x0(low: float = -1.0, high: float = 1.0) -> Threshold:
     """Clips x0 to [low, high] (Ho et al. 2020's code).
 
     Raises:
@@ -21,17 +29,15 @@ def clip_x0(denoiser: Denoiser, sde: SDE, low: float = -1.0, high: float = 1.0) 
     """
     if not low < high:
         raise UserError(f"clip: need low < high, got {low} and {high} (set --config.sampling.threshold_kwargs)")
-    return _moved(denoiser, sde, lambda x0: jnp.clip(x0, low, high))
+    return _moving(lambda x0: jnp.clip(x0, low, high))
 
 
-def dynamic_threshold(denoiser: Denoiser, sde: SDE, percentile: float = 99.5, largest: float = jnp.inf) -> Denoiser:
-    """Clips each example's x0 to [-s, s] and divides it by s, its percentile of |x0| but at least 1 (Saharia et al. 2022).
+def dynamic_threshold(percentile: float = 99.5, largest: float = math.inf) -> Threshold:
+    """Clips each example's x0 to [-s, s] and divides it by s, its percentile of |x0| but at least 1.
 
-    "Photorealistic Text-to-Image Diffusion Models with Deep Language Understanding" (Imagen), Section 2.3.
+    Saharia et al. 2022, "Photorealistic Text-to-Image Diffusion Models ..." (Imagen), Section 2.3.
 
     Args:
-      denoiser: what is kept in [-1, 1].
-      sde: its process.
       percentile: of the example's |x0|, in (0, 100].
       largest: s is at most this; at least 1.
 
@@ -49,17 +55,20 @@ def dynamic_threshold(denoiser: Denoiser, sde: SDE, percentile: float = 99.5, la
         s = lift(jnp.clip(s, 1.0, largest), x0)
         return jnp.clip(x0, -s, s) / s
 
-    return _moved(denoiser, sde, move)
+    return _moving(move)
 
 
-def _moved(denoiser: Denoiser, sde: SDE, move: Callable[[jax.Array], jax.Array]) -> Denoiser:
-    def moved(x, t):
-        x0, epsilon = denoiser(x, t)
-        kept = move(x0)
-        # As a difference, so that what isn't moved stays exact where sigma is small.
-        return Prediction(kept, epsilon + lift(sde.alpha(t) / sde.sigma(t), x) * (x0 - kept))
+def _moving(move: Callable[[jax.Array], jax.Array]) -> Threshold:
+    def threshold(denoiser, sde):
+        def moved(x, t):
+            x0, epsilon = denoiser(x, t)
+            kept = move(x0)
+            # As a difference, so that what isn't moved stays exact where sigma is small.
+            return Prediction(kept, epsilon + lift(sde.alpha(t) / sde.sigma(t), x) * (x0 - kept))
 
-    return moved
+        return moved
+
+    return threshold
 
 
-THRESHOLDS = {"clip": clip_x0, "dynamic": dynamic_threshold}
+THRESHOLDS = {"none": none, "clip": clip_x0, "dynamic": dynamic_threshold}

@@ -51,7 +51,7 @@ def train_and_sample(experiments, num_steps=3):
     params = first.init_params()
     # Not compiled as a whole: what the experiments have in common, most of it, is then compiled once for all tests.
     results = [train(params, experiment) for experiment in experiments]
-    return results, next(first.sampler(results[0], 8))
+    return results, next(first.sampler.draw(results[0], 8)).x
 
 
 def finite(tree):
@@ -162,7 +162,7 @@ def test_an_exact_network_draws_the_mixture(sde, prediction):
         config.sampling.num_steps = 400
     experiment = make_experiment(config, jax.devices()[:1])
     assert not experiment.trainable
-    samples = np.concatenate(list(experiment.sampler(experiment.init_params(), 4000)))
+    samples = np.concatenate([batch.x for batch in experiment.sampler.draw(experiment.init_params(), 4000)])
     train, test = (experiment.source(split).examples.images[:4000] for split in ("train", "test"))
     assert compare_points(samples, train, test)["sliced_wasserstein_ratio"] < 1.5
 

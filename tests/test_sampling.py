@@ -1,14 +1,17 @@
 """Samples are a function of (seed, index), on any number of devices and in batches of any size; compiled once."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from score_sde.errors import UserError
 from score_sde.parameterization import make_denoiser
 from score_sde.sampling import make_sampler
 from score_sde.sde import vp
-from score_sde.solvers import SOLVERS, time_grid
+from score_sde.solvers import SOLVERS, solve, time_grid
 
 PARAMS = {"weight": np.float32(0.8)}
 
@@ -19,35 +22,57 @@ def sampler(name, batch_size, num_devices):
     def denoiser(params):
         return make_denoiser(lambda x, level: params["weight"] * jnp.tanh(x), sde)
 
+    times, solver = time_grid(sde, 20), SOLVERS[name]()
+
+    def run(denoiser, x, keys, trajectory=False):
+        return solve(solver, sde, denoiser, x, times, keys, trajectory=trajectory, denoise=True)
+
     return make_sampler(
         sde,
         denoiser,
-        SOLVERS[name](),
-        time_grid(sde, 20),
+        run,
         (4, 4, 1),
         jax.random.key(3),
         batch_size,
-        True,
         jax.devices()[:num_devices],
+        partial(run, trajectory=True),
     )
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+def draw(sampler, params, n):
+    return [batch.x for batch in sampler.draw(params, n)]
+
+
+@pytest.mark.parametrize("name", ["ddim", "unipc", "euler_maruyama", "predictor_corrector"])
 def test_neither_the_batch_nor_the_devices_change_a_sample(name):
     """To the rounding of float32 over 20 steps of elementwise work, whose fusion may differ with the shape."""
-    whole = np.concatenate(list(sampler(name, 11, 1)(PARAMS, 11)))
+    whole = np.concatenate(draw(sampler(name, 11, 1), PARAMS, 11))
     assert whole.shape == (11, 4, 4, 1)
     assert np.std(whole, axis=0).min() > 0.1  # no two are the same
     for batch_size, num_devices in ((4, 1), (8, 8), (5, 3)):  # the last is rounded up to 6
-        parts = list(sampler(name, batch_size, num_devices)(PARAMS, 11))
+        parts = draw(sampler(name, batch_size, num_devices), PARAMS, 11)
         assert max(len(part) for part in parts) <= batch_size + num_devices
-        np.testing.assert_allclose(np.concatenate(parts), whole, atol=1e-4)
+        np.testing.assert_allclose(np.concatenate(parts), whole, rtol=1e-5, atol=1e-4)
 
 
 def test_a_second_call_compiles_nothing(compilations):
-    draw = sampler("euler_maruyama", 8, 8)
-    list(draw(PARAMS, 16))
+    whole = sampler("euler_maruyama", 8, 8)
+    draw(whole, PARAMS, 16)
     assert compilations
     compilations.clear()
-    list(draw({"weight": np.float32(0.5)}, 20))
+    draw(whole, {"weight": np.float32(0.5)}, 20)
     assert not compilations
+
+
+def test_the_trajectory_ends_in_the_samples():
+    whole = sampler("euler_maruyama", 4, 1)
+    path = whole.trajectory(PARAMS, 4)
+    assert path.shape == (21, 4, 4, 4, 1)
+    (batch,) = whole.draw(PARAMS, 4)
+    np.testing.assert_allclose(path[-1], batch.x, atol=1e-4)
+    assert batch.nfe.tolist() == [21] * 4
+
+
+def test_nan_from_the_network_is_refused():
+    with pytest.raises(UserError, match="NaN or infinity"):
+        draw(sampler("ddim", 8, 8), {"weight": np.float32(np.nan)}, 8)

@@ -32,14 +32,16 @@ def evaluate(experiment: Experiment, workdir: Path) -> str:
     params, step = trained(experiment, workdir)
     levels = sources["train"].levels
 
-    samples = []
+    samples, evaluations = [], []
     with progress_bar(num_samples, 0, "image", "samples") as bar:
-        for batch in experiment.sampler(params, num_samples):
-            samples.append(batch if levels is None else to_unit_range(to_levels(batch, levels), levels))
-            bar.update(len(batch))
+        for batch in experiment.sampler.draw(params, num_samples):
+            samples.append(batch.x if levels is None else to_unit_range(to_levels(batch.x, levels), levels))
+            evaluations.append(batch.nfe)
+            bar.update(len(batch.x))
 
     figures = {"step": step, "num_samples": num_samples, "seed": experiment.config["seed"]}
     figures |= {"sampling": experiment.config["sampling"], "devices": f"{jax.device_count()} {jax.default_backend()}"}
+    figures |= {"nfe": None if evaluations[0] is None else float(np.concatenate(evaluations).mean())}
     figures |= {"num_train": len(real["train"][0]), "num_test": len(real["test"][0])}
     if levels is None:
         figures |= compare_points(np.concatenate(samples), real["train"][0], real["test"][0])

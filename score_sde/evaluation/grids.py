@@ -7,18 +7,19 @@ import numpy as np
 from PIL import Image
 
 
-def grid(images: np.ndarray, margin: int = 1) -> np.ndarray:
-    """Lays images side by side, as square as it goes, in reading order.
+def grid(images: np.ndarray, margin: int = 1, columns: int | None = None) -> np.ndarray:
+    """Lays images side by side, in reading order.
 
     Args:
       images: (n, height, width, channels) uint8.
       margin: black pixels around each image.
+      columns: images in a row; None: as square as it goes.
 
     Returns:
       (grid height, grid width, channels) uint8; places without an image are black.
     """
     n, height, width, channels = images.shape
-    columns = math.ceil(math.sqrt(n))
+    columns = math.ceil(math.sqrt(n)) if columns is None else columns
     rows = math.ceil(n / columns)
     cells = np.zeros((rows * columns, height + margin, width + margin, channels), np.uint8)
     cells[:n, margin:, margin:] = images
@@ -27,9 +28,9 @@ def grid(images: np.ndarray, margin: int = 1) -> np.ndarray:
     return np.pad(sheet, ((0, margin), (0, margin), (0, 0)))
 
 
-def save_grid(path: Path, images: np.ndarray, min_side: int = 512) -> None:
+def save_grid(path: Path, images: np.ndarray, min_side: int = 512, columns: int | None = None) -> None:
     """Writes a grid of (n, height, width, channels) uint8 images as PNG, small pixels enlarged to squares."""
-    sheet = grid(images)
+    sheet = grid(images, columns=columns)
     factor = max(1, math.ceil(min_side / max(sheet.shape[:2])))
     sheet = sheet.repeat(factor, 0).repeat(factor, 1)
     Image.fromarray(sheet[..., 0] if sheet.shape[-1] == 1 else sheet).save(path)

@@ -7,13 +7,21 @@ import numpy as np
 
 from score_sde.data import to_levels
 from score_sde.evaluation.grids import save_grid
-from score_sde.evaluation.scatter import save_scatter
+from score_sde.evaluation.scatter import save_paths, save_scatter
 from score_sde.experiment import Experiment
+
+FRAMES = 11  # of a strip, the first pure noise, the last the sample
+ROWS = 6
 
 
 def picture_path(workdir: Path, step: int) -> Path:
     """Where the picture of a step's samples lies."""
     return workdir / "samples" / f"step_{step:08d}.png"
+
+
+def strip_path(workdir: Path, step: int) -> Path:
+    """Where the picture of how the first samples came about lies."""
+    return workdir / "samples" / f"step_{step:08d}_denoising.png"
 
 
 def draw_samples(experiment: Experiment, params: Any, step: int, workdir: Path) -> Path:
@@ -31,7 +39,7 @@ def draw_samples(experiment: Experiment, params: Any, step: int, workdir: Path) 
     Returns:
       The path of the PNG.
     """
-    samples = np.concatenate(list(experiment.sampler(params, experiment.num_samples)))
+    samples = np.concatenate([batch.x for batch in experiment.sampler.draw(params, experiment.num_samples)])
     path = picture_path(workdir, step)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"partial_{path.name}")
@@ -44,3 +52,39 @@ def draw_samples(experiment: Experiment, params: Any, step: int, workdir: Path) 
         save_scatter(partial, experiment, params, samples)
     partial.replace(path)  # last and in one step: where the PNG is, both are whole
     return path
+
+
+def draw_denoising(experiment: Experiment, params: Any, step: int, workdir: Path) -> Path | None:
+    """Draws how the first samples came about: a strip of images from noise to data, or the paths of points.
+
+    Returns:
+      The path of the PNG; None for a solver that chooses its own times, which has no trajectory.
+    """
+    if experiment.sampler.trajectory is None:
+        return None
+    path = strip_path(workdir, step)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if len(experiment.event_shape) == 3:
+        trajectory = experiment.sampler.trajectory(params, min(ROWS, experiment.num_samples))
+        save_grid(path, denoising_strip(trajectory), columns=min(FRAMES, len(trajectory)))
+    else:
+        save_paths(path, experiment.sampler.trajectory(params, min(100, experiment.num_samples)))
+    return path
+
+
+def denoising_strip(trajectory: np.ndarray, num_frames: int = FRAMES) -> np.ndarray:
+    """Images for a picture of denoising, a row for each sample, a column for each of some evenly spaced times.
+
+    Args:
+      trajectory: (num_steps + 1, n, height, width, channels), as `solve(..., trajectory=True)` returns it.
+      num_frames: the number of columns, at most.
+
+    Returns:
+      (n * columns, height, width, channels) uint8, row by row, each frame scaled so that its own 99th percentile of |x|
+      is white or black where that is above 1: noise of any scale is then seen as noise.
+    """
+    steps = np.unique(np.rint(np.linspace(0, len(trajectory) - 1, num_frames)).astype(int))
+    frames = trajectory[steps]
+    scale = np.percentile(np.abs(frames), 99, axis=tuple(range(1, frames.ndim)), keepdims=True)
+    images = to_levels(frames / np.maximum(scale, 1.0), 256)
+    return images.swapaxes(0, 1).reshape(-1, *images.shape[2:])

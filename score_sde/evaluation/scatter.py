@@ -41,6 +41,23 @@ def save_scatter(path: Path, experiment: Experiment, params: Any, samples: np.nd
     figure.savefig(path, format="png")
 
 
+def save_paths(path: Path, trajectory: np.ndarray) -> None:
+    """Writes a PNG of the paths (num_steps + 1, n, features) of points from the prior to the data, in two features."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 6), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    panel = figure.subplots()
+    first, second = trajectory[..., 0], trajectory[..., min(1, trajectory.shape[2] - 1)]
+    panel.plot(first, second, color="gray", linewidth=0.5, alpha=0.6)
+    for n, color in ((0, "tab:orange"), (-1, "black")):
+        panel.scatter(first[n], second[n], s=6, color=color, zorder=2)
+    panel.set_title(f"{trajectory.shape[1]} paths from the prior (orange) to the data (black)")
+    panel.set_aspect("equal")
+    figure.savefig(path, format="png")
+
+
 def score_field(experiment: Experiment, params: Any, level: float, reach: float, side: int = 24):
     """The score on a square grid of x / alpha within +-reach, at the time of a log-SNR.
 

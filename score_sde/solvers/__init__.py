@@ -1,7 +1,7 @@
 """Reverse-time solvers, one family a file. A new one is a function that makes a `Solver`, and an entry of `SOLVERS`."""
 
-from score_sde.solvers.adaptive import METHODS, solve_adaptive
-from score_sde.solvers.adaptive_sde import solve_adaptive_sde
+from score_sde.solvers.adaptive import METHODS, adaptive, solve_adaptive
+from score_sde.solvers.adaptive_sde import adaptive_sde, solve_adaptive_sde
 from score_sde.solvers.ancestral import ancestral, exponential_sde, reverse_diffusion
 from score_sde.solvers.base import Solution, Solver, check_finite, check_times, evaluation_times, solve
 from score_sde.solvers.ddim import ddim
@@ -38,7 +38,7 @@ SOLVERS = {
     "annealed_langevin": annealed_langevin,
     "predictor_corrector": predictor_corrector,
 }
-ADAPTIVE = {"adaptive": solve_adaptive, "adaptive_sde": solve_adaptive_sde}  # choose their own times
+ADAPTIVE = {"adaptive": adaptive, "adaptive_sde": adaptive_sde}  # choose their own times: run(sde, denoiser, x, keys)
 
 __all__ = [
     "ADAPTIVE",
@@ -47,6 +47,8 @@ __all__ = [
     "SPACINGS",
     "Solution",
     "Solver",
+    "adaptive",
+    "adaptive_sde",
     "ancestral",
     "annealed_langevin",
     "check_finite",

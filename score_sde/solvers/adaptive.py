@@ -1,5 +1,6 @@
 """The probability flow with steps chosen by the error, each example's own, through Diffrax."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import diffrax
@@ -28,7 +29,7 @@ CONTROLLERS = {  # Soderlind 2003, "Digital filters in adaptive time-stepping": 
 }
 
 
-class Adaptive(NamedTuple):
+class How(NamedTuple):
     """How an initial value problem is integrated."""
 
     rtol: float
@@ -73,9 +74,10 @@ def solve_adaptive(
       UserError: method or controller is unknown, a time is out of range, or an example took max_steps or met NaN.
         Under `jax.jit` such an example is NaN: `check_finite` looks at what comes out.
     """
-    how = Adaptive(rtol, atol, method, controller, max_steps)
+    how = How(rtol, atol, method, controller, max_steps)
     t0, t1 = (end if given is None else given for given, end in ((t0, sde.t_max), (t1, sde.t_min)))
-    check_adaptive(how, sde, t0, t1)
+    check_how(how)
+    check_ends(sde, t0, t1)
 
     def velocity(t, x):
         return velocity_fn(denoiser, sde)(x[None], t[None])[0]
@@ -87,7 +89,7 @@ def solve_adaptive(
     return solution
 
 
-def integrate(velocity, y, t0: float, t1: float, how: Adaptive):
+def integrate(velocity, y, t0: float, t1: float, how: How):
     """dy/dt = velocity(t, y) from t0 to t1, for any pytree y of one example.
 
     Returns:
@@ -119,12 +121,8 @@ def _evaluations(method, steps):
     return method.tableau.fsal + steps * (method.tableau.num_stages - method.tableau.fsal)
 
 
-def check_adaptive(how: Adaptive, sde: SDE, t0: float, t1: float) -> None:
-    """Refuses what can't be integrated, before anything is compiled.
-
-    Raises:
-      UserError: method or controller is unknown, a tolerance or max_steps is out of range, or a time outside the SDE's.
-    """
+def check_how(how: How) -> None:
+    """Refuses an unknown method or controller, or a number out of range, before anything is compiled."""
     lookup("method", METHODS, how.method, "--config.sampling.kwargs.method")
     lookup("controller", CONTROLLERS, how.controller, "--config.sampling.kwargs.controller")
     if not (how.rtol > 0 and how.atol > 0 and how.max_steps >= 1):
@@ -132,6 +130,10 @@ def check_adaptive(how: Adaptive, sde: SDE, t0: float, t1: float) -> None:
             f"adaptive: need rtol > 0, atol > 0 and max_steps >= 1, got {how.rtol}, {how.atol} and {how.max_steps} "
             "(set --config.sampling.kwargs)"
         )
+
+
+def check_ends(sde: SDE, t0: float, t1: float) -> None:
+    """Refuses times outside the SDE's, or two that are the same."""
     if t0 == t1 or min(t0, t1) < 0 or max(t0, t1) > sde.t_max * (1 + 1e-6):
         raise UserError(f"times must differ and lie within [0, {sde.t_max}], got {t0} and {t1}")
 
@@ -153,3 +155,13 @@ def check_arrived(solution: Solution, max_steps: int) -> None:
             f"{(~finite).sum()} of {len(finite)} examples didn't arrive within max_steps={max_steps}, or met NaN on "
             "the way (set --config.sampling.kwargs.max_steps, larger tolerances, or another method)"
         )
+
+
+def adaptive(
+    rtol: float = 1e-5, atol: float = 1e-5, method: str = "tsit5", controller: str = "i", max_steps: int = 4096
+) -> Callable[..., Solution]:
+    """`solve_adaptive` as a sampler: (sde, denoiser, x, keys) -> Solution; its arguments and errors."""
+    check_how(How(rtol, atol, method, controller, max_steps))
+    return lambda sde, denoiser, x, keys: solve_adaptive(
+        sde, denoiser, x, rtol, atol, method, controller=controller, max_steps=max_steps
+    )

@@ -1,5 +1,7 @@
 """The reverse SDE with steps chosen by the error."""
 
+from collections.abc import Callable
+
 import diffrax
 import jax
 import jax.numpy as jnp
@@ -9,9 +11,10 @@ from score_sde.errors import UserError
 from score_sde.parameterization import Denoiser
 from score_sde.randomness import sample_keys
 from score_sde.sde import SDE, lift, reverse_sde_epsilon
-from score_sde.solvers.adaptive import broken, check_arrived
+from score_sde.solvers.adaptive import FIRST_STEP, broken, check_arrived
 from score_sde.solvers.base import Solution, Solver, check_times
 
+SAFETY, EXPONENT = 0.9, 0.9
 FACTORS = (0.1, 5.0)  # by which a step may be shorter or longer than the one before
 
 
@@ -24,15 +27,13 @@ def solve_adaptive_sde(
     atol: float = 0.0078,
     t0: float | None = None,
     t1: float | None = None,
-    first_step: float = 0.01,
-    safety: float = 0.9,
-    exponent: float = 0.9,
     max_steps: int = 4096,
 ) -> Solution:
     """The reverse SDE by Euler-Maruyama and improved Euler as a pair (Jolicoeur-Martineau et al. 2021, Algorithm 1).
 
     Each example has its own steps: E = |x'' - x'| / sqrt(d), in units of max(atol, rtol max(|x'|, |x' before|)), is at
-    most 1 where a step is accepted, and the next is safety E^-exponent times as long, within `FACTORS`.
+    most 1 where a step is accepted, and the next is 0.9 E^-0.9 times as long (the paper's r = theta = 0.9), within
+    `FACTORS`.
     Unlike the paper's, a rejected step is tried again on the same Brownian path (Diffrax's virtual tree): with fresh
     noise it would be the large increments that are thrown away.
 
@@ -43,8 +44,6 @@ def solve_adaptive_sde(
       key: one typed key, folded by the sample's position in the batch, or (batch,) keys.
       rtol, atol: tolerances; the paper's atol is a level of 8 bits in [-1, 1].
       t0, t1: where it starts and ends; None: sde.t_max and sde.t_min.
-      first_step: the first step, as a part of t0 - t1.
-      safety, exponent: of the next step's length.
       max_steps: steps an example may take, accepted and rejected.
 
     Returns:
@@ -55,11 +54,7 @@ def solve_adaptive_sde(
         max_steps (under `jax.jit` it is NaN).
     """
     t0, t1 = (end if given is None else given for given, end in ((t0, sde.t_max), (t1, sde.t_min)))
-    if not (rtol >= 0 and atol > 0 and 0 < first_step <= 1 and 0 < safety <= 1 and max_steps >= 1):
-        raise UserError(
-            f"adaptive_sde: need rtol >= 0, atol > 0, 0 < first_step <= 1, 0 < safety <= 1 and max_steps >= 1, got "
-            f"{rtol}, {atol}, {first_step}, {safety} and {max_steps} (set --config.sampling.kwargs)"
-        )
+    _check_numbers(rtol, atol, max_steps)
     check_times(np.array([t0, t1]), sde, Solver(init=None, step=None, nfe_per_step=2, needs_signal=True))
     drift, diffusion = reverse_sde_epsilon(sde, lambda x, t: denoiser(x, t).epsilon)
     keys = sample_keys(key, x.shape[0])
@@ -78,7 +73,7 @@ def solve_adaptive_sde(
         scale = jnp.maximum(atol, rtol * jnp.maximum(jnp.abs(euler), jnp.abs(before)))
         error = jnp.sqrt(jnp.mean(((euler - improved) / scale) ** 2, axis=tuple(range(1, x.ndim))))
         accepted = active & (error <= 1.0)
-        factor = safety * jnp.maximum(error, 1e-6) ** -exponent
+        factor = SAFETY * jnp.maximum(error, 1e-6) ** -EXPONENT
         longer = (t - t_next) * jnp.clip(jnp.nan_to_num(factor), *FACTORS)
         kept = lift(accepted, x)
         return (
@@ -94,7 +89,7 @@ def solve_adaptive_sde(
         return jnp.any((t > t1) & (steps < max_steps))
 
     batch = jnp.full(x.shape[:1], t0, x.dtype)
-    state = x, x, batch, first_step * (batch - t1), jnp.zeros(x.shape[:1], jnp.int32)
+    state = x, x, batch, FIRST_STEP * (batch - t1), jnp.zeros(x.shape[:1], jnp.int32)
     result, _, t, _, steps = jax.lax.while_loop(unfinished, attempt, state)
     result = jnp.where(lift(t <= t1, x), result, jnp.nan)
     solution = Solution(result, 2 * steps, None, broken(result, t0))
@@ -113,3 +108,19 @@ def _brownian(t0: float, t1: float, x: jax.Array):
         return tree.evaluate(low, high)
 
     return increment
+
+
+def _check_numbers(rtol: float, atol: float, max_steps: int) -> None:
+    if not (rtol >= 0 and atol > 0 and max_steps >= 1):
+        raise UserError(
+            f"adaptive_sde: need rtol >= 0, atol > 0 and max_steps >= 1, got {rtol}, {atol} and {max_steps} (set "
+            "--config.sampling.kwargs)"
+        )
+
+
+def adaptive_sde(rtol: float = 0.02, atol: float = 0.0078, max_steps: int = 4096) -> Callable[..., Solution]:
+    """`solve_adaptive_sde` as a sampler: (sde, denoiser, x, keys) -> Solution; its arguments and errors."""
+    _check_numbers(rtol, atol, max_steps)
+    return lambda sde, denoiser, x, keys: solve_adaptive_sde(
+        sde, denoiser, x, keys, rtol=rtol, atol=atol, max_steps=max_steps
+    )

@@ -1,5 +1,8 @@
 """Grids of times, from the prior down to the data."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -81,7 +84,7 @@ def time_grid(
     spacing: str = "uniform",
     end: str = "t_min",
     t_min: float | None = None,
-    **spacing_kwargs,
+    spacing_kwargs: Mapping[str, Any] | None = None,
 ) -> np.ndarray:
     """The times of num_steps steps from sde.t_max down.
 
@@ -92,7 +95,7 @@ def time_grid(
       end: "t_min", or "zero": the last step goes from t_min to 0, as Karras et al. 2022 do (where sigma(0) = 0 `solve`
         makes it x = E[x0 | x]).
       t_min: where the noise is taken to end; None: sde.t_min.
-      **spacing_kwargs: of the spacing's function, as rho.
+      spacing_kwargs: of the spacing's function, as {"rho": 7.0}.
 
     Returns:
       (num_steps + 1,) strictly descending, in float64 on the host, so that `solve` can check them before it compiles.
@@ -106,7 +109,7 @@ def time_grid(
     if not 0 < t_min < sde.t_max and not (t_min == 0 == sde.t_min):
         raise UserError(f"a grid needs 0 < t_min < {sde.t_max}, got t_min={t_min}")
     place = build(
-        "spacing", SPACINGS, spacing, spacing_kwargs, "--config.sampling", key="spacing", kwargs_key="spacing_kwargs"
+        "spacing", SPACINGS, spacing, dict(spacing_kwargs or {}), "--config.sampling", "spacing", "spacing_kwargs"
     )
     to_zero = lookup("end of a grid", {name: name == "zero" for name in ENDS}, end, "--config.sampling.end")
     to_zero = to_zero and t_min > 0

@@ -171,7 +171,7 @@ def test_karras_grid_is_the_papers():
     i, n = np.arange(18), 18
     for rho in (7.0, 3.0):
         expected = (80 ** (1 / rho) + i / (n - 1) * (0.002 ** (1 / rho) - 80 ** (1 / rho))) ** rho
-        times = time_grid(edm(), 18, "karras", end="zero", rho=rho)
+        times = time_grid(edm(), 18, "karras", end="zero", spacing_kwargs={"rho": rho})
         np.testing.assert_allclose(times, [*expected, 0.0], rtol=1e-12)
 
 
@@ -271,8 +271,8 @@ def test_a_solver_that_follows_the_sde_does_not_start_where_it_is_infinite(sde):
         (lambda x: to_chain(time_grid(SDE, 50), 50), "at most 49"),
         (lambda x: time_grid(SDE, 5, "quadratc"), "Did you mean 'quadratic'"),
         (lambda x: time_grid(SDE, 5, end="zer"), "Did you mean 'zero'"),
-        (lambda x: time_grid(SDE, 5, "karras", rh=3), "Did you mean 'rho'"),
-        (lambda x: time_grid(SDE, 5, "karras", rho=-1), "rho > 0"),
+        (lambda x: time_grid(SDE, 5, "karras", spacing_kwargs={"rh": 3}), "Did you mean 'rho'"),
+        (lambda x: time_grid(SDE, 5, "karras", spacing_kwargs={"rho": -1}), "rho > 0"),
         (lambda x: time_grid(SDE, 5, t_min=2.0), r"0 < t_min < 1.0"),
         (lambda x: unipc(4), "1, 2 or 3"),
         (lambda x: dpm_solver_pp(0), "must be one of"),
