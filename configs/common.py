@@ -20,6 +20,7 @@ def default() -> ConfigDict:
                 "image_size": 8,  # height and width; 0: the data are not images but vectors of `channels` features
                 "channels": 1,
                 "random_flip": False,
+                "dequantize": False,  # spread pixels evenly over their levels in training, for likelihoods
                 "sigma_data": 0.5,  # the data's standard deviation, for edm's preconditioning and weighting
             },
             "sde": {"name": "vp", "kwargs": {}},

@@ -47,6 +47,7 @@ class Experiment(NamedTuple):
     loss_fn: Callable[[Any, jax.Array, Draw], jax.Array]  # (params, x0 in [-1, 1], draw) -> (n,)
     optimizer: optax.GradientTransformation
     ema_decay: float
+    dequantized: bool  # whether pixels are spread over their levels in training
     training_key: jax.Array
     batch_size: int  # global
     schedule: Schedule
@@ -103,6 +104,7 @@ def make_experiment(config: ConfigDict, devices: list[jax.Device]) -> Experiment
         loss_fn=loss_fn,
         optimizer=make_optimizer(**config.optimizer),
         ema_decay=config.training.ema_decay,
+        dequantized=config.data.dequantize,
         training_key=training_key,
         batch_size=config.training.batch_size,
         schedule=schedule,

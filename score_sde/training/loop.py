@@ -30,6 +30,10 @@ def train(experiment: Experiment, workdir: Path, devices: list[jax.Device]) -> s
     schedule = experiment.schedule
     check_divides("training", experiment.batch_size, len(devices))
     source = experiment.source("train")
+    if experiment.dequantized and source.levels is None:
+        raise UserError(
+            "only pixels can be dequantized, these data are real numbers (set --config.data.dequantize=False)"
+        )
     prepare(workdir, experiment.config)
     if not experiment.trainable:
         draw_samples(experiment, experiment.init_params(), 0, workdir)
@@ -49,7 +53,12 @@ def train(experiment: Experiment, workdir: Path, devices: list[jax.Device]) -> s
         )
 
     train_step = make_train_step(
-        experiment.loss_fn, experiment.optimizer, experiment.training_key, experiment.ema_decay, source.levels
+        experiment.loss_fn,
+        experiment.optimizer,
+        experiment.training_key,
+        experiment.ema_decay,
+        source.levels,
+        dequantized=experiment.dequantized,
     )
     run_steps = on_all_devices(train_step, devices)
     state = replicate(state, devices)

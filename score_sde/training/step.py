@@ -11,7 +11,8 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from score_sde.data import to_unit_range
-from score_sde.randomness import Draw, make_draw
+from score_sde.likelihood import centred_range, dequantize
+from score_sde.randomness import Draw, fold_each, make_draw
 from score_sde.training.state import TrainState
 
 AXIS = "devices"
@@ -27,6 +28,7 @@ def make_train_step(
     ema_decay: float,
     levels: int | None,
     axis_name: str | None = AXIS,
+    dequantized: bool = False,
 ) -> Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
     """Makes the step of one device.
 
@@ -37,6 +39,7 @@ def make_train_step(
       ema_decay: of the moving average of the parameters, warmed up as min(ema_decay, (1 + n) / (10 + n)) at step n.
       levels: pixels of a batch are integers 0 .. levels - 1; None for real numbers.
       axis_name: the mapped axis that means are taken over; None for a single device outside any map.
+      dequantized: spread each pixel evenly over its level, with noise from the example's key.
 
     Returns:
       (state, batch) -> (state, {"loss", "gradient_norm"}); batch["image"] is this device's part of the global batch,
@@ -47,12 +50,15 @@ def make_train_step(
         return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
 
     def train_step(state, batch):
-        x0 = to_unit_range(batch["image"], levels)
-        num_local = x0.shape[0]
+        num_local = batch["image"].shape[0]
         device = 0 if axis_name is None else jax.lax.axis_index(axis_name)
         num_devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
         indices = device * num_local + jnp.arange(num_local)
         draw = make_draw(seed_key, state.step, indices, num_devices * num_local)
+        if dequantized:
+            x0 = dequantize(fold_each(draw.noise_keys, 1), batch["image"], levels, centred_range(levels))
+        else:
+            x0 = to_unit_range(batch["image"], levels)
 
         def mean_loss(params):
             return jnp.mean(loss_fn(params, x0, draw))

@@ -1,0 +1,18 @@
+"""vp_digits for likelihoods: dequantized pixels, likelihood weighting, times drawn by importance.
+
+python launch.py --config=configs/vp_digits_likelihood.py
+python launch.py --config=configs/vp_digits_likelihood.py --mode=likelihood
+"""
+
+from configs import common
+
+
+def get_config():
+    config = common.digits()
+    config.data.dequantize = True
+    config.loss.weighting = "likelihood"
+    config.loss.time_sampler = "importance"
+    config.loss.time_sampler_kwargs = {"stratified": True}
+    config.loss.t_min = 1e-3  # where likelihoods start
+    config.model.kwargs.dropout = 0.1
+    return config
