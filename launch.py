@@ -18,7 +18,9 @@ from score_sde.experiment import Experiment, make_experiment
 from score_sde.training.workdir import check_config
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("mode", "train", "train (resumes if the folder has a checkpoint) | sample | evaluate")
+flags.DEFINE_string(
+    "mode", "train", "train (resumes if the folder has a checkpoint) | sample | evaluate | likelihood | certify"
+)
 flags.DEFINE_string("workdir", None, "folder of the run; default runs/<config name>")
 config_flags.DEFINE_config_file("config", None, "a file in configs/; --config.<group>.<key>=<value> overrides it")
 
@@ -46,7 +48,19 @@ def evaluate(experiment: Experiment, workdir: Path) -> str:
     return f"{evaluate(experiment, workdir)}\nwritten to {workdir / 'evaluation.json'}"
 
 
-MODES = {"train": train, "sample": sample, "evaluate": evaluate}
+def likelihood(experiment: Experiment, workdir: Path) -> str:
+    from score_sde.evaluation.bits import likelihood
+
+    return f"{likelihood(experiment, workdir)}\nwritten to {workdir / 'evaluation.json'}"
+
+
+def certify(experiment: Experiment, workdir: Path) -> str:
+    from score_sde.evaluation.certify import certify
+
+    return certify(experiment, workdir)
+
+
+MODES = {"train": train, "sample": sample, "evaluate": evaluate, "likelihood": likelihood, "certify": certify}
 
 
 def main(argv: list[str]) -> None:

@@ -71,6 +71,26 @@ def default() -> ConfigDict:
                 "num_samples": 1000,
                 "num_real": 10_000,  # real images of each split that are compared with, at most
             },
+            "likelihood": {
+                "divergence": "hutchinson",  # or "exact", as many derivatives as there are dimensions
+                "num_probes": 1,
+                "rtol": 1e-4,
+                "atol": 1e-4,
+                "method": "tsit5",
+                "max_steps": 4096,
+                "num_draws": 1,  # of the dequantization, averaged
+                "importance": False,  # the tighter bound log mean p over the draws, in place of mean log p
+                "num_examples": 10_000,  # of the test split, at most
+                "batch_size": 128,  # global
+                "chain_steps": 1000,  # of the discrete bound beside it; 0: none
+            },
+            "certify": {
+                "num_samples": 16,
+                "nfe": (5, 10, 20, 50, 100),  # budgets of the deterministic solvers
+                "spacings": ("uniform", "quadratic", "karras", "log_snr"),
+                "reference_steps": 250,  # of Runge-Kutta of order 4
+                "refinements": (16, 32, 64, 128, 512),  # steps of the stochastic solvers; the last is held to be exact
+            },
         }
     )
 

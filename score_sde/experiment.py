@@ -14,13 +14,14 @@ from ml_collections import ConfigDict
 
 from score_sde import data, ddpm, models
 from score_sde.errors import UserError, build, lookup
+from score_sde.likelihood import DIVERGENCES
 from score_sde.loss import CHAIN_OBJECTIVES, Subject, make_loss
 from score_sde.optimizer import make_optimizer
 from score_sde.parameterization import Denoiser, check_parameterization, make_denoiser, through
 from score_sde.randomness import Draw, make_draw
 from score_sde.sampling import Sampler, check_run, make_sampler, run_adaptive, run_on_grid
 from score_sde.sde import SDE, SDES, log_snr
-from score_sde.solvers import ADAPTIVE, SOLVERS, Solver, evaluation_times, time_grid, to_chain
+from score_sde.solvers import ADAPTIVE, METHODS, SOLVERS, SPACINGS, Solver, evaluation_times, time_grid, to_chain
 from score_sde.thresholding import THRESHOLDS
 
 
@@ -56,6 +57,10 @@ class Experiment(NamedTuple):
     sampler: Sampler
     num_samples: int  # in a grid
     evaluation: dict[str, int]
+    likelihood: dict[str, Any]
+    certify: dict[str, Any]
+    chain: ddpm.Schedule | None  # where the process is a chain's
+    knows_the_chain_alone: bool  # the network was trained at a chain's steps and may not be asked between them
 
 
 def make_experiment(config: ConfigDict, devices: list[jax.Device]) -> Experiment:
@@ -122,6 +127,10 @@ def make_experiment(config: ConfigDict, devices: list[jax.Device]) -> Experiment
         sampler=_make_sampler(config, sde, chain, denoiser, event_shape, sampling_key, devices),
         num_samples=config.sampling.num_samples,
         evaluation=_plain(config.evaluation),
+        likelihood=_checked_likelihood(config),
+        certify=_checked_certify(config),
+        chain=chain,
+        knows_the_chain_alone=_knows_the_chain_alone(config),
     )
 
 
@@ -259,7 +268,8 @@ def _make_sampler(config, sde, chain, denoiser, event_shape, sampling_key, devic
         run = partial(run_on_grid, solver, sde, times, denoise=sampling.denoise)
         run_trajectory = partial(run, trajectory=True)
     else:
-        _check_chain_is_free(config)
+        if _knows_the_chain_alone(config):
+            _refuse_off_grid(config, "chain's")
         run, run_trajectory = partial(run_adaptive, solver, sde, denoise=sampling.denoise), None
     check_run(run, event_shape)
     return make_sampler(
@@ -280,7 +290,7 @@ def _make_times(config: ConfigDict, sde: SDE, chain: ddpm.Schedule | None, solve
     times = time_grid(
         sde, sampling.num_steps, sampling.spacing, sampling.end, spacing_kwargs=_plain(sampling.spacing_kwargs)
     )
-    if config.loss.objective not in CHAIN_OBJECTIVES or sampling.off_grid:
+    if not _knows_the_chain_alone(config):
         return times
     times = to_chain(times, len(chain.betas))
     index = evaluation_times(solver, sde, times) * (len(chain.betas) - 1)
@@ -289,9 +299,8 @@ def _make_times(config: ConfigDict, sde: SDE, chain: ddpm.Schedule | None, solve
     return times
 
 
-def _check_chain_is_free(config: ConfigDict) -> None:
-    if config.loss.objective in CHAIN_OBJECTIVES and not config.sampling.off_grid:
-        _refuse_off_grid(config, "the chain's")
+def _knows_the_chain_alone(config: ConfigDict) -> bool:
+    return config.loss.objective in CHAIN_OBJECTIVES and not config.sampling.off_grid
 
 
 def _refuse_off_grid(config: ConfigDict, steps) -> None:
@@ -299,6 +308,37 @@ def _refuse_off_grid(config: ConfigDict, steps) -> None:
         f"solver {config.sampling.solver!r} asks the network between the {steps} steps that it was trained at (set "
         "--config.sampling.off_grid=True if it may, or another --config.sampling.solver)"
     )
+
+
+def _checked_likelihood(config: ConfigDict) -> dict[str, Any]:
+    """config.likelihood, refused before anything is computed if `log_likelihood` would refuse it."""
+    how, where = _plain(config.likelihood), "--config.likelihood"
+    for name in ("num_probes", "num_draws", "num_examples", "batch_size", "max_steps"):
+        _check_at_least_one("likelihood", name, how[name])
+    for name, table in (("divergence", dict.fromkeys(DIVERGENCES)), ("method", METHODS)):
+        lookup(name, table, how[name], f"{where}.{name}")
+    if not (how["rtol"] > 0 and how["atol"] > 0 and how["chain_steps"] >= 0):
+        raise UserError(f"likelihood: need rtol > 0, atol > 0 and chain_steps >= 0, got {how} (set {where})")
+    if how["importance"] and how["divergence"] != "exact":
+        raise UserError(
+            "the importance-weighted bound takes log mean exp of log p, which the noise of Hutchinson's estimate would "
+            f"raise above the truth (set {where}.divergence=exact, or {where}.importance=False)"
+        )
+    return how
+
+
+def _checked_certify(config: ConfigDict) -> dict[str, Any]:
+    how = _plain(config.certify)
+    _check_at_least_one("certify", "num_samples", how["num_samples"])
+    for name in how["spacings"]:
+        lookup("spacing", SPACINGS, name, "--config.certify.spacings")
+    enough = how["reference_steps"] >= 2 and how["nfe"] and min(how["nfe"]) >= 1 and len(set(how["refinements"])) >= 3
+    if not enough or min(how["refinements"]) < 1:
+        raise UserError(
+            "certify: need reference_steps >= 2, some nfe >= 1 and three different refinements >= 1, got "
+            f"{how['reference_steps']}, {how['nfe']} and {how['refinements']} (set --config.certify)"
+        )
+    return how
 
 
 def _make_schedule(config: ConfigDict) -> Schedule:

@@ -9,12 +9,12 @@ import numpy as np
 
 from score_sde.data import Source, to_levels, to_unit_range
 from score_sde.evaluation.classifier import fit_svm, top_class
+from score_sde.evaluation.figures import write_figures
 from score_sde.evaluation.frechet import frechet_distance
 from score_sde.evaluation.wasserstein import sliced_wasserstein
 from score_sde.experiment import Experiment
 from score_sde.training.metrics import progress_bar
 from score_sde.training.trained import trained
-from score_sde.training.workdir import write_atomically
 
 
 def evaluate(experiment: Experiment, workdir: Path) -> str:
@@ -47,7 +47,7 @@ def evaluate(experiment: Experiment, workdir: Path) -> str:
         figures |= compare_points(np.concatenate(samples), real["train"][0], real["test"][0])
     else:
         figures |= compare(np.concatenate(samples), *real["train"], *real["test"])
-    write_atomically(workdir / "evaluation.json", json.dumps(figures, indent=2) + "\n")
+    write_figures(workdir, figures)
     return json.dumps(figures, indent=2)
 
 

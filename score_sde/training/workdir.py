@@ -19,6 +19,8 @@ MAY_CHANGE = (
     "training.sample_every",
     "sampling",
     "evaluation",
+    "likelihood",
+    "certify",
 )
 
 

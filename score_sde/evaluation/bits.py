@@ -1,0 +1,181 @@
+"""`--mode=likelihood`: log p of the test split with its account, in bits a dimension where the data are pixels."""
+
+import json
+import math
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from score_sde import ddpm
+from score_sde.data import to_unit_range
+from score_sde.errors import UserError
+from score_sde.evaluation.figures import write_figures
+from score_sde.experiment import Experiment
+from score_sde.likelihood import bits_per_dim, centred_range, dequantize, log_likelihood, truncation
+from score_sde.randomness import fold_each
+from score_sde.sde import SDE, lift, t_from_log_snr
+from score_sde.training.metrics import progress_bar
+from score_sde.training.trained import trained
+
+
+def likelihood(experiment: Experiment, workdir: Path) -> str:
+    """Measures the test split and writes the figures to evaluation.json, under "likelihood".
+
+    Of pixels: bits/dim, a bound through uniform dequantization, with prior, divergence, dequantization and truncation
+    as its parts, which sum to it; beside it the variational bound of a discrete chain, and what a histogram of each
+    pixel (of the training split) needs. Of real numbers: mean log density in nats.
+
+    Returns:
+      The figures as a short text.
+
+    Raises:
+      UserError: the folder has no checkpoint, the data set is missing, or an example took too many steps.
+    """
+    how, source = experiment.likelihood, experiment.source("test")
+    params, step = trained(experiment, workdir)
+    count = min(how["num_examples"], len(source.examples))
+    images = np.stack([source.examples[i]["image"] for i in range(count)])
+    figures = {"step": step, "seed": experiment.config["seed"], "num_examples": count, "settings": how}
+    if not experiment.knows_the_chain_alone:
+        parts = _over_batches(_flow_parts(experiment, source.levels), experiment, params, images, "likelihood")
+        if not np.isfinite(parts["log_prob"]).all():
+            raise UserError(
+                f"an example took more than {how['max_steps']} steps (set --config.likelihood.max_steps, or larger "
+                "--config.likelihood.rtol and atol)"
+            )
+        figures |= _account(parts, experiment.event_shape, source.levels)
+    if source.levels is not None:
+        if how["chain_steps"]:
+            bound = _over_batches(_chain_bound(experiment, source.levels), experiment, params, images, "chain")
+            figures["discrete_bound_bits_per_dim"] = _mean(bound["bits"])
+        train = experiment.source("train")
+        seen = np.stack([train.examples[i]["image"] for i in range(len(train.examples))])
+        figures["histograms_bits_per_dim"] = histogram_bits(seen, images, source.levels)
+    write_figures(workdir, {"likelihood": figures})
+    return _text(figures)
+
+
+def _flow_parts(experiment: Experiment, levels: int | None) -> Callable:
+    """(params, images (n, *event), keys (n,)) -> per-example parts, (n,) each, in nats."""
+    sde, how = experiment.sde, experiment.likelihood
+    options = {name: how[name] for name in ("divergence", "num_probes", "rtol", "atol", "method", "max_steps")}
+
+    def once(denoiser, images, keys):
+        first, second, third = (fold_each(keys, n) for n in range(3))
+        x0 = images if levels is None else dequantize(first, images, levels, centred_range(levels))
+        x, term = truncation(sde, denoiser, x0, second)
+        flow = log_likelihood(sde, denoiser, x, third, **options)
+        return {
+            "log_prob": flow.log_prob + term,
+            "prior": flow.prior,
+            "divergence": flow.divergence,
+            "truncation": term,
+            "probes_standard_error": flow.standard_error,
+            "nfe": flow.nfe,
+        }
+
+    def measure(params, images, keys):
+        denoiser = experiment.denoiser(params)
+        draws = jax.lax.map(lambda n: once(denoiser, images, fold_each(keys, n)), jnp.arange(how["num_draws"]))
+        parts = {name: jnp.mean(values, axis=0) for name, values in draws.items()}
+        if how["importance"]:
+            tighter = jax.nn.logsumexp(draws["log_prob"], axis=0) - math.log(how["num_draws"])
+            parts |= {"importance": tighter - parts["log_prob"], "log_prob": tighter}
+        return parts
+
+    return measure
+
+
+def _chain_bound(experiment: Experiment, levels: int) -> Callable:
+    """(params, images, keys) -> {"bits": (n,)}: the variational bound of a chain that asks this run's denoiser."""
+    chain = experiment.chain or ddpm.linear_schedule(experiment.likelihood["chain_steps"])
+
+    def measure(params, images, keys):
+        epsilon_fn = chain_epsilon(experiment.denoiser(params), experiment.sde, chain)
+        x0 = to_unit_range(images, levels)
+        return {"bits": ddpm.variational_bound(epsilon_fn, chain, x0, keys, bits_per_dim=True, levels=levels).total}
+
+    return measure
+
+
+def chain_epsilon(denoiser, sde: SDE, chain: ddpm.Schedule) -> Callable:
+    """(x_n, n) -> eps of a chain's step, from a denoiser of any SDE: at the time of the same log-SNR, on its scale."""
+
+    def epsilon_fn(x, n):
+        signal = jnp.sqrt(chain.alphas_cumprod[n])
+        level = jnp.log(chain.alphas_cumprod[n]) - jnp.log1p(-chain.alphas_cumprod[n])
+        t = jnp.clip(t_from_log_snr(sde, level), 0.0, sde.t_max)
+        return denoiser(lift(sde.alpha(t) / signal, x) * x, t).epsilon
+
+    return epsilon_fn
+
+
+def histogram_bits(train: np.ndarray, test: np.ndarray, levels: int) -> float:
+    """bits/dim of a test split under independent histograms, one a pixel, of a training split with one added to each.
+
+    Args:
+      train: (n, *event) integers 0 .. levels - 1.
+      test: (m, *event).
+    """
+    train, test = (images.reshape(len(images), -1).astype(int) for images in (train, test))
+    counts = np.ones((train.shape[1], levels))
+    np.add.at(counts, (np.arange(train.shape[1])[None], train), 1.0)
+    probability = counts / counts.sum(1, keepdims=True)
+    return float(-np.log2(probability[np.arange(test.shape[1])[None], test]).mean())
+
+
+def _over_batches(measure: Callable, experiment: Experiment, params: Any, images: np.ndarray, name: str) -> dict:
+    """Measures all images on all devices; example i draws with fold_in(key, i), whatever the batch."""
+    devices = jax.devices()
+    each = math.ceil(experiment.likelihood["batch_size"] / len(devices))
+    batch = each * len(devices)
+    key = jax.random.fold_in(jax.random.key(experiment.config["seed"]), len(name))
+    keys_of = jax.jit(jax.vmap(partial(jax.random.fold_in, key)))
+    compiled = jax.pmap(measure, in_axes=(None, 0, 0), devices=devices)
+    parts = []
+    with progress_bar(len(images), 0, "image", name) as bar:
+        for first in range(0, len(images), batch):
+            indices = np.minimum(np.arange(first, first + batch), len(images) - 1)  # the last batch is filled up
+            keys = keys_of(indices).reshape(len(devices), each)
+            measured = compiled(params, images[indices].reshape(len(devices), each, *images.shape[1:]), keys)
+            kept = min(batch, len(images) - first)
+            parts.append({name: np.asarray(values).reshape(-1)[:kept] for name, values in measured.items()})
+            bar.update(kept)
+    return {name: np.concatenate([part[name] for part in parts]).astype(np.float64) for name in parts[0]}
+
+
+def _mean(values: np.ndarray) -> dict[str, float]:
+    return {"mean": float(values.mean()), "standard_error": float(values.std(ddof=1) / math.sqrt(len(values)))}
+
+
+def _account(parts: dict[str, np.ndarray], event_shape: tuple[int, ...], levels: int | None) -> dict[str, Any]:
+    """The parts' means over examples: in nats, and of pixels in bits/dim, where they sum to the whole."""
+    figures: dict[str, Any] = {"nfe": _mean(parts.pop("nfe"))}
+    probes = parts.pop("probes_standard_error")
+    figures["log_prob_nats"] = _mean(parts["log_prob"])
+    figures["log_prob_nats"]["standard_error_of_probes"] = float(np.sqrt(np.mean(probes**2) / len(probes)))
+    if levels is None:
+        return figures | {f"{name}_nats": _mean(values) for name, values in parts.items() if name != "log_prob"}
+    to_bits = partial(bits_per_dim, event_shape=event_shape, levels=levels, data_range=centred_range(levels))
+    figures["bits_per_dim"] = _mean(np.asarray(to_bits(parts["log_prob"])))
+    volume = float(to_bits(0.0))  # the density of an even spread over a level
+    figures["bits_per_dim_account"] = {"dequantization": {"mean": volume, "standard_error": 0.0}} | {
+        name: _mean(np.asarray(to_bits(values)) - volume) for name, values in parts.items() if name != "log_prob"
+    }
+    return figures
+
+
+def _text(figures: dict[str, Any]) -> str:
+    lines = [json.dumps({key: value for key, value in figures.items() if key != "settings"}, indent=2)]
+    if "bits_per_dim" in figures:
+        bits = figures["bits_per_dim"]
+        lines.append(
+            f"{bits['mean']:.3f} ± {bits['standard_error']:.3f} bits/dim on {figures['num_examples']} test images, "
+            f"{figures['nfe']['mean']:.0f} evaluations each; histograms need {figures['histograms_bits_per_dim']:.3f}"
+        )
+    return "\n".join(lines)

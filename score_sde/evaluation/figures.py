@@ -1,0 +1,20 @@
+"""DIR/evaluation.json, which several modes write to."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from score_sde.training.workdir import write_atomically
+
+SECTIONS = ("likelihood", "certify")  # modes with a place of their own; `evaluate` has the rest
+
+
+def write_figures(workdir: Path, figures: dict[str, Any]) -> None:
+    """Writes figures to evaluation.json: what `evaluate` writes replaces its last figures, a section its own."""
+    path = workdir / "evaluation.json"
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    if any(name in SECTIONS for name in figures):
+        after = before | figures
+    else:
+        after = figures | {name: before[name] for name in SECTIONS if name in before}
+    write_atomically(path, json.dumps(after, indent=2) + "\n")
