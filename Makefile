@@ -23,7 +23,7 @@ lint: $(VENV)/installed-requirements-dev.txt
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
-peers: $(INSTALLED) $(VENV)/installed-requirements-peers.txt
+peers: $(INSTALLED) $(VENV)/installed-requirements-peers.txt $(VENV)/installed-requirements-peers-alone.txt
 	$(VENV)/bin/python -m pytest -q -m peers
 
 clean:
@@ -35,6 +35,10 @@ $(VENV)/bin/python:
 
 $(INSTALLED): $(REQUIREMENTS) requirements-base.txt | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet -r $(REQUIREMENTS)
+	@touch $@
+
+$(VENV)/installed-requirements-%-alone.txt: requirements-%-alone.txt | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install --quiet --no-deps -r $<
 	@touch $@
 
 $(VENV)/installed-requirements-%.txt: requirements-%.txt | $(VENV)/bin/python

@@ -158,7 +158,8 @@ def _account(parts: dict[str, np.ndarray], event_shape: tuple[int, ...], levels:
     figures: dict[str, Any] = {"nfe": _mean(parts.pop("nfe"))}
     probes = parts.pop("probes_standard_error")
     figures["log_prob_nats"] = _mean(parts["log_prob"])
-    figures["log_prob_nats"]["standard_error_of_probes"] = float(np.sqrt(np.mean(probes**2) / len(probes)))
+    if np.isfinite(probes).all():  # one probe shows no spread
+        figures["log_prob_nats"]["standard_error_of_probes"] = float(np.sqrt(np.mean(probes**2) / len(probes)))
     if levels is None:
         return figures | {f"{name}_nats": _mean(values) for name, values in parts.items() if name != "log_prob"}
     to_bits = partial(bits_per_dim, event_shape=event_shape, levels=levels, data_range=centred_range(levels))
