@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.peer_samplers import given_noise, run_scheduler, x0
 from score_sde import ddpm
 from score_sde.sde import edm, vp
 from score_sde.solvers import ancestral, ddim, dpm_solver_pp, dpm_solver_pp_sde, heun, solve, time_grid, unipc
 from score_sde.solvers.exponential import half_log_snr, moments
 from tests import mixtures
-from tests.peers.peer_samplers import given_noise, x0
 
 pytestmark = pytest.mark.peers
 SDE, STEPS = vp(), 12
@@ -30,26 +30,8 @@ def levels(times):
     return np.asarray(SDE.sigma(times) / SDE.alpha(times), np.float64)
 
 
-def run(scheduler, times, sigmas=None, timesteps=None, scaled=True, epsilon=False):
-    """A scheduler over our times instead of its integers; every x, on vp's scale."""
-    steps = len(times) - 1
-    scheduler.set_timesteps(steps)
-    scheduler.sigmas = torch.tensor(levels(times) if sigmas is None else sigmas, dtype=torch.float64)
-    scheduler.timesteps = torch.arange(len(scheduler.sigmas) - 1, dtype=torch.float64)
-    scheduler.num_inference_steps = steps
-    scheduler.set_begin_index(0)
-    radius = np.sqrt(1 + scheduler.sigmas.numpy() ** 2)
-    x = torch.tensor(X if scaled else X * radius[0])
-    path = [X]
-    for n, t in enumerate(scheduler.timesteps):
-        s = float(scheduler.sigmas[n])
-        alpha, sigma = (1 / radius[n], s / radius[n]) if scaled else (1.0, s)
-        prediction = x0(x.double(), alpha, sigma)
-        if epsilon:
-            prediction = (x - alpha * prediction) / sigma
-        x = scheduler.step(prediction, t, x).prev_sample.double()
-        path.append(x.numpy() if scaled else x.numpy() / radius[n + 1])
-    return np.stack(path)
+def run(scheduler, times, **how):
+    return run_scheduler(scheduler, levels(times), X, **how)
 
 
 def ours(solver, times, noise=None):
@@ -125,16 +107,11 @@ def test_heun(x64):
     sde = edm()
     times = time_grid(sde, STEPS, "karras")
     scheduler = diffusers.HeunDiscreteScheduler(prediction_type="epsilon")
-    scheduler.set_timesteps(STEPS)
-    sigmas = torch.tensor([times[0], *np.repeat(times[1:-1], 2), times[-1], 0.0], dtype=torch.float64)
-    scheduler.sigmas, scheduler.timesteps = sigmas, torch.arange(len(sigmas) - 1, dtype=torch.float64)
-    scheduler.set_begin_index(0)
-    x = torch.tensor(80 * X)
-    for t in scheduler.timesteps[: 2 * (STEPS - 1)]:
-        s = float(sigmas[int(t)])
-        x = scheduler.step((x - x0(x, 1.0, s)) / s, t, x).prev_sample
-    result = solve(heun(), sde, mixtures.denoiser(sde), jnp.asarray(80 * X), times[:-1])
-    np.testing.assert_allclose(result.x, x.numpy(), atol=1e-4)
+    twice = [times[0], *np.repeat(times[1:-1], 2), times[-1]]  # their step to each level is two calls
+    x = X * 80 / np.sqrt(1 + 80**2)
+    path = run_scheduler(scheduler, twice, x, scaled=False, epsilon=True, num_steps=STEPS)
+    result = solve(heun(), sde, mixtures.denoiser(sde), jnp.asarray(80 * X), times[:-1]).x
+    np.testing.assert_allclose(result / np.sqrt(1 + times[-2] ** 2), path[2 * (STEPS - 1)], atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.peer_samplers import given_noise, k_diffusion_sampling, x0
 from score_sde.sde import edm
 from score_sde.solvers import (
     ancestral,
@@ -18,7 +19,6 @@ from score_sde.solvers import (
     time_grid,
 )
 from tests import mixtures
-from tests.peers.peer_samplers import given_noise, k_diffusion_sampling, x0
 
 pytestmark = pytest.mark.peers
 SDE, STEPS = edm(), 12

@@ -1,0 +1,68 @@
+"""The order of every solver, measured: error against the closed form on Gaussian data, in float64.
+
+python benchmarks/solver_convergence.py [--picture=PATH]
+
+Data N(0.4, 0.6^2), vp. Of the deterministic solvers the error is of x, against the exact flow; of the stochastic ones
+that of mean and standard deviation, which are computed for the scheme, not drawn. The order is the slope over the four
+doublings. `--picture` draws error against evaluations.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # runs as a file, too
+
+import jax
+import numpy as np
+from absl import app, flags
+
+from benchmarks.report import show
+from score_sde.sde import vp
+from score_sde.solvers import time_grid
+from tests.solvers.gaussian import error
+from tests.solvers.test_orders import DETERMINISTIC, STOCHASTIC, flow_error
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("picture", None, "where to write the plot, a PNG")
+
+STEPS = (32, 64, 128, 256, 512)
+
+
+def rows(solvers, measure, spacing):
+    for name, (solver, order) in solvers.items():
+        errors = [float(measure(solver, vp(), time_grid(vp(), n, spacing))) for n in STEPS]
+        slope = -np.polyfit(np.log(STEPS), np.log(errors), 1)[0]
+        row = {"solver": name, "spacing": spacing, "NFE a step": solver.nfe_per_step, "order": order}
+        yield row | {"measured": float(slope)} | {f"{n} steps": e for n, e in zip(STEPS, errors, strict=True)}
+
+
+def draw(path, tables):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 5), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    titles = ("probability flow: error of x", "reverse SDE: error of mean and standard deviation")
+    for panel, title, table in zip(figure.subplots(1, 2), titles, tables, strict=True):
+        for n, row in enumerate(table):
+            nfe = [row["NFE a step"] * steps for steps in STEPS]
+            label = f"{row['solver']}: {row['measured']:.2f}"
+            panel.loglog(nfe, [row[f"{n} steps"] for n in STEPS], marker="o^sv"[n % 4], lw=1, ms=4, label=label)
+        panel.set(title=title, xlabel="evaluations of the network")
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize=7, title="measured order", title_fontsize=8)
+    figure.savefig(path)
+
+
+def main(argv):
+    del argv
+    with jax.enable_x64(True):
+        tables = list(rows(DETERMINISTIC, flow_error, "log_snr")), list(rows(STOCHASTIC, error, "quadratic"))
+    show("Orders on the probability flow", tables[0])
+    show("Weak orders on the reverse SDE", tables[1])
+    if FLAGS.picture:
+        draw(FLAGS.picture, tables)
+
+
+if __name__ == "__main__":
+    app.run(main)
