@@ -6,12 +6,12 @@ import numpy as np
 from score_sde.errors import UserError
 from score_sde.sde import slope
 from score_sde.solvers.base import Solver
-from score_sde.solvers.exponential import combine, past_nodes, remember, start
+from score_sde.solvers.exponential import combine, half_log_snr, past_nodes, remember, start
 
 ROOTS, WEIGHTS = np.polynomial.legendre.leggauss(16)  # exact for polynomials of degree 31
 
 
-def deis(order: int = 3, corrected_start: bool = True) -> Solver:
+def deis(order: int = 3, corrected_start: bool = True, variable: str = "t") -> Solver:
     """tAB-DEIS of order 1 (which is DDIM), 2 or 3; 1 NFE a step (Zhang and Chen 2023, eq. 14 and 15).
 
     With rho = sigma / alpha the flow is d(x / alpha) = eps d rho, so x' / alpha' = x / alpha + sum_k w_k eps_k with the
@@ -34,10 +34,14 @@ def deis(order: int = 3, corrected_start: bool = True) -> Solver:
     def noise_step(sde, x, t, t_next, integral):
         return sde.alpha(t_next) / sde.alpha(t) * x + sde.alpha(t_next) * integral
 
+    def place(sde, t):
+        return t if variable == "t" else half_log_snr(sde, t)
+
     def weights_of(sde, t, t_next, past, steps):
         u = jnp.asarray(0.5 * (1 + ROOTS), t.dtype)
-        density = jnp.asarray(0.5 * WEIGHTS, t.dtype) * slope(lambda t: rho(sde, t), t + u * (t_next - t))
-        density = density * (t_next - t)
+        first, width = place(sde, t), place(sde, t_next) - place(sde, t)
+        change = slope(lambda t: rho(sde, t), first + u * width) if variable == "t" else -jnp.exp(-(first + u * width))
+        density = jnp.asarray(0.5 * WEIGHTS, t.dtype) * change * width
         whole = rho(sde, t_next) - rho(sde, t)
 
         def polynomial(nodes):
@@ -63,8 +67,10 @@ def deis(order: int = 3, corrected_start: bool = True) -> Solver:
             middle = 0.5 * (rho(sde, t) - rho(sde, state.t_before)) * (state.values[0] + epsilon)
             again = noise_step(sde, state.x_before, state.t_before, t, middle)
             x = jnp.where((state.steps == 1) | (state.steps == 2), again, x)
-        weights = weights_of(sde, t, t_next, past_nodes(state, t, t_next - t), state.steps)
+        weights = weights_of(
+            sde, t, t_next, past_nodes(state, place(sde, t), place(sde, t_next) - place(sde, t)), state.steps
+        )
         x_next = noise_step(sde, x, t, t_next, combine(weights, (epsilon, *state.values)))
-        return remember(state, x_next, x, epsilon, t, t)
+        return remember(state, x_next, x, epsilon, place(sde, t), t)
 
     return Solver(init=start(order - 1), step=step, nfe_per_step=1, needs_signal=True)

@@ -3,6 +3,8 @@
 Lu et al. 2022, "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models".
 """
 
+import math
+
 import jax.numpy as jnp
 
 from score_sde.errors import UserError
@@ -21,7 +23,9 @@ from score_sde.solvers.exponential import (
 )
 
 
-def dpm_solver_pp(order: int = 2, multistep: bool = True, corrected_start: bool = True) -> Solver:
+def dpm_solver_pp(
+    order: int = 2, multistep: bool = True, corrected_start: bool = True, reach: float = math.inf
+) -> Solver:
     """DPM-Solver++ of order 1 (which is DDIM), 2 or 3 on the probability flow.
 
     Multistep (2M: Algorithm 2; 3M: with the exact integral of the parabola through three predictions): 1 NFE a step.
@@ -48,14 +52,14 @@ def dpm_solver_pp(order: int = 2, multistep: bool = True, corrected_start: bool 
         place, h = _interval(sde, t, t_next)
         x0 = denoiser(state.x, t).x0
         x = trapezoid(sde, state, x0, t) if order == 3 and corrected_start else state.x
-        weights = multistep_weights(order, h, past_nodes(state, place, h), state.steps)
+        weights = multistep_weights(order, h, past_nodes(state, place, h), state.steps, reach)
         x_next = data_step(sde, x, t, t_next, combine(weights, (x0, *state.values)))
         return remember(state, x_next, x, x0, place, t)
 
     return Solver(init=start(order - 1), step=step, nfe_per_step=1)
 
 
-def multistep_weights(order: int, h, past, steps) -> list:
+def multistep_weights(order: int, h, past, steps, reach: float = math.inf, half=None) -> list:
     """The weights of the latest predictions: of the parabola through three, of eq. 17 through two, or of one.
 
     Eq. 17 (2M) extrapolates to the middle of the step, x0 + (x0 - x0_before) / (2 r) with r = h_before / h, the
@@ -63,14 +67,14 @@ def multistep_weights(order: int, h, past, steps) -> list:
     """
     psi = moments(h, 3)
     zero = jnp.zeros_like(h)
+    slope = -0.5 * (psi[0] if half is None else half) / past[0] if order >= 2 else zero
     weights = [psi[0], zero, zero]
-    if order >= 2:
-        slope = -0.5 * psi[0] / past[0]
-        two = [psi[0] + slope, -slope, zero]
-        weights = [jnp.where(steps >= 1, b, a) for a, b in zip(weights, two, strict=True)]
+    higher = [[psi[0] + slope, -slope, zero]]
     if order >= 3:
-        three = lagrange_weights([zero, past[0], past[1]], psi)
-        weights = [jnp.where(steps >= 2, b, a) for a, b in zip(weights, three, strict=True)]
+        higher.append(lagrange_weights([zero, past[0], past[1]], psi))
+    for count, candidate in enumerate(higher[: order - 1], start=1):
+        near = sum(jnp.abs(weight) for weight in candidate) <= reach * psi[0]
+        weights = [jnp.where((steps >= count) & near, b, a) for a, b in zip(weights, candidate, strict=True)]
     return weights[:order]
 
 

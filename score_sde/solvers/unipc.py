@@ -1,5 +1,7 @@
 """UniPC: a multistep predictor, and a corrector that costs no evaluation of its own."""
 
+import math
+
 import jax.numpy as jnp
 
 from score_sde.errors import UserError
@@ -17,7 +19,7 @@ from score_sde.solvers.exponential import (
 )
 
 
-def unipc(order: int = 3) -> Solver:
+def unipc(order: int = 3, variant: str = "bh2", reach: float = math.inf) -> Solver:
     """UniPC of order 1, 2 or 3 in the data prediction, with B(h) = e^h - 1; 1 NFE a step (Zhao et al. 2023).
 
     Each step first corrects where the one before arrived (UniC, Section 3.1), with the prediction made there, which the
@@ -30,12 +32,15 @@ def unipc(order: int = 3) -> Solver:
     if order not in (1, 2, 3):
         raise UserError(f"unipc: the order must be 1, 2 or 3, got {order} (set --config.sampling.kwargs.order)")
 
+    def half(h):  # the paper's B(h)
+        return h if variant == "bh1" else -jnp.expm1(-h)
+
     def step(sde, denoiser, state, t, t_next, source):
         place = half_log_snr(sde, t)
         h = half_log_snr(sde, t_next) - place
         x0 = denoiser(state.x, t).x0
         x = correct(sde, state, x0, t, place)
-        weights = multistep_weights(order, h, past_nodes(state, place, h), state.steps)
+        weights = multistep_weights(order, h, past_nodes(state, place, h), state.steps, reach, half(h))
         values = (x0, *state.values[: order - 1])
         x_next = data_step(sde, x, t, t_next, combine(weights, values))
         return remember(state, x_next, x, x0, place, t)
@@ -46,7 +51,7 @@ def unipc(order: int = 3) -> Solver:
         h = jnp.where(state.steps >= 1, place - before, 1.0)
         nodes = [jnp.zeros_like(h), jnp.ones_like(h)]  # the step's two ends
         psi = moments(h, order + 1)
-        weights = [0.5 * psi[0], 0.5 * psi[0]]
+        weights = [psi[0] - 0.5 * half(h), 0.5 * half(h)]
         for k, earlier in enumerate(older):
             steps_needed = k + 2
             nodes = [*nodes, jnp.where(state.steps >= steps_needed, (earlier - before) / h, -1.0 - k)]
