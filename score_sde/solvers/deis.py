@@ -1,9 +1,9 @@
-"""DEIS: an exponential integrator in the noise prediction, with polynomials in t."""
+"""DEIS: an exponential integrator in the noise prediction."""
 
 import jax.numpy as jnp
 import numpy as np
 
-from score_sde.errors import UserError
+from score_sde.errors import UserError, lookup
 from score_sde.sde import slope
 from score_sde.solvers.base import Solver
 from score_sde.solvers.exponential import combine, half_log_snr, past_nodes, remember, start
@@ -11,22 +11,25 @@ from score_sde.solvers.exponential import combine, half_log_snr, past_nodes, rem
 ROOTS, WEIGHTS = np.polynomial.legendre.leggauss(16)  # exact for polynomials of degree 31
 
 
-def deis(order: int = 3, corrected_start: bool = True, variable: str = "t") -> Solver:
-    """tAB-DEIS of order 1 (which is DDIM), 2 or 3; 1 NFE a step (Zhang and Chen 2023, eq. 14 and 15).
+def deis(order: int = 3, corrected_start: bool = True, variable: str = "log_snr") -> Solver:
+    """DEIS of order 1 (which is DDIM), 2 or 3; 1 NFE a step (Zhang and Chen 2023, eq. 14 and 15).
 
     With rho = sigma / alpha the flow is d(x / alpha) = eps d rho, so x' / alpha' = x / alpha + sum_k w_k eps_k with the
-    weights of the polynomial in t through the latest predictions, integrated over rho(t) by Gauss's rule. (The paper
-    counts the polynomial's degree: its tAB2 is order 3.) Order 3 starts as `dpm_solver_pp` does.
+    weights of the polynomial through the latest predictions, integrated over rho by Gauss's rule. (The paper counts the
+    polynomial's degree: its AB2 is order 3.) Order 3 starts as `dpm_solver_pp` does.
 
     Args:
       order: 1, 2 or 3.
       corrected_start: False starts order 3 with plain steps of order 1 and 2.
+      variable: what the polynomial is in: "t" (the paper's tAB-DEIS) or "log_snr" (as in diffusers).
 
     Raises:
-      UserError: another order.
+      UserError: another order or variable.
     """
     if order not in (1, 2, 3):
         raise UserError(f"deis: the order must be 1, 2 or 3, got {order} (set --config.sampling.kwargs.order)")
+
+    in_t = lookup("variable", {"t": True, "log_snr": False}, variable, "--config.sampling.kwargs.variable")
 
     def rho(sde, t):
         return sde.sigma(t) / sde.alpha(t)
@@ -35,12 +38,12 @@ def deis(order: int = 3, corrected_start: bool = True, variable: str = "t") -> S
         return sde.alpha(t_next) / sde.alpha(t) * x + sde.alpha(t_next) * integral
 
     def place(sde, t):
-        return t if variable == "t" else half_log_snr(sde, t)
+        return t if in_t else half_log_snr(sde, t)
 
     def weights_of(sde, t, t_next, past, steps):
         u = jnp.asarray(0.5 * (1 + ROOTS), t.dtype)
         first, width = place(sde, t), place(sde, t_next) - place(sde, t)
-        change = slope(lambda t: rho(sde, t), first + u * width) if variable == "t" else -jnp.exp(-(first + u * width))
+        change = slope(lambda t: rho(sde, t), first + u * width) if in_t else -jnp.exp(-(first + u * width))
         density = jnp.asarray(0.5 * WEIGHTS, t.dtype) * change * width
         whole = rho(sde, t_next) - rho(sde, t)
 

@@ -3,8 +3,6 @@
 Lu et al. 2022, "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models".
 """
 
-import math
-
 import jax.numpy as jnp
 
 from score_sde.errors import UserError
@@ -12,6 +10,7 @@ from score_sde.randomness import noise
 from score_sde.sde import t_from_log_snr
 from score_sde.solvers.base import Memoryless, Solver
 from score_sde.solvers.exponential import (
+    REACH,
     combine,
     data_step,
     half_log_snr,
@@ -23,9 +22,7 @@ from score_sde.solvers.exponential import (
 )
 
 
-def dpm_solver_pp(
-    order: int = 2, multistep: bool = True, corrected_start: bool = True, reach: float = math.inf
-) -> Solver:
+def dpm_solver_pp(order: int = 2, multistep: bool = True, corrected_start: bool = True, reach: float = REACH) -> Solver:
     """DPM-Solver++ of order 1 (which is DDIM), 2 or 3 on the probability flow.
 
     Multistep (2M: Algorithm 2; 3M: with the exact integral of the parabola through three predictions): 1 NFE a step.
@@ -40,6 +37,9 @@ def dpm_solver_pp(
       order: 1, 2 or 3.
       multistep: use the predictions of the steps before instead of further ones within the step.
       corrected_start: False starts 3M with plain steps of order 1 and 2, as other libraries do.
+      reach: multistep steps take a lower order where the absolute weights of their predictions would add up to more
+        than `reach` times those of order 1: where a step is so long, in itself or beside the one before, that they
+        would extrapolate far. Short even steps need 2 for order 2 and 3.67 for order 3; infinity never lowers.
 
     Raises:
       UserError: another order.
@@ -59,8 +59,11 @@ def dpm_solver_pp(
     return Solver(init=start(order - 1), step=step, nfe_per_step=1)
 
 
-def multistep_weights(order: int, h, past, steps, reach: float = math.inf, half=None) -> list:
+def multistep_weights(order: int, h, past, steps, reach: float, half=None) -> list:
     """The weights of the latest predictions: of the parabola through three, of eq. 17 through two, or of one.
+
+    Of the highest order that the steps taken allow and whose weights stay within `reach`; `half` is UniPC's B(h), in
+    place of the 1 - e^-h of eq. 17.
 
     Eq. 17 (2M) extrapolates to the middle of the step, x0 + (x0 - x0_before) / (2 r) with r = h_before / h, the
     integral's order being the same as that of the line's exact integral.

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from score_sde.sde import SDE, log_snr
 
+REACH = 4.0  # how far multistep methods extrapolate by default, see `reach` there
 FLOOR = -20.0  # of lambda: below it x0 no longer depends on it (e^-20 = 2e-9), and at alpha = 0 it is -inf
 
 

@@ -1,13 +1,12 @@
 """UniPC: a multistep predictor, and a corrector that costs no evaluation of its own."""
 
-import math
-
 import jax.numpy as jnp
 
-from score_sde.errors import UserError
+from score_sde.errors import UserError, lookup
 from score_sde.solvers.base import Solver
 from score_sde.solvers.dpm_solver import multistep_weights
 from score_sde.solvers.exponential import (
+    REACH,
     combine,
     data_step,
     half_log_snr,
@@ -18,22 +17,28 @@ from score_sde.solvers.exponential import (
     start,
 )
 
+VARIANTS = {"bh1": lambda h: h, "bh2": lambda h: -jnp.expm1(-h)}
 
-def unipc(order: int = 3, variant: str = "bh2", reach: float = math.inf) -> Solver:
-    """UniPC of order 1, 2 or 3 in the data prediction, with B(h) = e^h - 1; 1 NFE a step (Zhao et al. 2023).
+
+def unipc(order: int = 3, variant: str = "bh2", reach: float = REACH) -> Solver:
+    """UniPC of order 1, 2 or 3 in the data prediction; 1 NFE a step (Zhao et al. 2023).
 
     Each step first corrects where the one before arrived (UniC, Section 3.1), with the prediction made there, which the
     next prediction (UniP) needs anyway. Of a polynomial through as many predictions as the order both have the exact
     integral; with one earlier prediction UniP takes the middle of the line, as UniC does with none (their rho = 1/2).
 
+    Args:
+      order: 1, 2 or 3.
+      variant: B(h), which decides the steps with rho = 1/2: "bh1", h, or "bh2", e^h - 1 (here 1 - e^-h, of x0).
+      reach: as of `dpm_solver_pp`, for the predictor.
+
     Raises:
-      UserError: another order.
+      UserError: another order or variant.
     """
     if order not in (1, 2, 3):
         raise UserError(f"unipc: the order must be 1, 2 or 3, got {order} (set --config.sampling.kwargs.order)")
 
-    def half(h):  # the paper's B(h)
-        return h if variant == "bh1" else -jnp.expm1(-h)
+    half = lookup("variant", VARIANTS, variant, "--config.sampling.kwargs.variant")
 
     def step(sde, denoiser, state, t, t_next, source):
         place = half_log_snr(sde, t)

@@ -13,7 +13,7 @@ import torch
 from benchmarks.peer_samplers import given_noise, run_scheduler, x0
 from score_sde import ddpm
 from score_sde.sde import edm, vp
-from score_sde.solvers import ancestral, ddim, dpm_solver_pp, dpm_solver_pp_sde, heun, solve, time_grid, unipc
+from score_sde.solvers import ancestral, ddim, deis, dpm_solver_pp, dpm_solver_pp_sde, heun, solve, time_grid, unipc
 from score_sde.solvers.exponential import half_log_snr, moments
 from tests import mixtures
 
@@ -44,7 +44,7 @@ def ours(solver, times, noise=None):
 def test_dpm_solver_multistep(order, x64):
     scheduler = diffusers.DPMSolverMultistepScheduler(prediction_type="sample", solver_order=order, **PLAIN)
     times = time_grid(SDE, STEPS, "log_snr")
-    np.testing.assert_allclose(ours(dpm_solver_pp(order), times), run(scheduler, times), atol=1e-4)
+    np.testing.assert_allclose(ours(dpm_solver_pp(order, reach=np.inf), times), run(scheduler, times), atol=1e-4)
 
 
 def test_their_third_order_has_half_of_the_second_difference(x64):
@@ -56,7 +56,7 @@ def test_their_third_order_has_half_of_the_second_difference(x64):
     """
     scheduler = diffusers.DPMSolverMultistepScheduler(prediction_type="sample", solver_order=3, **PLAIN)
     times = time_grid(SDE, 8, "log_snr")[2:6]
-    expected, result = run(scheduler, times), ours(dpm_solver_pp(3, corrected_start=False), times)
+    expected, result = run(scheduler, times), ours(dpm_solver_pp(3, corrected_start=False, reach=np.inf), times)
     np.testing.assert_allclose(result[:3], expected[:3], atol=1e-6)
     places = half_log_snr(SDE, jnp.asarray(times))
     x0s = [mixtures.denoiser(SDE)(result[n], times[n]).x0 for n in range(3)]
@@ -86,13 +86,30 @@ def test_dpm_solver_singlestep(order, x64):
     np.testing.assert_allclose(result, run(scheduler, fine)[::order], atol=1e-4)
 
 
+@pytest.mark.parametrize("variant", ["bh1", "bh2"])
 @pytest.mark.parametrize("order", [1, 2, 3])
-def test_unipc(order, x64):
+def test_unipc(order, variant, x64):
     scheduler = diffusers.UniPCMultistepScheduler(
-        prediction_type="sample", solver_order=order, **PLAIN, solver_type="bh2"
+        prediction_type="sample", solver_order=order, **PLAIN, solver_type=variant
     )
     times = time_grid(SDE, STEPS, "log_snr")
-    np.testing.assert_allclose(ours(unipc(order), times), run(scheduler, times), atol=1e-4)
+    np.testing.assert_allclose(ours(unipc(order, variant, reach=np.inf), times), run(scheduler, times), atol=1e-4)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_deis(order, x64):
+    scheduler = diffusers.DEISMultistepScheduler(prediction_type="sample", solver_order=order, lower_order_final=False)
+    times = time_grid(SDE, STEPS, "karras")
+    np.testing.assert_allclose(ours(deis(order, corrected_start=False), times), run(scheduler, times), atol=1e-4)
+
+
+def test_our_reach_stands_for_their_lower_orders_at_the_end(x64):
+    """Of five steps that grow towards the data: the same law to a few percent, and far from that of full order."""
+    times = time_grid(SDE, 5, "quadratic")
+    options = {"prediction_type": "sample", "solver_order": 3, "final_sigmas_type": "sigma_min"}
+    theirs = run(diffusers.UniPCMultistepScheduler(**options, lower_order_final=True), times)[-1]
+    within, far = (ours(unipc(3, reach=reach), times)[-1] for reach in (3.0, np.inf))
+    assert np.abs(within - theirs).max() < 0.1 < np.abs(far - theirs).max()
 
 
 def test_euler(x64):

@@ -44,6 +44,7 @@ DETERMINISTIC = {
     "deis_1": (deis(1), 1),
     "deis_2": (deis(2), 2),
     "deis_3": (deis(3), 3),
+    "deis_3_in_t": (deis(3, variable="t"), 3),
 }
 STOCHASTIC = {
     "euler_maruyama": (euler_maruyama(), 1),

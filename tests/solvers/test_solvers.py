@@ -277,6 +277,8 @@ def test_a_solver_that_follows_the_sde_does_not_start_where_it_is_infinite(sde):
         (lambda x: unipc(4), "1, 2 or 3"),
         (lambda x: dpm_solver_pp(0), "must be one of"),
         (lambda x: deis(4), "1, 2 or 3"),
+        (lambda x: deis(variable="log_snt"), "Did you mean 'log_snr'"),
+        (lambda x: unipc(variant="bh3"), "unknown variant"),
         (lambda x: edm_stochastic(s_churn=-1.0), "s_churn >= 0"),
         (lambda x: solve(ancestral(), SDE, denoiser, x, np.array([0.5, 0.1]), noise=jnp.ones((2, 2, 1))), "num_steps"),
         (
@@ -317,3 +319,15 @@ def test_given_noise_takes_the_place_of_a_keys():
     for solver in (ancestral(), euler_maruyama(), edm_stochastic(s_churn=1.0)):
         by_key = solve(solver, SDE, denoiser, x, times, key).x
         np.testing.assert_allclose(solve(solver, SDE, denoiser, x, times, noise=noise).x, by_key, rtol=1e-6)
+
+
+def test_reach_lowers_the_order_of_a_long_step_alone():
+    """Even short steps keep order 3; a step 10 times as long as the ones before falls to order 1, which is DDIM."""
+    x = jnp.ones((1, 1))
+    even = np.array([0.5, 0.49, 0.48, 0.47])
+    run = lambda solver, times: float(solve(solver, SDE, denoiser, x, times).x[0, 0])  # noqa: E731
+    assert run(dpm_solver_pp(3), even) == run(dpm_solver_pp(3, reach=np.inf), even)
+    assert run(dpm_solver_pp(3), even) != run(dpm_solver_pp(3, reach=3.0), even)
+    uneven = np.array([0.5, 0.49, 0.3])
+    np.testing.assert_allclose(run(dpm_solver_pp(2), uneven), run(ddim(), uneven), rtol=1e-5)
+    assert abs(run(dpm_solver_pp(2, reach=np.inf), uneven) - run(ddim(), uneven)) > 1e-3
