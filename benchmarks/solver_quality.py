@@ -4,9 +4,10 @@ python benchmarks/solver_quality.py [--nfe=5,10,20,50] [--samples=4000] [--all]
 
 The denoiser is exact, the process vp, the latents and the noise the same for all, the arithmetic float64 (inside
 diffusers float32). Two mixtures: 3 components in 2 dimensions, 5 in 64. Two measures: the sliced Wasserstein distance
-to as many draws of the mixture (64 directions), and how far the mean negative log-likelihood of the samples under the truth is from
-the mixture's own. Every solver has every grid that fits the budget, ours and theirs (Karras's and even log-SNR, each
-ending at t_min or with a last step to 0; the peers' with and without lower orders at the end); the best counts.
+to as many draws of the mixture (64 directions), and how far the mean negative log-likelihood of the samples under the
+truth is from the mixture's own. Every solver has every grid that fits the budget, ours and theirs (Karras's, quadratic
+and even log-SNR, each ending at t_min or with a last step to 0; the peers' with and without lower orders at the end);
+the best counts.
 """
 
 import sys

@@ -42,6 +42,29 @@ REFUSED = [
     (("--config.loss.weighting_kwargs.gamma=2",), ("weighting 'simple' has no argument 'gamma'; it takes none",)),
     (("--config.loss.weighing_kwargs.gamma=2",), ("Did you mean 'loss.weighting_kwargs'?",)),
     (("--config.loss.weighting=min_snr", "--config.loss.weighting_kwargs.gamma=-2"), ("need gamma > 0",)),
+    (("--config.sampling.solver=dpm_solver",), ("unknown solver", "Did you mean 'dpm_solver_pp'?")),
+    (("--config.sampling.solver=unipc", "--config.sampling.kwargs.order=4"), ("the order must be 1, 2 or 3, got 4",)),
+    (("--config.sampling.solver=unipc", "--config.sampling.kwargs.ordr=2"), ("Did you mean 'order'?",)),
+    (("--config.sampling.solver=adaptive", "--config.sampling.kwargs.rtol=small"), ("can't take {'rtol': 'small'}",)),
+    (("--config.sampling.solver=adaptive", "--config.sampling.kwargs.method=rk45"), ("unknown method 'rk45'",)),
+    (("--config.sampling.spacing=karas",), ("unknown spacing", "Did you mean 'karras'?")),
+    (("--config.sampling.spacing=karras", "--config.sampling.spacing_kwargs.roh=3"), ("Did you mean 'rho'?",)),
+    (("--config.sampling.end=0",), ("unknown end of a grid '0'", "--config.sampling.end")),
+    (("--config.sampling.threshold=dynamc",), ("unknown threshold", "Did you mean 'dynamic'?")),
+    (
+        ("--config.sampling.threshold=dynamic", "--config.sampling.threshold_kwargs.percentile=120"),
+        ("need 0 < percentile <= 100",),
+    ),
+    (
+        ("--config.sde.name=flow", "--config.model.prediction=v", "--config.sampling.solver=adaptive_sde"),
+        ("alpha reaches 0 there",),
+    ),
+    (
+        ("--config.sampling.solver=predictor_corrector", "--config.sampling.kwargs.corrector=langevn"),
+        ("unknown corrector 'langevn'", "Did you mean 'langevin'?"),
+    ),
+    (("--mode=likelihood", "--config.likelihood.divergence=exat"), ("Did you mean 'exact'?",)),
+    (("--mode=certify", "--config.certify.reference_steps=1"), ("reference_steps >= 2",)),
     (("--config.loss.objective=explicit",), ("the data set 'mixture' alone",)),
     (("--config.loss.objective=ddpm",), ("this SDE has none", "ddpm_linear or ddpm_cosine")),
     (
@@ -263,3 +286,36 @@ def test_the_cifar10_config_trains_on_a_tiny_set_of_its_format(tmp_path):
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 2
     assert "tfds build cifar10 --file_format=array_record" in done.stderr
+
+
+@pytest.mark.slow
+def test_one_run_is_trained_drawn_measured_and_certified(tmp_path):
+    """Every mode on one tiny network that is trained on dequantized pixels; a mode that follows finds what it needs."""
+    flags = (
+        "--config.training.num_steps=10",
+        "--config.training.sample_every=10",
+        "--config.data.dequantize=True",
+        "--config.sampling.solver=unipc",
+        "--config.sampling.spacing=karras",
+        "--config.sampling.end=zero",
+        "--config.sampling.threshold=clip",
+        "--config.likelihood.num_examples=3",
+        "--config.likelihood.chain_steps=5",
+        "--config.likelihood.rtol=0.1",
+        "--config.likelihood.atol=0.1",
+        "--config.certify.num_samples=2",
+        "--config.certify.nfe=(4,)",
+        "--config.certify.spacings=('karras',)",
+        "--config.certify.reference_steps=8",
+        "--config.certify.refinements=(2,4,8)",
+    )
+    for mode in ("train", "sample", "likelihood", "certify"):
+        printed = finish(start(tmp_path, *flags, f"--mode={mode}"))
+        if mode == "sample":
+            assert (tmp_path / "samples" / "step_00000010_denoising.png").is_file()
+            assert "how they came about" in printed
+    figures = json.loads((tmp_path / "evaluation.json").read_text())
+    assert 0 < figures["likelihood"]["bits_per_dim"]["mean"] < 50
+    assert {row["solver"] for row in figures["certify"]["deterministic"]} >= {"heun", "unipc 3", "deis 3"}
+    adaptive = ("--config.sampling.solver=adaptive", "--config.sampling.kwargs.rtol=0.1", "--mode=sample")
+    assert "came about" not in finish(start(tmp_path, "--config.data.dequantize=True", *adaptive))
