@@ -6,12 +6,12 @@ import numpy as np
 from score_sde.errors import UserError, lookup
 from score_sde.sde import slope
 from score_sde.solvers.base import Solver
-from score_sde.solvers.exponential import combine, half_log_snr, past_nodes, remember, start
+from score_sde.solvers.exponential import REACH, combine, half_log_snr, past_nodes, remember, start
 
 ROOTS, WEIGHTS = np.polynomial.legendre.leggauss(16)  # exact for polynomials of degree 31
 
 
-def deis(order: int = 3, corrected_start: bool = True, variable: str = "log_snr") -> Solver:
+def deis(order: int = 3, corrected_start: bool = True, variable: str = "log_snr", reach: float = REACH) -> Solver:
     """DEIS of order 1 (which is DDIM), 2 or 3; 1 NFE a step (Zhang and Chen 2023, eq. 14 and 15).
 
     With rho = sigma / alpha the flow is d(x / alpha) = eps d rho, so x' / alpha' = x / alpha + sum_k w_k eps_k with the
@@ -22,6 +22,7 @@ def deis(order: int = 3, corrected_start: bool = True, variable: str = "log_snr"
       order: 1, 2 or 3.
       corrected_start: False starts order 3 with plain steps of order 1 and 2.
       variable: what the polynomial is in: "t" (the paper's tAB-DEIS) or "log_snr" (as in diffusers).
+      reach: as of `dpm_solver_pp`.
 
     Raises:
       UserError: another order or variable.
@@ -61,7 +62,8 @@ def deis(order: int = 3, corrected_start: bool = True, variable: str = "log_snr"
         weights = polynomial([])
         for count in range(1, order):
             more = polynomial(past[:count])
-            weights = [jnp.where(steps >= count, b, a) for a, b in zip(weights, more, strict=True)]
+            near = sum(jnp.abs(weight) for weight in more) <= reach * jnp.abs(whole)
+            weights = [jnp.where((steps >= count) & near, b, a) for a, b in zip(weights, more, strict=True)]
         return weights
 
     def step(sde, denoiser, state, t, t_next, source):

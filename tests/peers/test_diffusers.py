@@ -13,7 +13,18 @@ import torch
 from benchmarks.peer_samplers import given_noise, run_scheduler, x0
 from score_sde import ddpm
 from score_sde.sde import edm, vp
-from score_sde.solvers import ancestral, ddim, deis, dpm_solver_pp, dpm_solver_pp_sde, heun, solve, time_grid, unipc
+from score_sde.solvers import (
+    ancestral,
+    ddim,
+    deis,
+    dpm_solver_pp,
+    dpm_solver_pp_sde,
+    heun,
+    rk4,
+    solve,
+    time_grid,
+    unipc,
+)
 from score_sde.solvers.exponential import half_log_snr, moments
 from tests import mixtures
 
@@ -68,6 +79,23 @@ def test_their_third_order_has_half_of_the_second_difference(x64):
     np.testing.assert_allclose(result[3] - expected[3], missing, atol=1e-6)
 
 
+def test_so_theirs_measures_order_two_and_ours_three(x64):
+    """On the mixture, from the middle of the process, against RK4 on a fine grid."""
+
+    def grid(n):
+        return time_grid(SDE, 2 * n, "log_snr")[n:]
+
+    steps = np.array([16, 32, 64, 128])
+    truth = ours(rk4(), grid(1024))[-1]
+    kind = diffusers.DPMSolverMultistepScheduler
+    theirs = [run(kind(prediction_type="sample", solver_order=3, **PLAIN), grid(n))[-1] for n in steps]
+    three = [ours(dpm_solver_pp(3), grid(n))[-1] for n in steps]
+    errors = [[np.abs(x - truth).max() for x in ends] for ends in (theirs, three)]
+    slopes = [-np.polyfit(np.log(steps), np.log(error), 1)[0] for error in errors]
+    assert slopes[0] < 2.3, slopes
+    assert slopes[1] > 2.8, slopes
+
+
 def test_sde_dpm_solver(x64, monkeypatch):
     scheduler = diffusers.DPMSolverMultistepScheduler(
         prediction_type="sample", solver_order=2, **PLAIN, algorithm_type="sde-dpmsolver++"
@@ -100,7 +128,9 @@ def test_unipc(order, variant, x64):
 def test_deis(order, x64):
     scheduler = diffusers.DEISMultistepScheduler(prediction_type="sample", solver_order=order, lower_order_final=False)
     times = time_grid(SDE, STEPS, "karras")
-    np.testing.assert_allclose(ours(deis(order, corrected_start=False), times), run(scheduler, times), atol=1e-4)
+    np.testing.assert_allclose(
+        ours(deis(order, corrected_start=False, reach=np.inf), times), run(scheduler, times), atol=1e-4
+    )
 
 
 def test_our_reach_stands_for_their_lower_orders_at_the_end(x64):
