@@ -17,7 +17,7 @@ test: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -q -n auto --maxprocesses=4 --dist worksteal
 
 slow: $(INSTALLED)
-	$(VENV)/bin/python -m pytest -q -m slow
+	$(VENV)/bin/python -m pytest -q -m slow -n auto --maxprocesses=4 --dist worksteal
 
 lint: $(VENV)/installed-requirements-dev.txt
 	$(VENV)/bin/ruff check .

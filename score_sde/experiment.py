@@ -74,7 +74,7 @@ def make_experiment(config: ConfigDict, devices: list[jax.Device]) -> Experiment
       UserError: something in the config is unknown or doesn't fit; the message says what, and where to change it.
     """
     _check_numbers(config)
-    schedule = _make_schedule(config)
+    schedule, likelihood, certify = _make_schedule(config), _checked_likelihood(config), _checked_certify(config)
     sde, chain = _make_sde(config)
     model = models.create(config.model.name, **_plain(config.model.kwargs))
     lookup("data set", data.SOURCES, config.data.name, "--config.data.name")
@@ -127,8 +127,8 @@ def make_experiment(config: ConfigDict, devices: list[jax.Device]) -> Experiment
         sampler=_make_sampler(config, sde, chain, denoiser, event_shape, sampling_key, devices),
         num_samples=config.sampling.num_samples,
         evaluation=_plain(config.evaluation),
-        likelihood=_checked_likelihood(config),
-        certify=_checked_certify(config),
+        likelihood=likelihood,
+        certify=certify,
         chain=chain,
         knows_the_chain_alone=_knows_the_chain_alone(config),
     )

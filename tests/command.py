@@ -24,22 +24,23 @@ TINY = (
 )
 
 
-def start(workdir, *flags: str, cache=None, devices: int = 1) -> subprocess.Popen:
-    """Starts launch.py with further flags, and with the tiny config unless they name another.
+def environment(devices: int = 1) -> dict[str, str]:
+    """For a program of its own on so many virtual devices; what one test compiles, no other compiles again."""
+    return dict(
+        os.environ,
+        JAX_PLATFORMS="cpu",
+        XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}",
+        JAX_COMPILATION_CACHE_DIR=str(ROOT / ".pytest_cache" / "compiled"),
+        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+    )
 
-    A cache folder saves compiling a program again.
-    """
-    environment = dict(os.environ, JAX_PLATFORMS="cpu")
-    environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
-    if cache is not None:
-        environment |= {
-            "JAX_COMPILATION_CACHE_DIR": str(cache),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        }
+
+def start(workdir, *flags: str, devices: int = 1) -> subprocess.Popen:
+    """Starts launch.py with further flags, and with the tiny config unless they name another."""
     config = () if any(flag.startswith("--config=") for flag in flags) else TINY
     command = [sys.executable, "launch.py", *config, f"--workdir={workdir}", *flags]
     return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, cwd=ROOT, env=environment(devices), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 

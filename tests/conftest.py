@@ -11,6 +11,11 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+def pytest_ignore_collect(collection_path, config):
+    """Tests of peers import them at the top: without `-m peers` they are not even collected."""
+    return True if collection_path.name == "peers" and config.option.markexpr != "peers" else None
+
+
 @pytest.fixture
 def x64():
     """Double precision for one test."""

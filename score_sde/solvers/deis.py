@@ -3,10 +3,10 @@
 import jax.numpy as jnp
 import numpy as np
 
-from score_sde.errors import UserError, lookup
+from score_sde.errors import lookup
 from score_sde.sde import slope
 from score_sde.solvers.base import Solver
-from score_sde.solvers.exponential import REACH, combine, half_log_snr, past_nodes, remember, start
+from score_sde.solvers.exponential import REACH, check_method, combine, half_log_snr, past_nodes, remember, start
 
 ROOTS, WEIGHTS = np.polynomial.legendre.leggauss(16)  # exact for polynomials of degree 31
 
@@ -25,11 +25,9 @@ def deis(order: int = 3, corrected_start: bool = True, variable: str = "log_snr"
       reach: as of `dpm_solver_pp`.
 
     Raises:
-      UserError: another order or variable.
+      UserError: another order or variable, or reach below 1.
     """
-    if order not in (1, 2, 3):
-        raise UserError(f"deis: the order must be 1, 2 or 3, got {order} (set --config.sampling.kwargs.order)")
-
+    check_method("deis", order, (1, 2, 3), reach)
     in_t = lookup("variable", {"t": True, "log_snr": False}, variable, "--config.sampling.kwargs.variable")
 
     def rho(sde, t):

@@ -5,12 +5,12 @@ Lu et al. 2022, "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Prob
 
 import jax.numpy as jnp
 
-from score_sde.errors import UserError
 from score_sde.randomness import noise
 from score_sde.sde import t_from_log_snr
 from score_sde.solvers.base import Memoryless, Solver
 from score_sde.solvers.exponential import (
     REACH,
+    check_method,
     combine,
     data_step,
     half_log_snr,
@@ -42,9 +42,9 @@ def dpm_solver_pp(order: int = 2, multistep: bool = True, corrected_start: bool 
         would extrapolate far. Short even steps need 2 for order 2 and 3.67 for order 3; infinity never lowers.
 
     Raises:
-      UserError: another order.
+      UserError: another order, or reach below 1.
     """
-    _check_order("dpm_solver_pp", order, (1, 2, 3))
+    check_method("dpm_solver_pp", order, (1, 2, 3), reach)
     if not multistep:
         return Solver(init=Memoryless, step=_singlestep(order), nfe_per_step=order)
 
@@ -124,7 +124,7 @@ def dpm_solver_pp_sde(order: int = 2) -> Solver:
     Raises:
       UserError: another order.
     """
-    _check_order("dpm_solver_pp_sde", order, (1, 2))
+    check_method("dpm_solver_pp_sde", order, (1, 2))
 
     def step(sde, denoiser, state, t, t_next, source):
         place, h = _interval(sde, t, t_next)
@@ -145,8 +145,3 @@ def _interval(sde, t, t_next):
     """lambda at t, and the step h in it."""
     place = half_log_snr(sde, t)
     return place, half_log_snr(sde, t_next) - place
-
-
-def _check_order(name: str, order: int, known: tuple[int, ...]) -> None:
-    if order not in known:
-        raise UserError(f"{name}: the order must be one of {known}, got {order} (set --config.sampling.kwargs.order)")

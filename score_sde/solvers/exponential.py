@@ -15,10 +15,19 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from score_sde.errors import UserError
 from score_sde.sde import SDE, log_snr
 
 REACH = 4.0  # how far multistep methods extrapolate by default, see `reach` there
 FLOOR = -20.0  # of lambda: below it x0 no longer depends on it (e^-20 = 2e-9), and at alpha = 0 it is -inf
+
+
+def check_method(name: str, order: int, known: Sequence[int], reach: float = REACH) -> None:
+    """Refuses an order that a method hasn't, and a reach that would leave it none."""
+    if order not in known:
+        raise UserError(f"{name}: the order must be one of {known}, got {order} (set --config.sampling.kwargs.order)")
+    if not reach >= 1:
+        raise UserError(f"{name}: need reach >= 1, got {reach} (set --config.sampling.kwargs.reach)")
 
 
 def half_log_snr(sde: SDE, t: jax.Array) -> jax.Array:

@@ -2,11 +2,12 @@
 
 import jax.numpy as jnp
 
-from score_sde.errors import UserError, lookup
+from score_sde.errors import lookup
 from score_sde.solvers.base import Solver
 from score_sde.solvers.dpm_solver import multistep_weights
 from score_sde.solvers.exponential import (
     REACH,
+    check_method,
     combine,
     data_step,
     half_log_snr,
@@ -33,11 +34,9 @@ def unipc(order: int = 3, variant: str = "bh2", reach: float = REACH) -> Solver:
       reach: as of `dpm_solver_pp`, for the predictor.
 
     Raises:
-      UserError: another order or variant.
+      UserError: another order or variant, or reach below 1.
     """
-    if order not in (1, 2, 3):
-        raise UserError(f"unipc: the order must be 1, 2 or 3, got {order} (set --config.sampling.kwargs.order)")
-
+    check_method("unipc", order, (1, 2, 3), reach)
     half = lookup("variant", VARIANTS, variant, "--config.sampling.kwargs.variant")
 
     def step(sde, denoiser, state, t, t_next, source):

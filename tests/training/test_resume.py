@@ -34,14 +34,9 @@ def saving(workdir):
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("compiled")
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, cache):
+def undisturbed(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("undisturbed")
-    finish(start(workdir, cache=cache))
+    finish(start(workdir))
     return workdir
 
 
@@ -63,9 +58,9 @@ def assert_same_run(workdir, undisturbed):
     np.testing.assert_array_equal(*[np.load(d / "samples" / "step_00000200.npz")["images"] for d in folders])
 
 
-def kill_after_a_save(workdir, cache, when):
+def kill_after_a_save(workdir, when):
     """Starts the run, waits until it has saved anew and then for `when`, and kills it."""
-    process = start(workdir, cache=cache)
+    process = start(workdir)
     before = max(saved_steps(workdir), default=0)
     wait_for(lambda: max(saved_steps(workdir), default=0) > before, process)
     when(process)
@@ -74,39 +69,39 @@ def kill_after_a_save(workdir, cache, when):
     assert process.returncode == -signal.SIGKILL
 
 
-def test_kill_9_at_random_and_in_the_middle_of_a_save(undisturbed, tmp_path, cache):
+def test_kill_9_at_random_and_in_the_middle_of_a_save(undisturbed, tmp_path):
     for _ in range(2):
-        kill_after_a_save(tmp_path, cache, lambda process: time.sleep(random.uniform(0.0, 0.05)))
+        kill_after_a_save(tmp_path, lambda process: time.sleep(random.uniform(0.0, 0.05)))
     for _ in range(4):  # a save may end between the look and the kill
-        kill_after_a_save(tmp_path, cache, lambda process: wait_for(lambda: saving(tmp_path), process))
+        kill_after_a_save(tmp_path, lambda process: wait_for(lambda: saving(tmp_path), process))
         if saving(tmp_path):
             break
     assert saving(tmp_path), "no kill fell into a save"
-    finish(start(tmp_path, cache=cache))
+    finish(start(tmp_path))
     assert_same_run(tmp_path, undisturbed)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_says_where_and_goes_on(undisturbed, tmp_path, cache, number):
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_a_signal_saves_says_where_and_goes_on(undisturbed, tmp_path, number):
     """Without a checkpoint due before the end, so that what resumes is what the signal saved."""
     rare = "--config.training.checkpoint_every=200"
-    process = start(tmp_path, rare, cache=cache)
+    process = start(tmp_path, rare)
     wait_for(lambda: (tmp_path / "metrics.jsonl").exists(), process)
     process.send_signal(number)
     printed = finish(process)
     (step,) = saved_steps(tmp_path)
     assert 10 <= step < 200
     assert f"stopped by {number.name} and saved at step {step}; the same command goes on from there" in printed
-    assert f"from step {step}" in finish(start(tmp_path, cache=cache))
+    assert f"from step {step}" in finish(start(tmp_path))
     # A log's mean starts anew where the signal fell; the state is what must not change.
     assert_same_state(tmp_path, undisturbed)
 
 
-def test_steps_a_call_may_change_at_a_resume(undisturbed, tmp_path, cache):
-    finish(start(tmp_path, "--config.training.num_steps=100", cache=cache))
-    printed = finish(start(tmp_path, "--config.training.steps_per_call=5", cache=cache))
+def test_steps_a_call_may_change_at_a_resume(undisturbed, tmp_path):
+    finish(start(tmp_path, "--config.training.num_steps=100"))
+    printed = finish(start(tmp_path, "--config.training.steps_per_call=5"))
     assert "from step 100" in printed
-    finished = finish(start(tmp_path, cache=cache))
+    finished = finish(start(tmp_path))
     assert "has finished its 200 steps" in finished
     assert_same_state(tmp_path, undisturbed)
 

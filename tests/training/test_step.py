@@ -19,9 +19,9 @@ def make(devices, dropout=0.0):
     config = vp_digits.get_config()
     config.model.kwargs = {
         "channels": 8,
-        "multipliers": (1, 2),
+        "multipliers": (1,),
         "num_res_blocks": 1,
-        "attention_resolutions": (4,),
+        "attention_resolutions": (8,),
         "dropout": dropout,
     }
     config.training.batch_size = config.sampling.batch_size = BATCH
@@ -69,15 +69,14 @@ def relative_difference(first, second, origin):
     return float(jnp.sqrt(sum(jax.tree.leaves(difference)) / sum(jax.tree.leaves(moved))))
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_one_and_eight_devices_agree(start, dropout):
+def test_one_and_eight_devices_agree(start):
     """After 5 steps, to float32 rounding: dropout, too, belongs to an example and not to a device.
 
     Adam divides a gradient by its own size, so a gradient element near zero, whose rounding is relative to its larger
     neighbours, moves its parameter by a different amount: 1e-3 of the whole movement, where another noise gives 1.
     """
-    one, metrics_one = run(start, 1, calls=5, dropout=dropout)
-    eight, metrics_eight = run(start, 8, calls=5, dropout=dropout)
+    one, metrics_one = run(start, 1, calls=5, dropout=0.3)
+    eight, metrics_eight = run(start, 8, calls=5, dropout=0.3)
     assert int(one.step) == int(eight.step) == 5
     assert relative_difference(one.params, eight.params, start.params) < 1e-3
     np.testing.assert_allclose(metrics_one["loss"], metrics_eight["loss"], rtol=1e-4)
