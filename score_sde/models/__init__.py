@@ -8,9 +8,17 @@ import flax.linen as nn
 from score_sde.errors import build
 from score_sde.models.mixture import Mixture
 from score_sde.models.mlp import MLP, EnergyMLP
-from score_sde.models.unet import DDPMpp
+from score_sde.models.unet import ADM, DDPM, DDPMpp, NCSNpp
 
-MODELS = {"ddpmpp": DDPMpp, "mlp": MLP, "energy_mlp": EnergyMLP, "mixture": Mixture}
+MODELS = {
+    "ddpm": DDPM,
+    "ddpmpp": DDPMpp,
+    "ncsnpp": NCSNpp,
+    "adm": ADM,
+    "mlp": MLP,
+    "energy_mlp": EnergyMLP,
+    "mixture": Mixture,
+}
 
 
 def create(name: str, **kwargs) -> nn.Module:

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from score_sde.errors import UserError
-from score_sde.models.layers import positional_embedding
+from score_sde.models.embedding import positional_embedding
 
 
 class Perceptron(nn.Module):

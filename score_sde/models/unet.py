@@ -1,7 +1,7 @@
-"""DDPM++, the U-Net of Song et al. 2021 ("Score-Based Generative Modeling through Stochastic Differential Equations").
+"""The U-Nets of diffusion models, as one description: levels of residual blocks, down, across and up again.
 
-DDPM's U-Net (Ho et al. 2020) with BigGAN residual blocks, resampling inside them, and sums divided by sqrt(2)
-(Appendix H). At the paper's CIFAR-10 settings, which are the defaults, it has 61.8M parameters.
+DDPM (Ho et al. 2020), DDPM++ and NCSN++ (Song et al. 2021, Appendix H) and ADM (Dhariwal and Nichol 2021) are that
+module with other options as defaults; those of EDM (Karras et al. 2022) and of diffusers are reached by options too.
 """
 
 from collections.abc import Sequence
@@ -9,90 +9,255 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 
-from score_sde.errors import UserError
-from score_sde.models.layers import Attention, Conv, GroupNorm, NoiseEmbedding, ResidualBlock
+from score_sde.errors import UserError, lookup
+from score_sde.models.blocks import Attention, ResidualBlock, Style
+from score_sde.models.embedding import NoiseEmbedding, check_labels
+from score_sde.models.layers import Conv, at_least_float32
+from score_sde.models.resampling import BOX, Resample, downsample, upsample
 
 
-class DDPMpp(nn.Module):
-    """DDPM++: (batch, height, width, channels) images and (batch,) noise levels to an output of the images' shape.
+class UNet(nn.Module):
+    """(batch, height, width, channels) images and (batch,) noise levels to an output of the images' shape.
 
     Attributes:
       channels: of the first level.
       multipliers: channels of each level, over `channels`; each further level halves the image.
       num_res_blocks: residual blocks a level on the way down; one more on the way up.
-      attention_resolutions: image heights with self-attention; always also at the bottom.
+      attention_resolutions: image heights with self-attention.
       dropout: inside residual blocks.
       outputs: how many outputs of the images' shape, along channels: 2 for a learned variance.
+      num_classes: of labels, 0 for none; label_dropout: how often they are hidden in training.
+      augment_dim: width of augmentation labels, 0 for none.
+      embedding: of the noise level, "positional", "positional_cosine_first" or "fourier".
+      labels_enter: "before" or "after" the embedding's dense layers.
+      resampling: "block" (inside residual blocks) or "conv" (a layer of its own).
+      conv_padding: (low, high) of a "conv" on its way down that has no filter.
+      taps: of the resampling filter, (1, 3, 3, 1) for NCSN++; none: blocks average and repeat, layers have a stride.
+      attend_up: attention on the way up after "each" block or after the "last" of a level.
+      attend_middle: attention at the bottom.
+      progressive_input: "none", "input_skip" or "residual": how the halved images enter each level again.
+      progressive_output: "none", "output_skip" or "residual": how each level contributes to the output.
+      combine: "sum" or "cat", of the halved images with what they enter.
+      scale_by_sigma: divides the output by exp(noise level), which is then log sigma.
+      rescale, scale_shift, project_resampled, groups, epsilon, head_channels, heads: see `Style`.
+      remat: recompute each block's activations in the backward pass, for memory.
+      dtype: of the computation, "bfloat16" for speed; None follows the input.
     """
 
     channels: int = 128
     multipliers: Sequence[int] = (1, 2, 2, 2)
-    num_res_blocks: int = 4
+    num_res_blocks: int = 2
     attention_resolutions: Sequence[int] = (16,)
     dropout: float = 0.1
     outputs: int = 1
+    num_classes: int = 0
+    label_dropout: float = 0.0
+    augment_dim: int = 0
+    embedding: str = "positional"
+    labels_enter: str = "after"
+    resampling: str = "block"
+    conv_padding: tuple[int, int] = (0, 1)
+    taps: Sequence[float] = ()
+    attend_up: str = "last"
+    attend_middle: bool = True
+    progressive_input: str = "none"
+    progressive_output: str = "none"
+    combine: str = "sum"
+    scale_by_sigma: bool = False
+    rescale: bool = False
+    scale_shift: bool = False
+    project_resampled: bool = False
+    groups: int | None = None
+    epsilon: float = 1e-6
+    head_channels: int | None = None
+    heads: int | None = None
+    remat: bool = False
+    dtype: str | None = None
 
     @nn.compact
-    def __call__(self, x, noise_level, labels=None, train=False):
-        """The raw output; `train` turns dropout on, which takes a "dropout" key.
+    def __call__(self, x, noise_level, labels=None, train=False, augment=None):
+        """The raw output; `train` turns dropout on, of activations and labels, which takes a "dropout" key.
+
+        Args:
+          x: (batch, height, width, channels).
+          noise_level: (batch,), on the scale that the preconditioning gives.
+          labels: (batch,) integers, -1 for none; None: all -1.
+          train: whether this is training.
+          augment: (batch, augment_dim) augmentation labels; None: not augmented.
 
         Raises:
-          UserError: the image doesn't halve at every level, no level has an attention resolution, dropout is out of its
-            range, or labels are given.
+          UserError: the image doesn't halve at every level, no level has an attention resolution, heads don't divide
+            the channels, an option is unknown, or there are labels and no classes.
         """
         self._check(x, labels)
-        embedding = NoiseEmbedding(self.channels, name="noise")(noise_level)
+        style = self._style()
+        told = NoiseEmbedding(
+            self.channels,
+            self.embedding,
+            self.num_classes,
+            self.label_dropout,
+            self.augment_dim,
+            self.labels_enter,
+            name="noise",
+        )(noise_level, labels, augment, train)
         bottom = len(self.multipliers) - 1
+        block = nn.remat(ResidualBlock, static_argnums=(3,)) if self.remat else ResidualBlock
+        attention = nn.remat(Attention) if self.remat else Attention
 
-        def block(features, name, resample="none"):
-            residual = ResidualBlock(features, self.dropout, resample, name=name)
-            return lambda hidden: residual(hidden, embedding, train)
+        def residual(hidden, features, name, resample="none"):
+            return block(features, style, resample, name=name)(hidden, told, train)
 
         def attend(hidden, name):
-            return Attention(name=name)(hidden) if hidden.shape[1] in self.attention_resolutions else hidden
+            return attention(style, name=name)(hidden) if hidden.shape[1] in self.attention_resolutions else hidden
 
-        hidden = Conv(self.channels, name="conv_in")(x)
+        def resampled(hidden, level, direction):
+            name = f"{direction}_{level}_resample"
+            if self.resampling == "block":
+                return residual(hidden, hidden.shape[-1], name, direction)
+            return self._layer(direction, hidden.shape[-1], name)(hidden)
+
+        image, hidden = x, Conv(self.channels, dtype=style.dtype, name="conv_in")(x)
         skips = [hidden]
         for level, multiplier in enumerate(self.multipliers):
             for i in range(self.num_res_blocks):
-                hidden = block(self.channels * multiplier, f"down_{level}_{i}")(hidden)
+                hidden = residual(hidden, self.channels * multiplier, f"down_{level}_{i}")
                 hidden = attend(hidden, f"down_{level}_{i}_attention")
                 skips.append(hidden)
             if level != bottom:
-                hidden = block(hidden.shape[-1], f"down_{level}_resample", "down")(hidden)
+                image, hidden = self._enter(image, resampled(hidden, level, "down"), level, style)
                 skips.append(hidden)
 
-        hidden = block(hidden.shape[-1], "middle_0")(hidden)
-        hidden = Attention(name="middle_attention")(hidden)
-        hidden = block(hidden.shape[-1], "middle_1")(hidden)
+        hidden = residual(hidden, hidden.shape[-1], "middle_0")
+        hidden = attention(style, name="middle_attention")(hidden) if self.attend_middle else hidden
+        hidden = residual(hidden, hidden.shape[-1], "middle_1")
 
+        output = None
         for level in range(bottom, -1, -1):
             for i in range(self.num_res_blocks + 1):
                 hidden = jnp.concatenate([hidden, skips.pop()], axis=-1)
-                hidden = block(self.channels * self.multipliers[level], f"up_{level}_{i}")(hidden)
-            hidden = attend(hidden, f"up_{level}_attention")
+                hidden = residual(hidden, self.channels * self.multipliers[level], f"up_{level}_{i}")
+                hidden = attend(hidden, f"up_{level}_{i}_attention") if self.attend_up == "each" else hidden
+            hidden = attend(hidden, f"up_{level}_attention") if self.attend_up == "last" else hidden
+            output, hidden = self._contribute(output, hidden, x.shape[-1], level, style)
             if level != 0:
-                hidden = block(hidden.shape[-1], f"up_{level}_resample", "up")(hidden)
+                hidden = resampled(hidden, level, "up")
 
-        return Conv(self.outputs * x.shape[-1], init_scale=0.0, name="conv_out")(
-            nn.swish(GroupNorm(name="norm_out")(hidden))
-        )
+        if self.progressive_output != "output_skip":
+            output = self._to_image(hidden, x.shape[-1], "out", style)
+        output = at_least_float32(output)
+        return output / jnp.exp(noise_level).reshape(-1, 1, 1, 1) if self.scale_by_sigma else output
+
+    def _style(self) -> Style:
+        shared = {name: getattr(self, name) for name in Style._fields if hasattr(self, name)}
+        return Style(**shared | {"dtype": jnp.dtype(self.dtype) if self.dtype else None})
+
+    def _layer(self, direction, features, name):
+        return Resample(direction, features, self.taps, self.conv_padding, self._style().dtype, name=name)
+
+    def _enter(self, image, hidden, level, style):
+        """The progressive input: the image at this level, and what it makes of hidden."""
+        name, channels = f"input_{level}", hidden.shape[-1]
+        if self.progressive_input == "none":
+            return image, hidden
+        if self.progressive_input == "residual":
+            hidden = style.add(self._layer("down", channels, name)(image), hidden)
+            return hidden, hidden
+        image = downsample(image, self.taps or BOX)
+        entering = Conv(channels, 1, dtype=style.dtype, name=name)(image)
+        return image, entering + hidden if self.combine == "sum" else jnp.concatenate([entering, hidden], axis=-1)
+
+    def _contribute(self, output, hidden, channels, level, style):
+        """The progressive output: the output so far, at this level, and what it makes of hidden."""
+        if self.progressive_output == "none":
+            return None, hidden
+        if self.progressive_output == "output_skip":
+            added = self._to_image(hidden, channels, f"out_{level}", style)
+            return added if output is None else upsample(output, self.taps or BOX) + added, hidden
+        if output is None:
+            normal = nn.swish(style.norm(f"norm_out_{level}")(hidden))
+            return Conv(hidden.shape[-1], dtype=style.dtype, name=f"conv_out_{level}")(normal), hidden
+        hidden = style.add(self._layer("up", hidden.shape[-1], f"output_{level}")(output), hidden)
+        return hidden, hidden
+
+    def _to_image(self, hidden, channels, name, style):
+        hidden = nn.swish(style.norm(f"norm_{name}")(hidden))
+        return Conv(self.outputs * channels, init_scale=0.0, dtype=style.dtype, name=f"conv_{name}")(hidden)
 
     def _check(self, x, labels):
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"ddpmpp: need 0 <= dropout < 1, got {self.dropout} (set --config.model.kwargs.dropout)")
-        factor = 2 ** (len(self.multipliers) - 1)
+        name, where = type(self).__name__.lower(), "set --config.model.kwargs"
+        for field, known in CHOICES.items():
+            lookup(field, dict.fromkeys(known), getattr(self, field), f"--config.model.kwargs.{field}")
+        for field in ("dropout", "label_dropout"):
+            if not 0 <= getattr(self, field) < 1:
+                raise UserError(f"{name}: need 0 <= {field} < 1, got {getattr(self, field)} ({where}.{field})")
+        levels = len(self.multipliers)
+        factor = 2 ** (levels - 1)
         if x.shape[1] % factor or x.shape[2] % factor:
             raise UserError(
-                f"ddpmpp: {len(self.multipliers)} levels halve the image {len(self.multipliers) - 1} times, but "
-                f"{x.shape[1]}x{x.shape[2]} is not a multiple of {factor} (set --config.model.kwargs.multipliers)"
+                f"{name}: {levels} levels halve the image {levels - 1} times, but {x.shape[1]}x{x.shape[2]} is not a "
+                f"multiple of {factor} ({where}.multipliers)"
             )
-        heights = [x.shape[1] >> level for level in range(len(self.multipliers))]
+        heights = [x.shape[1] >> level for level in range(levels)]
         for resolution in self.attention_resolutions:
             if resolution not in heights:
                 raise UserError(
-                    f"ddpmpp: no level has the attention resolution {resolution}; the levels' heights are {heights} "
-                    "(set --config.model.kwargs.attention_resolutions)"
+                    f"{name}: no level has the attention resolution {resolution}; the levels' heights are {heights} "
+                    f"({where}.attention_resolutions)"
                 )
-        if labels is not None:
-            raise UserError("ddpmpp: this network is unconditional, it takes no labels")
+        check_labels(name, self.num_classes, labels)
+
+
+CHOICES = {
+    "embedding": ("positional", "positional_cosine_first", "fourier"),
+    "labels_enter": ("before", "after"),
+    "resampling": ("block", "conv"),
+    "attend_up": ("each", "last"),
+    "progressive_input": ("none", "input_skip", "residual"),
+    "progressive_output": ("none", "output_skip", "residual"),
+    "combine": ("sum", "cat"),
+}
+
+
+class DDPM(UNet):
+    """The U-Net of Ho et al. 2020; at its defaults, those of CIFAR-10, it has 35.7M parameters."""
+
+    resampling: str = "conv"
+    attend_up: str = "each"
+
+
+class DDPMpp(UNet):
+    """DDPM++: BigGAN's residual blocks, and sums divided by sqrt(2); at its defaults, CIFAR-10's, 61.8M parameters."""
+
+    num_res_blocks: int = 4
+    rescale: bool = True
+    project_resampled: bool = True
+
+
+class NCSNpp(UNet):
+    """NCSN++: DDPM++ with anti-aliased resampling, Fourier features of log sigma, and a residual input pyramid.
+
+    With scale_by_sigma, its default, the output is a score: preconditioning "log_sigma", prediction "score".
+    """
+
+    num_res_blocks: int = 4
+    rescale: bool = True
+    project_resampled: bool = True
+    taps: Sequence[float] = (1, 3, 3, 1)
+    embedding: str = "fourier"
+    progressive_input: str = "residual"
+    scale_by_sigma: bool = True
+
+
+class ADM(UNet):
+    """The U-Net of Dhariwal and Nichol 2021, at its defaults the one for ImageNet at 64 x 64, without classes."""
+
+    channels: int = 192
+    multipliers: Sequence[int] = (1, 2, 3, 4)
+    num_res_blocks: int = 3
+    attention_resolutions: Sequence[int] = (32, 16, 8)
+    scale_shift: bool = True
+    embedding: str = "positional_cosine_first"
+    attend_up: str = "each"
+    head_channels: int | None = 64
+    groups: int | None = 32
+    epsilon: float = 1e-5
