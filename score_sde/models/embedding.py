@@ -78,7 +78,7 @@ class NoiseEmbedding(nn.Module):
 
     Attributes:
       channels: of the network's first level; the result has four times as many.
-      kind: "positional", "positional_cosine_first" (no endpoint: ADM's) or "fourier".
+      kind: "positional", with endpoint and cosine_first as of `positional_embedding`, or "fourier".
       num_classes, label_dropout: of the class labels; 0 classes for none.
       augment_dim: width of the augmentation labels (Karras et al. 2022), 0 for none.
       labels_enter: "before" the dense layers (EDM) or "after" them (ADM).
@@ -86,6 +86,8 @@ class NoiseEmbedding(nn.Module):
 
     channels: int
     kind: str = "positional"
+    endpoint: bool = True
+    cosine_first: bool = False
     num_classes: int = 0
     label_dropout: float = 0.0
     augment_dim: int = 0
@@ -109,8 +111,7 @@ class NoiseEmbedding(nn.Module):
     def _of_level(self, noise_level):
         if self.kind == "fourier":
             return FourierEmbedding(2 * self.channels, name="fourier")(noise_level)
-        plain = self.kind == "positional"
-        return positional_embedding(noise_level, self.channels, endpoint=plain, cosine_first=not plain)
+        return positional_embedding(noise_level, self.channels, self.endpoint, self.cosine_first)
 
     def _of_label(self, labels, hidden, train):
         if not self.num_classes:

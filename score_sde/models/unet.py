@@ -28,7 +28,7 @@ class UNet(nn.Module):
       outputs: how many outputs of the images' shape, along channels: 2 for a learned variance.
       num_classes: of labels, 0 for none; label_dropout: how often they are hidden in training.
       augment_dim: width of augmentation labels, 0 for none.
-      embedding: of the noise level, "positional", "positional_cosine_first" or "fourier".
+      embedding: of the noise level, "positional" (with endpoint, cosine_first: `positional_embedding`) or "fourier".
       labels_enter: "before" or "after" the embedding's dense layers.
       resampling: "block" (inside residual blocks) or "conv" (a layer of its own).
       conv_padding: (low, high) of a "conv" on its way down that has no filter.
@@ -54,6 +54,8 @@ class UNet(nn.Module):
     label_dropout: float = 0.0
     augment_dim: int = 0
     embedding: str = "positional"
+    endpoint: bool = True
+    cosine_first: bool = False
     labels_enter: str = "after"
     resampling: str = "block"
     conv_padding: tuple[int, int] = (0, 1)
@@ -93,12 +95,9 @@ class UNet(nn.Module):
         style = self._style()
         told = NoiseEmbedding(
             self.channels,
-            self.embedding,
-            self.num_classes,
-            self.label_dropout,
-            self.augment_dim,
-            self.labels_enter,
+            kind=self.embedding,
             name="noise",
+            **{option: getattr(self, option) for option in TOLD},
         )(noise_level, labels, augment, train)
         bottom = len(self.multipliers) - 1
         block = nn.remat(ResidualBlock, static_argnums=(3,)) if self.remat else ResidualBlock
@@ -207,8 +206,9 @@ class UNet(nn.Module):
         check_labels(name, self.num_classes, labels)
 
 
+TOLD = ("endpoint", "cosine_first", "num_classes", "label_dropout", "augment_dim", "labels_enter")
 CHOICES = {
-    "embedding": ("positional", "positional_cosine_first", "fourier"),
+    "embedding": ("positional", "fourier"),
     "labels_enter": ("before", "after"),
     "resampling": ("block", "conv"),
     "attend_up": ("each", "last"),
@@ -256,7 +256,8 @@ class ADM(UNet):
     num_res_blocks: int = 3
     attention_resolutions: Sequence[int] = (32, 16, 8)
     scale_shift: bool = True
-    embedding: str = "positional_cosine_first"
+    endpoint: bool = False
+    cosine_first: bool = True
     attend_up: str = "each"
     head_channels: int | None = 64
     groups: int | None = 32

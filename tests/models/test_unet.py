@@ -1,7 +1,4 @@
-"""DDPM++ against the paper's parameter count and against the reference implementation's own numbers."""
-
-import json
-from pathlib import Path
+"""The U-Nets' sizes against the papers', and what they refuse; their numbers are in test_pretrained.py."""
 
 import jax
 import jax.numpy as jnp
@@ -11,85 +8,27 @@ import pytest
 from score_sde.errors import UserError
 from score_sde.models import create
 
-ORACLE = (
-    Path(__file__).parents[1] / "reference" / "score_sde_ddpmpp.npz"
-)  # a small DDPM++ run by score_sde's PyTorch code
-
 
 def parameter_count(module, shape):
     variables = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros(shape), jnp.zeros(shape[:1]))
     return sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(variables))
 
 
-def test_the_papers_network_has_the_papers_size():
-    count = parameter_count(create("ddpmpp"), (1, 32, 32, 3))
-    assert round(count / 1e6, 1) == 61.8
+IMAGENET = {"channels": 256, "multipliers": (1, 1, 2, 2, 4, 4), "num_res_blocks": 2}
 
 
-def reference_parameters(archive):
-    """score_sde's numbered module list, in order of use, under our names and layouts."""
-    modules: dict[int, dict[str, np.ndarray]] = {}
-    for key in archive.files:
-        if key.startswith("weights/all_modules."):
-            number, name = key.removeprefix("weights/all_modules.").split(".", 1)
-            modules.setdefault(int(number), {})[name] = archive[key]
-    ordered = iter(modules[number] for number in sorted(modules))
-
-    def dense(weights, prefix=""):
-        return {"kernel": weights[prefix + "weight"].T, "bias": weights[prefix + "bias"]}
-
-    def convolution(weights, prefix=""):
-        return {"kernel": weights[prefix + "weight"].transpose(2, 3, 1, 0), "bias": weights[prefix + "bias"]}
-
-    def norm(weights, prefix=""):
-        return {"scale": weights[prefix + "weight"], "bias": weights[prefix + "bias"]}
-
-    def residual(weights):
-        shortcut = {"shortcut": convolution(weights, "Conv_2.")} if "Conv_2.weight" in weights else {}
-        return {
-            "norm_0": norm(weights, "GroupNorm_0."),
-            "conv_0": convolution(weights, "Conv_0."),
-            "embedding": dense(weights, "Dense_0."),
-            "norm_1": norm(weights, "GroupNorm_1."),
-            "conv_1": convolution(weights, "Conv_1."),
-        } | shortcut
-
-    def attention(weights):
-        products = {
-            name: {"kernel": weights[f"NIN_{i}.W"][None, None], "bias": weights[f"NIN_{i}.b"]}
-            for i, name in enumerate(("query", "key", "value", "out"))
-        }
-        return {"norm": norm(weights, "GroupNorm_0.")} | products
-
-    order = "down_0_0 down_0_resample down_1_0 down_1_0_attention middle_0 middle_attention middle_1"
-    order += " up_1_0 up_1_1 up_1_attention up_1_resample up_0_0 up_0_1"
-    parameters = {
-        "noise": {"dense_0": dense(next(ordered)), "dense_1": dense(next(ordered))},
-        "conv_in": convolution(next(ordered)),
-    }
-    for name in order.split():
-        parameters[name] = (attention if name.endswith("attention") else residual)(next(ordered))
-    parameters |= {"norm_out": norm(next(ordered)), "conv_out": convolution(next(ordered))}
-    assert next(ordered, None) is None
-    return parameters
-
-
-def test_ddpmpp_is_score_sdes_function():
-    archive = np.load(ORACLE)
-    options = json.loads(str(archive["config"]))["model"]
-    module = create(
-        "ddpmpp",
-        channels=options["nf"],
-        multipliers=tuple(options["ch_mult"]),
-        num_res_blocks=options["num_res_blocks"],
-        attention_resolutions=tuple(options["attn_resolutions"]),
-        dropout=options["dropout"],
-    )
-    variables = {"params": reference_parameters(archive)}
-    output = jax.jit(module.apply)(variables, archive["input"], archive["noise_label"])
-    expected = archive["output"]
-    # float32 through some 30 layers: relative rounding of 1e-7 a layer, so 1e-5; a tenfold margin.
-    assert np.max(np.abs(output - expected)) < 1e-4 * np.std(expected)
+@pytest.mark.parametrize(
+    ("name", "kwargs", "size", "millions"),
+    [
+        ("ddpm", {}, 32, 35.7),  # Ho et al. 2020, Appendix B
+        ("ddpmpp", {}, 32, 61.8),  # Karras et al. 2022, Table 7, as NCSN++'s next
+        ("ncsnpp", {}, 32, 62.8),
+        ("adm", {"num_classes": 1000, "outputs": 2}, 64, 295.9),  # Dhariwal and Nichol 2021, Table 4, as the next
+        ("adm", {"num_classes": 1000, "outputs": 2, **IMAGENET}, 256, 553.8),
+    ],
+)
+def test_the_papers_networks_have_the_papers_sizes(name, kwargs, size, millions):
+    assert round(parameter_count(create(name, **kwargs), (1, size, size, 3)) / 1e6, 1) == millions
 
 
 @pytest.mark.parametrize(

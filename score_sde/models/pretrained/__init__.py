@@ -1,0 +1,125 @@
+"""Weights that exist: networks of other libraries, as networks here, and ours written for others.
+
+    module, variables = pretrained.load("edm", "weights.safetensors", config)
+
+A family says how its layers are named and laid out, in a file of its own; `load` is the same for all.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from score_sde.errors import UserError, lookup
+from score_sde.models.pretrained import diffusers, edm, files, native, score_sde
+from score_sde.models.pretrained.family import Target
+
+FAMILIES = {
+    "score_sde": score_sde.FAMILY,
+    "edm": edm.FAMILY,
+    "diffusers": diffusers.FAMILY,
+    "native": native.FAMILY,
+}
+
+
+def load(
+    family: str, weights: Mapping[str, Any] | str | Path, config: Mapping[str, Any] | None = None, **options: Any
+) -> tuple[nn.Module, dict[str, Any]]:
+    """A network with the weights of another library: a module and its variables, like any other here.
+
+    Args:
+      family: a key of `FAMILIES`.
+      weights: names to NumPy arrays, a state dict in the library's own names and layouts; or a path that `files.read`
+        reads.
+      config: the options of the network in the library's own names; None: what the file says of itself.
+      **options: attributes of the module to be set otherwise, as dtype="bfloat16".
+
+    Returns:
+      (module, variables): module.apply(variables, x, noise_level, labels) for x (batch, height, width, channels).
+
+    Raises:
+      UserError: the file can't be read or says no config, the config asks for what is not covered, or weights are
+        missing, left over or of another shape; all of them are named.
+    """
+    from score_sde.models import create
+
+    chosen = lookup("family", FAMILIES, family, "--config.model.family")
+    if isinstance(weights, str | Path):
+        found = files.read(weights)
+        weights, config = found.arrays, found.config if config is None else config
+    if config is None:
+        raise UserError(
+            f"family {family!r}: the weights come without the network's config; give it, in a JSON file named after "
+            'the weights with .json added, {"family": ..., "config": {...}}'
+        )
+    name, kwargs = chosen.model(config)
+    module = create(name, **kwargs | options)
+    arrays = {name: np.asarray(array) for name, array in chosen.arrays(weights).items()}
+    return module, {"params": _parameters(family, chosen, module, config, arrays)}
+
+
+def target(family: str, config: Mapping[str, Any]) -> Target:
+    """The SDE, prediction and preconditioning that a network was trained for."""
+    return lookup("family", FAMILIES, family, "--config.model.family").target(config)
+
+
+def save(path: str | Path, params: Any, model: Mapping[str, Any], process: Mapping[str, Any]) -> None:
+    """Writes parameters as safetensors, "down_0_0/conv_0/kernel" and so on, for `load("native", path)`.
+
+    Args:
+      path: the file.
+      params: a tree of parameters.
+      model: {"name", "kwargs", "prediction", "preconditioning"}.
+      process: {"sde": {"name", "kwargs"}, "image_size", "channels"}: what the network was trained for.
+    """
+    arrays = traverse_util.flatten_dict(jax.tree.map(np.asarray, params), sep="/")
+    files.write(path, arrays, "native", dict(process) | {"model": dict(model)})
+
+
+def _parameters(family, chosen, module, config, arrays) -> dict[str, Any]:
+    sources = chosen.sources(config, arrays)
+    shapes = _shapes(module, chosen, config, arrays)
+    problems, parameters, used = [], {}, set()
+    for path, shape in shapes.items():
+        source = sources.get(path)
+        if source is None:
+            problems.append(f"missing: nothing for {'/'.join(path)} {shape}")
+            continue
+        used |= set(source.names)
+        missing = [name for name in source.names if name not in arrays]
+        if missing:
+            problems.append(f"missing: {', '.join(missing)} for {'/'.join(path)} {shape}")
+            continue
+        parameters[path], problem = _made(source, [arrays[name] for name in source.names], shape)
+        if problem:
+            problems.append(f"misshapen: {problem} for {'/'.join(path)} {shape}")
+    left = [name for name in arrays if name not in used and not chosen.unused(name)]
+    problems += [f"extra: {name} {arrays[name].shape}" for name in left]
+    if problems:
+        raise UserError(
+            f"family {family!r}: these weights are not those of the network that the config describes:\n  "
+            + "\n  ".join(problems)
+        )
+    return traverse_util.unflatten_dict(parameters)
+
+
+def _made(source, arrays, shape):
+    given = ", ".join(f"{name} {array.shape}" for name, array in zip(source.names, arrays, strict=True))
+    try:
+        made = np.asarray(source.make(*arrays), np.float32)
+    except (ValueError, IndexError):
+        return None, given
+    return made, given if made.shape != shape else None
+
+
+def _shapes(module, chosen, config, arrays) -> dict[tuple[str, ...], tuple[int, ...]]:
+    """The module's parameters by path, from the image's size and from the channels of the weights' first layer."""
+    size, channels = chosen.image_size(config), chosen.channels(config, arrays)
+    shape = (1, *((size, size) if isinstance(size, int) else size), channels)
+    variables = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros(shape), jnp.zeros(1))
+    return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(variables["params"]).items()}

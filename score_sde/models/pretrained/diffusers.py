@@ -1,0 +1,210 @@
+"""diffusers' UNet2DModel with plain, attention and residual-resampling blocks, as in the google/ddpm-* family."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from score_sde.errors import UserError
+from score_sde.models.pretrained.family import Family, Target, insist
+from score_sde.models.pretrained.layouts import (
+    CONV,
+    DENSE,
+    NORM,
+    Source,
+    inside,
+    layer,
+    linear_as_convolution,
+    sources_of,
+)
+
+PLAIN, RESAMPLING = ("DownBlock2D", "AttnDownBlock2D"), ("ResnetDownsampleBlock2D",)
+RESIDUAL = inside(
+    {
+        "norm_0": ("norm1", NORM),
+        "conv_0": ("conv1", CONV),
+        "embedding": ("time_emb_proj", DENSE),
+        "norm_1": ("norm2", NORM),
+        "conv_1": ("conv2", CONV),
+    }
+)
+PRODUCT = layer(linear_as_convolution)
+# Attention's layers were renamed in 2023; files of both ages are read.
+ATTENTION = {
+    "query": ("to_q", "query"),
+    "key": ("to_k", "key"),
+    "value": ("to_v", "value"),
+    "out": ("to_out.0", "proj_attn"),
+}
+DEFAULTS = {  # of UNet2DModel
+    "sample_size": None,
+    "center_input_sample": False,
+    "time_embedding_type": "positional",
+    "freq_shift": 0,
+    "flip_sin_to_cos": True,
+    "down_block_types": ("DownBlock2D", *["AttnDownBlock2D"] * 3),
+    "up_block_types": (*["AttnUpBlock2D"] * 3, "UpBlock2D"),
+    "mid_block_type": "UNetMidBlock2D",
+    "block_out_channels": (224, 448, 672, 896),
+    "layers_per_block": 2,
+    "mid_block_scale_factor": 1,
+    "downsample_padding": 1,
+    "downsample_type": "conv",
+    "upsample_type": "conv",
+    "dropout": 0.0,
+    "act_fn": "silu",
+    "attention_head_dim": 8,
+    "norm_num_groups": 32,
+    "attn_norm_num_groups": None,
+    "norm_eps": 1e-5,
+    "resnet_time_scale_shift": "default",
+    "add_attention": True,
+    "class_embed_type": None,
+    "num_class_embeds": None,
+}
+
+
+def _options(config: Mapping[str, Any]) -> dict[str, Any]:
+    return DEFAULTS | dict(config)
+
+
+def _height(config: Mapping[str, Any]) -> int:
+    size = _options(config)["sample_size"]
+    if size is None:
+        raise UserError("diffusers: the config has no sample_size, which decides where attention is")
+    return size if isinstance(size, int) else size[0]
+
+
+def model(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The network's name and options here, of a UNet2DModel's config.json."""
+    options = _options(config)
+    downs, ups = options["down_block_types"], options["up_block_types"]
+    attended = ["Attn" in kind for kind in downs]
+    insist(
+        "diffusers",
+        options,
+        center_input_sample=(False,),
+        time_embedding_type=("positional",),
+        mid_block_type=("UNetMidBlock2D",),
+        mid_block_scale_factor=(1,),
+        act_fn=("silu", "swish"),
+        attn_norm_num_groups=(None, options["norm_num_groups"]),
+        resnet_time_scale_shift=("default", "scale_shift"),
+        class_embed_type=(None,),
+        downsample_type=("conv", "resnet"),
+        upsample_type=(options["downsample_type"],),
+        downsample_padding=(0, 1),
+    )
+    known = ("DownBlock2D", "AttnDownBlock2D", "UpBlock2D", "AttnUpBlock2D")
+    known += ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")
+    for kind in (*downs, *ups):
+        if kind not in known:
+            raise UserError(f"diffusers: the block {kind!r} is not covered, only {', '.join(known)}")
+    if attended != ["Attn" in kind for kind in reversed(ups)]:
+        raise UserError(f"diffusers: the way up {ups} has attention at other levels than the way down {downs}")
+    resampling = {_resampling(kind, options) for kind in (*downs[:-1], *ups[:-1])} or {"conv"}
+    if len(resampling) > 1:
+        raise UserError(f"diffusers: some blocks resample by a layer and some inside blocks: {downs}, {ups}")
+    channels = options["block_out_channels"]
+    kwargs = {
+        "channels": channels[0],
+        "multipliers": tuple(width / channels[0] for width in channels),
+        "num_res_blocks": options["layers_per_block"],
+        "attention_resolutions": tuple(_height(config) >> i for i, has in enumerate(attended) if has),
+        "attend_up": "each",
+        "attend_middle": options["add_attention"],
+        "dropout": options["dropout"],
+        "num_classes": options["num_class_embeds"] or 0,
+        "endpoint": bool(options["freq_shift"]),
+        "cosine_first": options["flip_sin_to_cos"],
+        "scale_shift": options["resnet_time_scale_shift"] == "scale_shift",
+        "groups": options["norm_num_groups"],
+        "epsilon": options["norm_eps"],
+        "head_channels": options["attention_head_dim"],
+        "resampling": resampling.pop(),
+        "conv_padding": (options["downsample_padding"], 1),
+        "outputs": 1,
+    }
+    if any(multiplier != int(multiplier) for multiplier in kwargs["multipliers"]):
+        raise UserError(f"diffusers: block_out_channels {channels} are not multiples of the first")
+    return "ddpm", kwargs | {"multipliers": tuple(map(int, kwargs["multipliers"]))}
+
+
+def _resampling(kind: str, options: Mapping[str, Any]) -> str:
+    inside_blocks = kind.startswith("Resnet") or ("Attn" in kind and options["downsample_type"] == "resnet")
+    return "block" if inside_blocks else "conv"
+
+
+def _layers(config, names) -> Iterator[tuple[str, str, Mapping]]:
+    """(ours, theirs, parameters) of the network."""
+    options = _options(config)
+
+    def residual(ours, theirs):
+        yield ours, theirs, RESIDUAL
+        if f"{theirs}.conv_shortcut.weight" in names:
+            yield f"{ours}/shortcut", f"{theirs}.conv_shortcut", CONV
+
+    def attention(ours, theirs):
+        if not any(name.startswith(f"{theirs}.") for name in names):
+            return
+        yield f"{ours}/norm", f"{theirs}.group_norm", NORM
+        for name, (new, old) in ATTENTION.items():
+            yield f"{ours}/{name}", f"{theirs}.{old if f'{theirs}.{old}.weight' in names else new}", PRODUCT
+
+    def resampled(ours, theirs):
+        if f"{theirs}.conv.weight" in names:
+            yield f"{ours}/conv", f"{theirs}.conv", CONV
+        else:
+            yield from residual(ours, theirs)
+
+    yield "noise/dense_0", "time_embedding.linear_1", DENSE
+    yield "noise/dense_1", "time_embedding.linear_2", DENSE
+    if options["num_class_embeds"]:
+        rows = Source(("class_embedding.weight",), lambda weight: np.concatenate([weight, 0 * weight[:1]]))
+        yield "noise/label/rows", "class_embedding", {("embedding",): rows}
+    yield "conv_in", "conv_in", CONV
+    bottom = len(options["block_out_channels"]) - 1
+    for level in range(bottom + 1):
+        at = f"down_blocks.{level}"
+        for i in range(options["layers_per_block"]):
+            yield from residual(f"down_{level}_{i}", f"{at}.resnets.{i}")
+            yield from attention(f"down_{level}_{i}_attention", f"{at}.attentions.{i}")
+        if level != bottom:
+            yield from resampled(f"down_{level}_resample", f"{at}.downsamplers.0")
+    yield from residual("middle_0", "mid_block.resnets.0")
+    yield from attention("middle_attention", "mid_block.attentions.0")
+    yield from residual("middle_1", "mid_block.resnets.1")
+    for level in range(bottom, -1, -1):
+        at = f"up_blocks.{bottom - level}"
+        for i in range(options["layers_per_block"] + 1):
+            yield from residual(f"up_{level}_{i}", f"{at}.resnets.{i}")
+            yield from attention(f"up_{level}_{i}_attention", f"{at}.attentions.{i}")
+        if level != 0:
+            yield from resampled(f"up_{level}_resample", f"{at}.upsamplers.0")
+    yield "norm_out", "conv_norm_out", NORM
+    yield "conv_out", "conv_out", CONV
+
+
+def target(config: Mapping[str, Any]) -> Target:
+    """The chain of the folder's scheduler, else that of Ho et al. 2020, and what it says that the network predicts."""
+    scheduler = config.get("scheduler", {})
+    insist("diffusers", scheduler, beta_schedule=("linear",))
+    predictions = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0"}
+    insist("diffusers", scheduler, prediction_type=tuple(predictions))
+    kwargs = {
+        "num_steps": scheduler.get("num_train_timesteps", 1000),
+        "beta_start": scheduler.get("beta_start", 1e-4),
+        "beta_end": scheduler.get("beta_end", 0.02),
+    }
+    return Target("ddpm_linear", kwargs, predictions[scheduler.get("prediction_type", "epsilon")], "none", {})
+
+
+FAMILY = Family(
+    model=model,
+    sources=lambda config, names: sources_of(_layers(config, names)),
+    target=target,
+    arrays=dict,
+    unused=lambda name: False,
+    image_size=_height,
+    channels=lambda config, arrays: config.get("in_channels", 3),
+)

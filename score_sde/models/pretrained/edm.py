@@ -1,0 +1,200 @@
+"""EDM's networks (Karras et al. 2022), SongUNet and DhariwalUNet, inside one of its preconditioners or alone."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from score_sde.errors import UserError
+from score_sde.models.pretrained.family import Family, Target, insist
+from score_sde.models.pretrained.layouts import (
+    CONV,
+    DENSE,
+    NORM,
+    Source,
+    fused_attention,
+    inside,
+    layer,
+    linear_as_convolution,
+    same,
+    sources_of,
+    transposed,
+)
+
+HEAD_CHANNELS = 64  # of DhariwalUNet
+DEFAULTS = {
+    "SongUNet": {
+        "model_channels": 128,
+        "channel_mult": [1, 2, 2, 2],
+        "num_blocks": 4,
+        "attn_resolutions": [16],
+        "dropout": 0.1,
+        "label_dropout": 0,
+        "augment_dim": 0,
+        "label_dim": 0,
+        "embedding_type": "positional",
+        "channel_mult_noise": 1,
+        "encoder_type": "standard",
+        "decoder_type": "standard",
+        "resample_filter": [1, 1],
+    },
+    "DhariwalUNet": {
+        "model_channels": 192,
+        "channel_mult": [1, 2, 3, 4],
+        "num_blocks": 3,
+        "attn_resolutions": [32, 16, 8],
+        "dropout": 0.1,
+        "label_dropout": 0,
+        "augment_dim": 0,
+        "label_dim": 0,
+    },
+}
+RESIDUAL = inside(
+    {
+        "norm_0": ("norm0", NORM),
+        "conv_0": ("conv0", CONV),
+        "embedding": ("affine", DENSE),
+        "norm_1": ("norm1", NORM),
+        "conv_1": ("conv1", CONV),
+    }
+)
+
+
+def _options(config: Mapping[str, Any]) -> dict[str, Any]:
+    insist("edm", config, network=tuple(DEFAULTS))
+    return DEFAULTS[config["network"]] | dict(config)
+
+
+def model(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The network's name and options here, of the keyword arguments that EDM made it with."""
+    options = _options(config)
+    insist("edm", options, channel_mult_emb=(4,))
+    kwargs = {
+        "channels": options["model_channels"],
+        "multipliers": tuple(options["channel_mult"]),
+        "num_res_blocks": options["num_blocks"],
+        "attention_resolutions": tuple(options["attn_resolutions"]),
+        "dropout": options["dropout"],
+        "num_classes": options["label_dim"],
+        "label_dropout": options["label_dropout"],
+        "augment_dim": options["augment_dim"],
+    }
+    if options["network"] == "DhariwalUNet":
+        widths = [options["model_channels"] * multiplier for multiplier in options["channel_mult"]]
+        heads = {options["img_resolution"] >> level: width // HEAD_CHANNELS for level, width in enumerate(widths)}
+        attended = tuple(n for n in options["attn_resolutions"] if heads[n])  # fewer than 64 channels: no attention
+        middle = bool(widths[-1] // HEAD_CHANNELS)
+        return "adm", kwargs | {"attention_resolutions": attended, "attend_middle": middle, "groups": None}
+    fourier = options["embedding_type"] == "fourier"
+    insist("edm", options, channel_mult_noise=(2 if fourier else 1,), embedding_type=("positional", "fourier"))
+    encoders = {"standard": "none", "skip": "input_skip", "residual": "residual"}
+    decoders = {"standard": "none", "skip": "output_skip"}
+    return "ncsnpp", kwargs | {
+        "taps": tuple(options["resample_filter"]),
+        "embedding": options["embedding_type"],
+        "labels_enter": "before",
+        "progressive_input": encoders[options["encoder_type"]],
+        "progressive_output": decoders[options["decoder_type"]],
+        "scale_by_sigma": False,
+    }
+
+
+def _layers(config, names) -> Iterator[tuple[str, str, Mapping]]:
+    """(ours, theirs, parameters); EDM names a layer after its resolution."""
+    options = _options(config)
+    dhariwal = options["network"] == "DhariwalUNet"
+    sizes = [options["img_resolution"] >> level for level in range(len(options["channel_mult"]))]
+    bottom = len(sizes) - 1
+
+    def has(name):
+        return f"{name}.weight" in names
+
+    def block(ours, theirs, attention=None):
+        yield ours, theirs, RESIDUAL
+        if has(f"{theirs}.skip"):
+            yield f"{ours}/shortcut", f"{theirs}.skip", layer(linear_as_convolution)
+        if has(f"{theirs}.qkv"):
+            channels = names[f"{theirs}.proj.weight"].shape[0]
+            heads = channels // HEAD_CHANNELS if dhariwal else 1
+            yield attention or f"{ours}_attention", theirs, fused_attention(f"{theirs}.qkv", heads)
+            yield f"{attention or f'{ours}_attention'}/norm", f"{theirs}.norm2", NORM
+            yield f"{attention or f'{ours}_attention'}/out", f"{theirs}.proj", layer(linear_as_convolution)
+
+    yield from _told(options, names)
+    yield "conv_in", f"enc.{sizes[0]}x{sizes[0]}_conv", CONV
+    for level, size in enumerate(sizes):
+        at = f"enc.{size}x{size}"
+        if level > 0:
+            yield from block(f"down_{level - 1}_resample", f"{at}_down")
+        for kind in ("aux_skip", "aux_residual"):
+            if has(f"{at}_{kind}"):
+                yield f"input_{level - 1}" + ("/conv" if kind == "aux_residual" else ""), f"{at}_{kind}", CONV
+        for i in range(options["num_blocks"]):
+            yield from block(f"down_{level}_{i}", f"{at}_block{i}")
+    for level in range(bottom, -1, -1):
+        at = f"dec.{sizes[level]}x{sizes[level]}"
+        if level == bottom:
+            yield from block("middle_0", f"{at}_in0", "middle_attention")
+            yield from block("middle_1", f"{at}_in1")
+        else:
+            yield from block(f"up_{level + 1}_resample", f"{at}_up")
+        for i in range(options["num_blocks"] + 1):
+            last = None if dhariwal else f"up_{level}_attention"
+            yield from block(f"up_{level}_{i}", f"{at}_block{i}", last)
+        if has(f"{at}_aux_conv"):
+            suffix = f"out_{level}" if options.get("decoder_type") == "skip" else "out"
+            yield f"norm_{suffix}", f"{at}_aux_norm", NORM
+            yield f"conv_{suffix}", f"{at}_aux_conv", CONV
+    if dhariwal:
+        yield "norm_out", "out_norm", NORM
+        yield "conv_out", "out_conv", CONV
+
+
+def _told(options, names) -> Iterator[tuple[str, str, Mapping]]:
+    """The embedding of noise level, class and augmentation."""
+    if "map_noise.freqs" in names:
+        yield "noise/fourier", "map_noise", {("frequencies",): ("freqs", same)}
+    yield "noise/dense_0", "map_layer0", DENSE
+    yield "noise/dense_1", "map_layer1", DENSE
+    if options["augment_dim"]:
+        yield "noise/augment", "map_augment", layer(transposed, bias=None)
+    if not options["label_dim"]:
+        return
+    if options["network"] == "SongUNet":  # a one-hot label, times the square root of its length, through a dense layer
+        source = Source(("map_label.weight", "map_label.bias"), _rows_of_dense)
+    else:
+        source = Source(("map_label.weight",), lambda weight: np.concatenate([weight.T, 0 * weight.T[:1]]))
+    yield "noise/label/rows", "map_label", {("embedding",): source}
+
+
+def _rows_of_dense(weight, bias):
+    rows = weight.T * np.sqrt(weight.shape[1]).astype(weight.dtype) + bias
+    return np.concatenate([rows, bias[None]])
+
+
+def target(config: Mapping[str, Any]) -> Target:
+    """EDM's preconditioners: their sigma on the SDE of their samplers."""
+    known = {"EDMPrecond": "edm", "VPPrecond": "vp", "VEPrecond": "ve"}
+    insist("edm", config, preconditioning=tuple(known))
+    sde, kwargs = (
+        ("ve", {"sigma_min": 0.02, "sigma_max": 100.0}) if config["preconditioning"] == "VEPrecond" else ("edm", {})
+    )
+    return Target(sde, kwargs, "epsilon", known[config["preconditioning"]], {})
+
+
+def arrays(weights: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The parameters without the preconditioner's prefix."""
+    if not all(isinstance(name, str) and hasattr(array, "shape") for name, array in weights.items()):
+        raise UserError("edm: weights are a state dict, names to arrays")
+    return {name.removeprefix("model."): array for name, array in weights.items()}
+
+
+FAMILY = Family(
+    model=model,
+    sources=lambda config, names: sources_of(_layers(config, names)),
+    target=target,
+    arrays=arrays,
+    unused=lambda name: name.endswith("resample_filter"),
+    image_size=lambda config: config["img_resolution"],
+    channels=lambda config, arrays: config["img_channels"],
+)

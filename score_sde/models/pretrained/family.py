@@ -1,0 +1,37 @@
+"""What a family of networks has to say for its weights to be loaded."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from score_sde.errors import UserError
+
+
+class Target(NamedTuple):
+    """The process and prediction that a network was trained for, in the words of a config."""
+
+    sde: str
+    sde_kwargs: dict[str, Any]
+    prediction: str
+    preconditioning: str
+    model_kwargs: dict[str, Any]  # that the preconditioning makes necessary
+
+
+class Family(NamedTuple):
+    """One family."""
+
+    model: Callable  # config -> (name, kwargs) of the network here
+    sources: Callable  # (config, names of the weights) -> {path of a parameter: Source}
+    target: Callable  # config -> Target
+    arrays: Callable  # what a file holds -> names to arrays
+    unused: Callable  # name -> whether an array of this name is none of the network's parameters
+    image_size: Callable  # config -> height and width
+    channels: Callable  # (config, arrays) -> of the images
+
+
+def insist(family: str, config: Mapping[str, Any], **known: tuple) -> None:
+    """Refuses options that no network here has; an option that the config lacks is held to be usual."""
+    for option, values in known.items():
+        given = config.get(option, values[0])
+        if given not in values:
+            accepted = " or ".join(map(repr, values))
+            raise UserError(f"{family}: {option}={given!r} is not covered, only {accepted}")

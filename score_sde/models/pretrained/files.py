@@ -1,0 +1,157 @@
+"""Weights from files: names to NumPy arrays, and what the file says of them. Nothing in a file is ever executed."""
+
+import json
+import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from score_sde.errors import UserError
+
+CONVERSION = """a .pkl file runs code when it is opened; where its classes are installed, convert it once:
+    import json, pickle, safetensors.torch as st
+    net = pickle.load(open("{path}", "rb"))["ema"]  # only if you trust where it comes from
+    config = dict(net.init_kwargs, network=net.init_kwargs["model_type"], preconditioning=type(net).__name__)
+    meta = {{"family": "edm", "config": json.dumps(config)}}
+    st.save_file({{k: v.float().contiguous() for k, v in net.state_dict().items()}}, "{stem}.safetensors", meta)"""
+
+
+class Weights(NamedTuple):
+    """What a file holds."""
+
+    arrays: Any  # a state dict: names to arrays; of a score_sde checkpoint: its "model" and "ema"
+    family: str | None  # and the config, where the file says so
+    config: dict[str, Any] | None
+
+
+def read(path: str | Path) -> Weights:
+    """Reads a .safetensors file, a .pth file, or a folder of diffusers.
+
+    The family and config come from a safetensors file's metadata, from config.json in a folder, or from a JSON file
+    {"family": ..., "config": ...} beside the weights, named <file>.json.
+
+    Raises:
+      UserError: there is no such file, it is of another kind, or it is damaged.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _read_folder(path)
+    if not path.is_file():
+        raise UserError(f"no weights at {path} (set --config.model.pretrained)")
+    readers = {".safetensors": _read_safetensors, ".pth": _read_pth, ".pt": _read_pth, ".pkl": _refuse_pickle}
+    if path.suffix not in readers:
+        raise UserError(f"weights are read from {', '.join(readers)} and folders of diffusers, not from {path}")
+    try:
+        weights = readers[path.suffix](path)
+    except UserError:
+        raise
+    except Exception as error:  # each format has its own, and a damaged file may raise any
+        raise UserError(f"{path} can't be read as a {path.suffix} file: {error}") from error
+    beside = path.with_name(path.name + ".json")
+    if beside.is_file():
+        said = json.loads(beside.read_text())
+        weights = weights._replace(family=said.get("family"), config=said.get("config"))
+    return weights
+
+
+def write(path: str | Path, arrays: Mapping[str, np.ndarray], family: str, config: Mapping[str, Any]) -> None:
+    """Writes a safetensors file that `read` reads whole."""
+    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    save_file(arrays, str(path), {"family": family, "config": json.dumps(config)})
+
+
+def _read_safetensors(path: Path) -> Weights:
+    with safe_open(str(path), "numpy") as file:
+        said = file.metadata() or {}
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return Weights(arrays, said.get("family"), json.loads(said["config"]) if "config" in said else None)
+
+
+def _read_folder(path: Path) -> Weights:
+    """What diffusers' save_pretrained writes, of a UNet2DModel or of a pipeline around one."""
+    root = path / "unet" if (path / "unet").is_dir() else path
+    file = root / "diffusion_pytorch_model.safetensors"
+    if not (root / "config.json").is_file() or not file.is_file():
+        raise UserError(f"{root} has no config.json with {file.name}: not a diffusers folder of safetensors weights")
+    config = json.loads((root / "config.json").read_text())
+    scheduler = path / "scheduler" / "scheduler_config.json"
+    if scheduler.is_file():
+        config["scheduler"] = json.loads(scheduler.read_text())
+    return Weights(_read_safetensors(file).arrays, "diffusers", config)
+
+
+def _refuse_pickle(path: Path) -> Weights:
+    raise UserError(CONVERSION.format(path=path, stem=path.stem))
+
+
+class _Storage(NamedTuple):
+    data: np.ndarray
+
+
+_DTYPES = {
+    "FloatStorage": "<f4",
+    "DoubleStorage": "<f8",
+    "HalfStorage": "<f2",
+    "LongStorage": "<i8",
+    "IntStorage": "<i4",
+    "ShortStorage": "<i2",
+    "CharStorage": "i1",
+    "ByteStorage": "u1",
+    "BoolStorage": "?",
+}
+
+
+def _rebuild_tensor(storage: _Storage, offset, size, stride, *unused) -> np.ndarray:
+    itemsize = storage.data.itemsize
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if offset < 0 or min(stride, default=0) < 0 or (0 not in size and last >= len(storage.data)):
+        raise ValueError("a tensor reaches out of its storage")
+    strides = [itemsize * step for step in stride]
+    return np.lib.stride_tricks.as_strided(storage.data[offset:], size, strides).copy()
+
+
+class _Unpickler(pickle.Unpickler):
+    """Knows tensors and dictionaries, and refuses to look up anything else, so that no code in a file can run."""
+
+    def __init__(self, file, archive: zipfile.ZipFile, root: str):
+        super().__init__(file)
+        self._archive, self._root = archive, root
+
+    def find_class(self, module, name):
+        if module == "torch" and name in _DTYPES:
+            return np.dtype(_DTYPES[name])
+        known = {
+            ("collections", "OrderedDict"): OrderedDict,
+            ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+            ("torch._utils", "_rebuild_parameter"): lambda data, *unused: data,
+        }
+        if (module, name) not in known:
+            raise UserError(
+                f"the file asks for {module}.{name}: only tensors, numbers and dictionaries are read, and nothing is "
+                "executed (save the state dict alone, as safetensors)"
+            )
+        return known[module, name]
+
+    def persistent_load(self, identifier):
+        kind, dtype, key, _, count = identifier
+        if kind != "storage" or not str(key).isalnum():
+            raise ValueError(f"unknown storage {identifier}")
+        return _Storage(np.frombuffer(self._archive.read(f"{self._root}/data/{key}"), dtype, count))
+
+
+def _read_pth(path: Path) -> Weights:
+    """What torch.save writes since PyTorch 1.6: a zip file of a pickle and of each tensor's bytes."""
+    if not zipfile.is_zipfile(path):
+        raise UserError(
+            f"{path} is not in the zip format that torch.save writes since PyTorch 1.6 (load and save it there again)"
+        )
+    with zipfile.ZipFile(path) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+        with archive.open(name) as file:
+            return Weights(_Unpickler(file, archive, name.split("/")[0]).load(), None, None)

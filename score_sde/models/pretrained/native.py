@@ -1,0 +1,24 @@
+"""Networks of this project, from a safetensors file that `pretrained.save` wrote: our names, our layouts."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from score_sde.models.pretrained.family import Family, Target
+from score_sde.models.pretrained.layouts import Source, same
+
+
+def target(config: Mapping[str, Any]) -> Target:
+    """What the run was trained for."""
+    model, sde = config["model"], config["sde"]
+    return Target(sde["name"], sde["kwargs"], model["prediction"], model["preconditioning"], {})
+
+
+FAMILY = Family(
+    model=lambda config: (config["model"]["name"], config["model"]["kwargs"]),
+    sources=lambda config, names: {tuple(name.split("/")): Source((name,), same) for name in names},
+    target=target,
+    arrays=dict,
+    unused=lambda name: False,
+    image_size=lambda config: config["image_size"],
+    channels=lambda config, arrays: config["channels"],
+)

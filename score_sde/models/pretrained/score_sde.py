@@ -1,0 +1,183 @@
+"""The PyTorch networks of score_sde (Song et al. 2021): DDPM, DDPM++ and NCSN++, whose layers are numbered in order."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from score_sde.errors import UserError
+from score_sde.models.pretrained.family import Family, Target, insist
+from score_sde.models.pretrained.layouts import CONV, DENSE, NORM, inside, layer, pointwise, same, sources_of
+
+NIN = layer(pointwise, "W", "b")
+ATTENTION = inside(
+    {"norm": ("GroupNorm_0", NORM)}
+    | {name: (f"NIN_{i}", NIN) for i, name in enumerate(("query", "key", "value", "out"))}
+)
+RESIDUAL = inside(
+    {
+        "norm_0": ("GroupNorm_0", NORM),
+        "conv_0": ("Conv_0", CONV),
+        "embedding": ("Dense_0", DENSE),
+        "norm_1": ("GroupNorm_1", NORM),
+        "conv_1": ("Conv_1", CONV),
+    }
+)
+
+
+def _options(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    return config.get("model", config)
+
+
+def model(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The network's name and options here, of a config of score_sde (its model group, or all of it)."""
+    options = _options(config)
+    insist("score_sde", options, name=("ddpm", "ncsnpp"), nonlinearity=("swish",), conditional=(True,))
+    kwargs = {
+        "channels": options["nf"],
+        "multipliers": tuple(options["ch_mult"]),
+        "num_res_blocks": options["num_res_blocks"],
+        "attention_resolutions": tuple(options["attn_resolutions"]),
+        "dropout": options["dropout"],
+    }
+    if options["name"] == "ddpm":
+        insist("score_sde", options, resamp_with_conv=(True,))
+        return "ddpm", kwargs | {"groups": 32, "attend_up": "last"}
+    insist(
+        "score_sde",
+        options,
+        attention_type=("ddpm",),
+        resblock_type=("biggan", "ddpm"),
+        embedding_type=("positional", "fourier"),
+        resamp_with_conv=(True,),
+    )
+    fourier = options["embedding_type"] == "fourier"
+    if options["scale_by_sigma"] != fourier and options["scale_by_sigma"]:
+        raise UserError("score_sde: scale_by_sigma with a positional embedding looks sigma up in a table: not covered")
+    return "ncsnpp", kwargs | {
+        "rescale": options["skip_rescale"],
+        "taps": tuple(options["fir_kernel"]) if options["fir"] else (),
+        "resampling": "block" if options["resblock_type"] == "biggan" else "conv",
+        "embedding": options["embedding_type"],
+        "progressive_input": options["progressive_input"],
+        "progressive_output": options["progressive"],
+        "combine": options["progressive_combine"],
+        "scale_by_sigma": options["scale_by_sigma"],
+    }
+
+
+def _layers(config, names) -> Iterator[tuple[str, str, Mapping]]:
+    """(ours, theirs, parameters) in the order in which score_sde numbers its modules."""
+    options, (_, kwargs) = _options(config), model(config)
+    number = iter(range(len(names)))
+
+    def place():
+        return f"all_modules.{next(number)}"
+
+    def residual(ours):
+        theirs = place()
+        yield ours, theirs, RESIDUAL
+        for name, parameters in (("Conv_2", CONV), ("NIN_0", NIN)):
+            if any(key.startswith(f"{theirs}.{name}.") for key in names):
+                yield f"{ours}/shortcut", f"{theirs}.{name}", parameters
+
+    def resampled(ours):
+        if kwargs.get("resampling") == "block":
+            yield from residual(ours)
+        else:
+            yield from convolved(ours)
+
+    def convolved(ours):
+        theirs = place()
+        inner = "Conv2d_0" if any(key.startswith(f"{theirs}.Conv2d_0.") for key in names) else "Conv_0"
+        yield f"{ours}/conv", f"{theirs}.{inner}", CONV
+
+    def attention(ours, level):
+        if config_image_size(config) >> level in kwargs["attention_resolutions"]:
+            yield ours, place(), ATTENTION
+
+    def to_image(suffix):
+        yield f"norm_{suffix}", place(), NORM
+        yield f"conv_{suffix}", place(), CONV
+
+    if kwargs.get("embedding") == "fourier":
+        yield "noise/fourier", place(), {("frequencies",): ("W", same)}
+    yield "noise/dense_0", place(), DENSE
+    yield "noise/dense_1", place(), DENSE
+    yield "conv_in", place(), CONV
+    bottom = len(kwargs["multipliers"]) - 1
+    for level in range(bottom + 1):
+        for i in range(kwargs["num_res_blocks"]):
+            yield from residual(f"down_{level}_{i}")
+            yield from attention(f"down_{level}_{i}_attention", level)
+        if level != bottom:
+            yield from resampled(f"down_{level}_resample")
+            if kwargs.get("progressive_input") == "input_skip":
+                yield f"input_{level}", f"{place()}.Conv_0", CONV
+            elif kwargs.get("progressive_input") == "residual":
+                yield from convolved(f"input_{level}")
+    yield from residual("middle_0")
+    yield "middle_attention", place(), ATTENTION
+    yield from residual("middle_1")
+    progressive = options.get("progressive", "none")
+    for level in range(bottom, -1, -1):
+        for i in range(kwargs["num_res_blocks"] + 1):
+            yield from residual(f"up_{level}_{i}")
+        yield from attention(f"up_{level}_attention", level)
+        if progressive == "output_skip" or (progressive == "residual" and level == bottom):
+            yield from to_image(f"out_{level}")
+        elif progressive == "residual":
+            yield from convolved(f"output_{level}")
+        if level != 0:
+            yield from resampled(f"up_{level}_resample")
+    if progressive != "output_skip":
+        yield from to_image("out")
+
+
+def config_image_size(config: Mapping[str, Any]) -> int:
+    size = config.get("image_size") or config.get("data", {}).get("image_size")
+    if size is None:
+        raise UserError("score_sde: the config doesn't say image_size, which decides where attention is")
+    return size
+
+
+def target(config: Mapping[str, Any]) -> Target:
+    """What the network was trained for: vp or sub_vp in epsilon, or ve.
+
+    A network with scale_by_sigma was told sigma and gives the score. Where the data were not centred its images lie in
+    [0, 1], which it moves to [-1, 1] itself: seen there sigma is twice as large, and the level is log(sigma / 2).
+    """
+    options = _options(config)
+    name = config.get("training", {}).get("sde", "vesde" if options.get("embedding_type") == "fourier" else "vpsde")
+    if name == "vesde":
+        scale = 1 if config.get("centered", config.get("data", {}).get("centered", False)) else 2
+        kwargs = {"sigma_min": scale * options["sigma_min"], "sigma_max": scale * options["sigma_max"]}
+        if scale == 2:  # F = -epsilon, before the division by sigma
+            return Target("ve", kwargs, "epsilon", "ve", {"scale_by_sigma": False})
+        return Target("ve", kwargs, "score", "log_sigma", {})
+    kwargs = {"beta_min": options["beta_min"], "beta_max": options["beta_max"]}
+    return Target({"vpsde": "vp", "subvpsde": "sub_vp"}[name], kwargs, "epsilon", "none", {})
+
+
+def arrays(weights: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The parameters of a checkpoint, averaged where it has an average, without DataParallel's prefix."""
+    state = weights.get("model", weights)
+    if not isinstance(state, Mapping):
+        raise UserError("score_sde: weights are a state dict, or a checkpoint with 'model' and 'ema'")
+    state = {name.removeprefix("module."): array for name, array in state.items()}
+    if "ema" in weights:  # a list, in the order of the trained parameters
+        fixed = {"sigmas"} | {name for name in state if name == "all_modules.0.W"}
+        names = [name for name in state if name not in fixed]
+        state |= dict(zip(names, weights["ema"]["shadow_params"], strict=True))
+    return state
+
+
+FAMILY = Family(
+    model=model,
+    sources=lambda config, names: sources_of(_layers(config, names)),
+    target=target,
+    arrays=arrays,
+    unused=lambda name: name == "sigmas",
+    image_size=config_image_size,
+    channels=lambda config, arrays: config.get("channels") or config.get("data", {}).get("num_channels", 3),
+)
