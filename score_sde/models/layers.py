@@ -29,7 +29,7 @@ def at_least_float32(x: jax.Array) -> jax.Array:
 
 
 class Conv(nn.Module):
-    """A convolution with bias: (batch, height, width, in) -> (batch, height / stride, width / stride, features)."""
+    """A convolution: (batch, height, width, in) -> (batch, height / stride, width / stride, features)."""
 
     features: int
     size: int = 3
@@ -37,18 +37,22 @@ class Conv(nn.Module):
     stride: int = 1
     padding: Any = "SAME"
     dilation: int = 1
+    use_bias: bool = True
     dtype: Any = None
 
     @nn.compact
     def __call__(self, x):
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = self.param("kernel", initializer(self.init_scale), shape)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        bias = bias.reshape((1,) * (x.ndim - 1) + (-1,))
+        x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
         if self.size == 1 and self.stride == 1:  # a product over channels
-            return x @ kernel[0, 0] + bias
-        return convolve(x, kernel, (self.stride,) * 2, self.padding, kernel_dilation=(self.dilation,) * 2) + bias
+            y = x @ kernel[0, 0]
+        else:
+            y = convolve(x, kernel, (self.stride,) * 2, self.padding, kernel_dilation=(self.dilation,) * 2)
+        if not self.use_bias:
+            return y
+        bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(y.dtype)
+        return y + bias.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 class GroupNorm(nn.Module):

@@ -189,21 +189,26 @@ class UNet(nn.Module):
         for field in ("dropout", "label_dropout"):
             if not 0 <= getattr(self, field) < 1:
                 raise UserError(f"{name}: need 0 <= {field} < 1, got {getattr(self, field)} ({where}.{field})")
-        levels = len(self.multipliers)
-        factor = 2 ** (levels - 1)
-        if x.shape[1] % factor or x.shape[2] % factor:
-            raise UserError(
-                f"{name}: {levels} levels halve the image {levels - 1} times, but {x.shape[1]}x{x.shape[2]} is not a "
-                f"multiple of {factor} ({where}.multipliers)"
-            )
-        heights = [x.shape[1] >> level for level in range(levels)]
-        for resolution in self.attention_resolutions:
-            if resolution not in heights:
-                raise UserError(
-                    f"{name}: no level has the attention resolution {resolution}; the levels' heights are {heights} "
-                    f"({where}.attention_resolutions)"
-                )
+        check_levels(name, x, self.multipliers, self.attention_resolutions)
         check_labels(name, self.num_classes, labels)
+
+
+def check_levels(name, x, multipliers, attention_resolutions):
+    """Refuses images that don't halve at every level, and attention where no level is."""
+    where, levels = "set --config.model.kwargs", len(multipliers)
+    factor = 2 ** (levels - 1)
+    if x.shape[1] % factor or x.shape[2] % factor:
+        raise UserError(
+            f"{name}: {levels} levels halve the image {levels - 1} times, but {x.shape[1]}x{x.shape[2]} is not a "
+            f"multiple of {factor} ({where}.multipliers)"
+        )
+    heights = [x.shape[1] >> level for level in range(levels)]
+    for resolution in attention_resolutions:
+        if resolution not in heights:
+            raise UserError(
+                f"{name}: no level has the attention resolution {resolution}; the levels' heights are {heights} "
+                f"({where}.attention_resolutions)"
+            )
 
 
 TOLD = ("endpoint", "cosine_first", "num_classes", "label_dropout", "augment_dim", "labels_enter")

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from score_sde.errors import UserError
 from score_sde.models import pretrained
 from score_sde.parameterization import make_denoiser
 from score_sde.sde import SDES

@@ -1,0 +1,210 @@
+"""The magnitude-preserving U-Net of Karras et al. 2024 ("Analyzing and Improving the Training Dynamics of Diffusion
+Models"), configuration G: no normalization, no biases; each layer keeps the size of what passes through it."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from score_sde.errors import UserError
+from score_sde.models.blocks import count_heads
+from score_sde.models.convolution import convolve
+from score_sde.models.embedding import check_labels
+from score_sde.models.layers import at_least_float32
+from score_sde.models.resampling import downsample, upsample
+from score_sde.models.unet import check_levels
+
+CLIP = 256.0  # of activations, so that bfloat16 and float16 don't overflow
+KERNEL = "magnitude_preserving"  # the name by which an optimizer finds the weights to keep normalized
+
+
+def normalize(x: jax.Array, axes: int | Sequence[int], epsilon: float = 1e-4) -> jax.Array:
+    """x over its root mean square along axes (eq. 66)."""
+    square = jnp.mean(at_least_float32(x) ** 2, axis=axes, keepdims=True)
+    return x / (epsilon + jnp.sqrt(square)).astype(x.dtype)
+
+
+def silu(x: jax.Array) -> jax.Array:
+    """SiLU over the root mean square that it gives a normal variable (eq. 81)."""
+    return nn.silu(x) / 0.596
+
+
+def mix(a: jax.Array, b: jax.Array, t: float) -> jax.Array:
+    """The sum (1 - t) a + t b, of the size of uncorrelated a and b (eq. 88)."""
+    return ((1 - t) * a + t * b) / math.sqrt((1 - t) ** 2 + t**2)
+
+
+def concatenate(a: jax.Array, b: jax.Array, t: float) -> jax.Array:
+    """Channels of a and b, contributing as (1 - t) : t whatever their number (eq. 103)."""
+    scale = math.sqrt((a.shape[-1] + b.shape[-1]) / ((1 - t) ** 2 + t**2))
+    return jnp.concatenate(
+        [(scale * (1 - t) / math.sqrt(a.shape[-1])) * a, (scale * t / math.sqrt(b.shape[-1])) * b], axis=-1
+    )
+
+
+class Layer(nn.Module):
+    """A convolution without bias, or with size 0 a dense layer, whose weights have norm 1 an output (eq. 47).
+
+    Training keeps the parameters themselves at unit root mean square, `optimizer.keep_normalized`: else they would grow
+    and slow themselves down (Section 2.3).
+    """
+
+    features: int
+    size: int = 3
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x, gain=1.0):
+        shape = (self.size,) * 2 * bool(self.size) + (x.shape[-1], self.features)
+        kernel = self.param(KERNEL, nn.initializers.normal(1.0), shape)
+        kernel = normalize(kernel, range(kernel.ndim - 1)) * (gain / math.sqrt(math.prod(shape[:-1])))
+        x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
+        if self.size <= 1:
+            return x @ kernel.reshape(kernel.shape[-2:])
+        return convolve(x, kernel)
+
+
+class FourierFeatures(nn.Module):
+    """sqrt(2) cos(2 pi (f c + phi)) with f normal and phi uniform, never trained: (batch,) -> (batch, features)."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, noise_level):
+        frequencies = self.param("frequencies", nn.initializers.normal(1.0), (self.features,))
+        phases = self.param("phases", nn.initializers.uniform(1.0), (self.features,))
+        angles = noise_level[:, None] * frequencies[None] + phases[None]
+        return math.sqrt(2) * jnp.cos(2 * jnp.pi * jax.lax.stop_gradient(angles))
+
+
+class Block(nn.Module):
+    """The encoder's block normalizes its input over channels; the decoder's doesn't (Figure 21)."""
+
+    features: int
+    encoder: bool
+    resample: str = "none"
+    attention: bool = False
+    head_channels: int = 64
+    dropout: float = 0.0
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x, told, train):
+        """x (batch, height, width, channels), told (batch, n) -> (batch, height', width', features)."""
+        x = {"none": lambda x: x, "down": downsample, "up": upsample}[self.resample](x)
+        project = x.shape[-1] != self.features
+        if self.encoder:
+            x = Layer(self.features, 1, self.dtype, name="shortcut")(x) if project else x
+            x = normalize(x, -1)
+        hidden = Layer(self.features, dtype=self.dtype, name="conv_0")(silu(x))
+        gain = self.param("gain", nn.initializers.zeros, ())
+        factor = Layer(self.features, 0, name="embedding")(told, gain) + 1
+        hidden = silu(hidden * factor[:, None, None, :].astype(hidden.dtype))
+        hidden = nn.Dropout(self.dropout, deterministic=not train)(hidden)
+        hidden = Layer(self.features, dtype=self.dtype, name="conv_1")(hidden)
+        if not self.encoder and project:
+            x = Layer(self.features, 1, self.dtype, name="shortcut")(x)
+        x = mix(x, hidden, 0.3)
+        x = mix(x, self._attend(x), 0.3) if self.attention else x
+        return jnp.clip(x, -CLIP, CLIP)
+
+    def _attend(self, x):
+        batch, height, width, channels = x.shape
+        heads = count_heads(channels, None, self.head_channels)
+        query, key, value = (
+            normalize(
+                Layer(channels, 1, self.dtype, name=name)(x).reshape(batch, height * width, heads, channels // heads),
+                -1,
+            )
+            for name in ("query", "key", "value")
+        )
+        hidden = jax.nn.dot_product_attention(query, key, value).reshape(x.shape)
+        return Layer(channels, 1, self.dtype, name="out")(hidden)
+
+
+class EDM2(nn.Module):
+    """(batch, height, width, channels) images and (batch,) noise levels to an output of the images' shape.
+
+    For preconditioning "edm". The defaults are EDM2-S; 128 channels is XS, 256 M, 320 L, 384 XL, 448 XXL.
+
+    Attributes:
+      channels, multipliers, num_res_blocks, attention_resolutions, head_channels, outputs, num_classes, label_dropout,
+        remat, dtype: as of `UNet`. Attention is always also at the bottom.
+      dropout: inside the blocks.
+    """
+
+    channels: int = 192
+    multipliers: Sequence[int] = (1, 2, 3, 4)
+    num_res_blocks: int = 3
+    attention_resolutions: Sequence[int] = (16, 8)
+    head_channels: int = 64
+    dropout: float = 0.0
+    outputs: int = 1
+    num_classes: int = 0
+    label_dropout: float = 0.0
+    remat: bool = False
+    dtype: str | None = None
+
+    @nn.compact
+    def __call__(self, x, noise_level, labels=None, train=False):
+        """The raw output; `train` turns dropout on, of activations and labels, which takes a "dropout" key.
+
+        Raises:
+          UserError: as of `UNet`.
+        """
+        check_levels("edm2", x, self.multipliers, self.attention_resolutions)
+        check_labels("edm2", self.num_classes, labels)
+        for field in ("dropout", "label_dropout"):
+            if not 0 <= getattr(self, field) < 1:
+                raise UserError(
+                    f"edm2: need 0 <= {field} < 1, got {getattr(self, field)} (set --config.model.kwargs.{field})"
+                )
+        dtype = jnp.dtype(self.dtype) if self.dtype else None
+        widths = [self.channels * multiplier for multiplier in self.multipliers]
+        told = self._told(noise_level, labels, max(widths), train)
+        make = nn.remat(Block, static_argnums=(3,)) if self.remat else Block
+
+        def block(hidden, level, encoder, name, resample="none", attention=None, features=None):
+            size = hidden.shape[1] * {"none": 2, "down": 1, "up": 4}[resample] // 2
+            attention = size in self.attention_resolutions if attention is None else attention
+            features = features or widths[level]
+            made = make(features, encoder, resample, attention, self.head_channels, self.dropout, dtype, name=name)
+            return made(hidden, told, train)
+
+        ones = jnp.ones_like(x[..., :1])  # in place of biases
+        hidden = Layer(self.channels, dtype=dtype, name="conv_in")(jnp.concatenate([x, ones], axis=-1))
+        skips, bottom = [hidden], len(widths) - 1
+        for level in range(bottom + 1):
+            if level > 0:
+                name, width = f"down_{level - 1}_resample", hidden.shape[-1]
+                hidden = block(hidden, level, True, name, "down", attention=False, features=width)
+                skips.append(hidden)
+            for i in range(self.num_res_blocks):
+                hidden = block(hidden, level, True, f"down_{level}_{i}")
+                skips.append(hidden)
+        hidden = block(hidden, bottom, False, "middle_0", attention=True)
+        hidden = block(hidden, bottom, False, "middle_1", attention=False)
+        for level in range(bottom, -1, -1):
+            if level < bottom:
+                name, width = f"up_{level + 1}_resample", hidden.shape[-1]
+                hidden = block(hidden, level, False, name, "up", attention=False, features=width)
+            for i in range(self.num_res_blocks + 1):
+                hidden = block(concatenate(hidden, skips.pop(), 0.5), level, False, f"up_{level}_{i}")
+        gain = self.param("gain", nn.initializers.zeros, ())
+        out = Layer(self.outputs * x.shape[-1], dtype=dtype, name="conv_out")(hidden, gain)
+        return at_least_float32(out)
+
+    def _told(self, noise_level, labels, width, train):
+        """(batch, width): the noise level and the class, activated, in float32."""
+        told = Layer(width, 0, name="level")(FourierFeatures(self.channels, name="fourier")(noise_level))
+        if self.num_classes:
+            labels = jnp.full(len(told), -1) if labels is None else labels
+            if train and self.label_dropout > 0:
+                dropped = jax.random.bernoulli(self.make_rng("dropout"), self.label_dropout, labels.shape)
+                labels = jnp.where(dropped, -1, labels)
+            classes = jax.nn.one_hot(labels, self.num_classes) * math.sqrt(self.num_classes)  # the null label: zeros
+            told = mix(told, Layer(width, 0, name="label")(classes), 0.5)
+        return silu(told)
