@@ -19,7 +19,9 @@ from score_sde.training.workdir import check_config
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string(
-    "mode", "train", "train (resumes if the folder has a checkpoint) | sample | evaluate | likelihood | certify"
+    "mode",
+    "train",
+    "train (resumes if the folder has a checkpoint) | sample | evaluate | likelihood | certify | export",
 )
 flags.DEFINE_string("workdir", None, "folder of the run; default runs/<config name>")
 config_flags.DEFINE_config_file("config", None, "a file in configs/; --config.<group>.<key>=<value> overrides it")
@@ -60,11 +62,34 @@ def certify(experiment: Experiment, workdir: Path) -> str:
     return certify(experiment, workdir)
 
 
-MODES = {"train": train, "sample": sample, "evaluate": evaluate, "likelihood": likelihood, "certify": certify}
+def export(experiment: Experiment, workdir: Path) -> str:
+    from score_sde.training.trained import export
+
+    return f"the moving average is in {export(experiment, workdir)}: --config.model.pretrained takes it"
+
+
+MODES = {
+    "train": train,
+    "sample": sample,
+    "evaluate": evaluate,
+    "likelihood": likelihood,
+    "certify": certify,
+    "export": export,
+}
+
+
+def keep_compiled_programs() -> None:
+    """On disk, so that a second start compiles nothing; JAX_COMPILATION_CACHE_DIR chooses another folder."""
+    if jax.config.jax_compilation_cache_dir is None:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        jax.config.update("jax_compilation_cache_dir", str(Path(home) / "score_sde" / "compiled"))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # what the libraries do is not news
+    keep_compiled_programs()
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}: values are given as --flag=value")
     if FLAGS.config is None:

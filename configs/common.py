@@ -24,7 +24,14 @@ def default() -> ConfigDict:
                 "sigma_data": 0.5,  # the data's standard deviation, for edm's preconditioning and weighting
             },
             "sde": {"name": "vp", "kwargs": {}},
-            "model": {"name": "ddpmpp", "kwargs": {}, "prediction": "epsilon", "preconditioning": "none"},
+            "model": {
+                "name": "ddpmpp",
+                "kwargs": {},
+                "prediction": "epsilon",
+                "preconditioning": "none",
+                "pretrained": "",  # weights that exist, in a file or folder; they decide the sde and all of the above
+                "family": "",  # score_sde, edm, diffusers or native, where the weights don't say it themselves
+            },
             "loss": {
                 "objective": "denoising",
                 "objective_kwargs": {},

@@ -14,14 +14,15 @@ from ml_collections import ConfigDict
 
 from score_sde import data, ddpm, models
 from score_sde.errors import UserError, build, lookup
-from score_sde.likelihood import DIVERGENCES
 from score_sde.loss import CHAIN_OBJECTIVES, Subject, make_loss
+from score_sde.models import pretrained
 from score_sde.optimizer import make_optimizer
 from score_sde.parameterization import Denoiser, check_parameterization, make_denoiser, through
-from score_sde.randomness import Draw, make_draw
+from score_sde.randomness import make_draw
 from score_sde.sampling import Sampler, check_run, make_sampler, run_adaptive, run_on_grid
 from score_sde.sde import SDE, SDES, log_snr
-from score_sde.solvers import ADAPTIVE, METHODS, SOLVERS, SPACINGS, Solver, evaluation_times, time_grid, to_chain
+from score_sde.settings import check_at_least_one, check_certify, check_likelihood
+from score_sde.solvers import ADAPTIVE, SOLVERS, Solver, evaluation_times, time_grid, to_chain
 from score_sde.thresholding import THRESHOLDS
 
 
@@ -45,7 +46,9 @@ class Experiment(NamedTuple):
     denoiser: Callable[[Any], Denoiser]  # params -> denoiser
     trainable: bool  # False for an exact network
     init_params: Callable[[], Any]  # () -> params, a function of the seed
-    loss_fn: Callable[[Any, jax.Array, Draw], jax.Array]  # (params, x0 in [-1, 1], draw) -> (n,)
+    pretrained: bool  # init_params gives weights that were loaded
+    num_classes: int  # of the labels that the network is told; 0: none
+    loss_fn: Callable[..., jax.Array]  # (params, x0 in [-1, 1], draw, labels=None) -> (n,)
     optimizer: optax.GradientTransformation
     ema_decay: float
     dequantized: bool  # whether pixels are spread over their levels in training
@@ -74,7 +77,11 @@ def make_experiment(config: ConfigDict, devices: list[jax.Device]) -> Experiment
       UserError: something in the config is unknown or doesn't fit; the message says what, and where to change it.
     """
     _check_numbers(config)
-    schedule, likelihood, certify = _make_schedule(config), _checked_likelihood(config), _checked_certify(config)
+    config, loaded = _adopt(config)
+    schedule = _make_schedule(config)
+    likelihood, certify = _plain(config.likelihood), _plain(config.certify)
+    check_likelihood(likelihood)
+    check_certify(certify)
     sde, chain = _make_sde(config)
     model = models.create(config.model.name, **_plain(config.model.kwargs))
     lookup("data set", data.SOURCES, config.data.name, "--config.data.name")
@@ -105,7 +112,11 @@ def make_experiment(config: ConfigDict, devices: list[jax.Device]) -> Experiment
         sde=sde,
         denoiser=denoiser,
         trainable=bool(jax.tree.leaves(variables)),
-        init_params=jax.jit(lambda: model.init(init_key, example, level).get("params", {})),
+        init_params=jax.jit(lambda: model.init(init_key, example, level).get("params", {}))
+        if loaded is None
+        else lambda: jax.tree.map(jnp.asarray, loaded),
+        pretrained=loaded is not None,
+        num_classes=getattr(model, "num_classes", 0),
         loss_fn=loss_fn,
         optimizer=make_optimizer(**config.optimizer),
         ema_decay=config.training.ema_decay,
@@ -134,15 +145,38 @@ def make_experiment(config: ConfigDict, devices: list[jax.Device]) -> Experiment
     )
 
 
+def _adopt(config: ConfigDict) -> tuple[ConfigDict, Any]:
+    """The config with what pretrained weights say of themselves in it, and their parameters, if there are any.
+
+    Raises:
+      UserError: the weights can't be loaded, or the data have another shape than the network was made for.
+    """
+    if not config.model.pretrained:
+        return config, None
+    kept = {key: value for key, value in _plain(config.model.kwargs).items() if key in ("dtype", "remat")}
+    found = pretrained.adopt(config.model.pretrained, config.model.family, kept)
+    shape = (config.data.image_size, config.data.image_size, config.data.channels)
+    if shape != found.image_shape:
+        raise UserError(
+            f"{config.model.pretrained} is a network for images of {found.image_shape}, the data are {shape} (set "
+            "--config.data.image_size, --config.data.channels, or another --config)"
+        )
+    adopted = ConfigDict(config.to_dict())
+    adopted.sde.update({"name": found.target.sde, "kwargs": ConfigDict(found.target.sde_kwargs)})
+    adopted.model.name, adopted.model.kwargs = found.name, ConfigDict(found.kwargs)
+    adopted.model.prediction, adopted.model.preconditioning = found.target.prediction, found.target.preconditioning
+    return adopted, found.params
+
+
 def _plain(config: ConfigDict) -> dict[str, Any]:
     return config.to_dict() if isinstance(config, ConfigDict) else config
 
 
 def _check_numbers(config: ConfigDict) -> None:
     for name, value in config.evaluation.items():
-        _check_at_least_one("evaluation", name, value)
+        check_at_least_one("evaluation", name, value)
     for name in ("num_samples", "batch_size"):
-        _check_at_least_one("sampling", name, config.sampling[name])
+        check_at_least_one("sampling", name, config.sampling[name])
     if config.seed < 0:
         raise UserError(f"the seed must be 0 or more, got {config.seed} (set --config.seed)")
     if not 0 <= config.training.ema_decay < 1:
@@ -213,7 +247,7 @@ def _check_loss(config: ConfigDict, loss_fn: Callable, params: Any, event_shape:
 
 
 def _make_denoiser(config: ConfigDict, sde: SDE, network: Callable, channels: int) -> Callable[..., Denoiser]:
-    """(params, keys=None) -> denoiser; with keys, one an example, in training mode."""
+    """(params, keys=None, labels=None) -> denoiser; with keys, one an example, in training mode."""
     prediction, preconditioning = config.model.prediction, config.model.preconditioning
     if config.model.name == "mixture":  # is shown what it needs, and hands on what `prediction` says
         if preconditioning != "none":
@@ -222,30 +256,33 @@ def _make_denoiser(config: ConfigDict, sde: SDE, network: Callable, channels: in
                 "--config.model.preconditioning=none)"
             )
         check_parameterization(sde, prediction, "none")
-        return lambda params, keys=None: through(
-            make_denoiser(network(params, keys), sde, preconditioning="log_snr"), sde, prediction
+        return lambda params, keys=None, labels=None: through(
+            make_denoiser(network(params, keys, labels), sde, preconditioning="log_snr"), sde, prediction
         )
     check_parameterization(sde, prediction, preconditioning)
 
-    def denoiser(params, keys=None):
+    def denoiser(params, keys=None, labels=None):
         def first(x, level):  # without the learned variance, if there is one
-            return network(params, keys)(x, level)[..., :channels]
+            return network(params, keys, labels)(x, level)[..., :channels]
 
         return make_denoiser(first, sde, prediction, preconditioning, config.data.sigma_data)
 
     return denoiser
 
 
-def _network(model: nn.Module, params: Any, keys: jax.Array | None = None) -> Callable:
+def _network(model: nn.Module, params: Any, keys: jax.Array | None = None, labels: jax.Array | None = None) -> Callable:
     """(x, noise_level) -> output; with keys, one an example, in training mode, with dropout from each example's key."""
     variables = {"params": params}
-    if keys is None or not getattr(model, "dropout", 0.0):
-        return lambda x, level: model.apply(variables, x, level, train=keys is not None)
+    dropout = getattr(model, "dropout", 0.0) or getattr(model, "label_dropout", 0.0)
+    if keys is None or not dropout:
+        return lambda x, level: model.apply(variables, x, level, labels, train=keys is not None)
 
-    def one(x, level, key):
-        return model.apply(variables, x[None], level[None], train=True, rngs={"dropout": key})[0]
+    def one(x, level, key, *label):
+        label = label[0][None] if label else None
+        return model.apply(variables, x[None], level[None], label, train=True, rngs={"dropout": key})[0]
 
-    return lambda x, level: jax.vmap(one)(x, level, keys)
+    told = () if labels is None else (labels,)
+    return lambda x, level: jax.vmap(one)(x, level, keys, *told)
 
 
 def _truth(config: ConfigDict, sde: SDE) -> Denoiser | None:
@@ -310,41 +347,10 @@ def _refuse_off_grid(config: ConfigDict, steps) -> None:
     )
 
 
-def _checked_likelihood(config: ConfigDict) -> dict[str, Any]:
-    """config.likelihood, refused before anything is computed if `log_likelihood` would refuse it."""
-    how, where = _plain(config.likelihood), "--config.likelihood"
-    for name in ("num_probes", "num_draws", "num_examples", "batch_size", "max_steps"):
-        _check_at_least_one("likelihood", name, how[name])
-    for name, table in (("divergence", dict.fromkeys(DIVERGENCES)), ("method", METHODS)):
-        lookup(name, table, how[name], f"{where}.{name}")
-    if not (how["rtol"] > 0 and how["atol"] > 0 and how["chain_steps"] >= 0):
-        raise UserError(f"likelihood: need rtol > 0, atol > 0 and chain_steps >= 0, got {how} (set {where})")
-    if how["importance"] and how["divergence"] != "exact":
-        raise UserError(
-            "the importance-weighted bound takes log mean exp of log p, which the noise of Hutchinson's estimate would "
-            f"raise above the truth (set {where}.divergence=exact, or {where}.importance=False)"
-        )
-    return how
-
-
-def _checked_certify(config: ConfigDict) -> dict[str, Any]:
-    how = _plain(config.certify)
-    _check_at_least_one("certify", "num_samples", how["num_samples"])
-    for name in how["spacings"]:
-        lookup("spacing", SPACINGS, name, "--config.certify.spacings")
-    enough = how["reference_steps"] >= 2 and how["nfe"] and min(how["nfe"]) >= 1 and len(set(how["refinements"])) >= 3
-    if not enough or min(how["refinements"]) < 1:
-        raise UserError(
-            "certify: need reference_steps >= 2, some nfe >= 1 and three different refinements >= 1, got "
-            f"{how['reference_steps']}, {how['nfe']} and {how['refinements']} (set --config.certify)"
-        )
-    return how
-
-
 def _make_schedule(config: ConfigDict) -> Schedule:
     schedule = Schedule(**{name: config.training[name] for name in Schedule._fields})
     for name, value in schedule._asdict().items():
-        _check_at_least_one("training", name, value)
+        check_at_least_one("training", name, value)
     for name in ("num_steps", "log_every", "checkpoint_every", "sample_every"):
         if getattr(schedule, name) % schedule.steps_per_call:
             raise UserError(
@@ -352,17 +358,3 @@ def _make_schedule(config: ConfigDict) -> Schedule:
                 f"{schedule.steps_per_call} (set --config.training.{name} or --config.training.steps_per_call)"
             )
     return schedule
-
-
-def _check_at_least_one(group: str, name: str, value: Any) -> None:
-    if not (isinstance(value, int) and value >= 1):
-        raise UserError(f"{group}: {name} must be an integer of at least 1, got {value} (set --config.{group}.{name})")
-
-
-def check_divides(group: str, batch_size: int, num_devices: int) -> None:
-    """Refuses a global batch that the devices don't share evenly."""
-    if batch_size < 1 or batch_size % num_devices:
-        raise UserError(
-            f"{group}: the global batch of {batch_size} doesn't divide among {num_devices} devices; take a multiple of "
-            f"{num_devices} (set --config.{group}.batch_size)"
-        )

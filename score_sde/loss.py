@@ -15,7 +15,7 @@ from score_sde.sde import SDE
 from score_sde.time_samplers import TIME_SAMPLERS, TimeSampler, check_time_sampler
 from score_sde.weightings import WEIGHTINGS, Weighting
 
-LossFn = Callable[[Any, jax.Array, Draw], jax.Array]
+LossFn = Callable[[Any, jax.Array, Draw, jax.Array | None], jax.Array]
 
 # Trained at the steps of a chain alone: L_simple (Ho et al. 2020), and with a learned variance (Nichol and Dhariwal
 # 2021).
@@ -27,8 +27,8 @@ class Subject(NamedTuple):
 
     sde: SDE
     chain: ddpm.Schedule | None  # what the SDE passes through, if it is a chain
-    denoiser: Callable[..., Denoiser]  # (params, keys) -> denoiser
-    network: Callable  # (params, keys) -> (x, noise_level) -> all outputs
+    denoiser: Callable[..., Denoiser]  # (params, keys, labels) -> denoiser
+    network: Callable  # (params, keys, labels) -> (x, noise_level) -> all outputs
     prediction: str
     preconditioning: str
     event_shape: tuple[int, ...]
@@ -47,7 +47,9 @@ def make_loss(
     time_sampler_kwargs: Mapping[str, Any],
     t_min: float,
 ) -> LossFn:
-    """Makes (params, x0, draw) -> (n,) losses, averaged over dimensions: the scale at which the papers clip gradients.
+    """Makes (params, x0, draw, labels=None) -> (n,) losses.
+
+    They are averaged over dimensions: the scale at which the papers clip gradients.
 
     Args:
       subject: what it is a loss of.
@@ -78,17 +80,17 @@ def make_loss(
         made = build("objective", OBJECTIVES, objective, objective_kwargs, where, "objective", "objective_kwargs")
         losses = _continuous_losses(subject, made, weigh, sample_times, t_min)
     dimension = np.prod(subject.event_shape)
-    return lambda params, x0, draw: losses(params, x0, draw) / dimension
+    return lambda params, x0, draw, labels=None: losses(params, x0, draw, labels) / dimension
 
 
 def _continuous_losses(
     subject: Subject, objective: Callable, weighting: Weighting, sample_times: TimeSampler, t_min: float
 ) -> LossFn:
-    def losses(params, x0, draw):
+    def losses(params, x0, draw, labels):
         t, factor = sample_times(draw, subject.sde, t_min)
         epsilon = noise(draw.noise_keys, x0)
         keys = fold_each(draw.network_keys, 1)  # apart from dropout's
-        denoiser = subject.denoiser(params, draw.network_keys)
+        denoiser = subject.denoiser(params, draw.network_keys, labels)
         return factor * objective(denoiser, subject.sde, x0, t, epsilon, keys, weighting)
 
     return losses
@@ -99,9 +101,9 @@ def _ddpm_losses(subject: Subject, sample_times: TimeSampler, kwargs: Mapping[st
     _check_keys("ddpm", kwargs, ())
     chain = subject.chain
 
-    def losses(params, x0, draw):
+    def losses(params, x0, draw, labels):
         n = ddpm.nearest_index(chain, sample_times(draw, subject.sde, 0.0)[0])
-        denoiser = subject.denoiser(params, draw.network_keys)
+        denoiser = subject.denoiser(params, draw.network_keys, labels)
         epsilon = noise(draw.noise_keys, x0)
         return ddpm.simple_loss(lambda x, n: denoiser(x, ddpm.time_of(chain, n)).epsilon, chain, x0, n, epsilon)
 
@@ -113,9 +115,9 @@ def _hybrid_losses(subject: Subject, sample_times: TimeSampler, kwargs: Mapping[
     _check_keys("ddpm_hybrid", kwargs, ("vlb_weight", "levels"))
     chain, channels = subject.chain, subject.event_shape[-1]
 
-    def losses(params, x0, draw):
+    def losses(params, x0, draw, labels):
         n = ddpm.nearest_index(chain, sample_times(draw, subject.sde, 0.0)[0])
-        network = subject.network(params, draw.network_keys)
+        network = subject.network(params, draw.network_keys, labels)
 
         def epsilon_and_variance(x, n):
             t = ddpm.time_of(chain, n)

@@ -160,12 +160,16 @@ def _edm_row(sde: SDE, t: jax.Array, sigma_data: float) -> Row:
 
 
 # Karras et al. 2022, Table 1, for any alpha and sigma: their sigma is sigma / alpha, their input x_t / alpha. Of "vp"
-# and
-# "ve" the network predicts eps and -eps.
+# and "ve" the network predicts eps and -eps.
 PRECONDITIONINGS = {
     "none": Preconditioning(  # x_t as it is, and the index of a chain of 1,000 steps
         c_in=lambda sde, t, sigma_data: jnp.ones_like(t),
         c_noise=lambda sde, t, sigma_data: 999 * (t / sde.t_max),
+        row=None,
+    ),
+    "log_sigma": Preconditioning(  # x_t as it is, and the logarithm of its noise: NCSN's, for ve
+        c_in=lambda sde, t, sigma_data: jnp.ones_like(t),
+        c_noise=lambda sde, t, sigma_data: jnp.log(sde.sigma(t)),
         row=None,
     ),
     "vp": Preconditioning(
@@ -207,8 +211,8 @@ def make_denoiser(
     Args:
       network: (x, noise_level) -> raw output of the shape of x; noise_level is (batch,).
       sde: the forward process that x_t comes from.
-      prediction: what the raw output estimates, a key of `PREDICTIONS`. Only "none" leaves the choice; with another
-        preconditioning the output is what Karras et al. call F.
+      prediction: what the raw output estimates, a key of `PREDICTIONS`. Only "none" and "log_sigma" leave the choice;
+        with another preconditioning the output is what Karras et al. call F.
       preconditioning: what the network is shown, a key of `PRECONDITIONINGS`.
       sigma_data: the data's standard deviation, for "edm".
 
@@ -247,7 +251,7 @@ def check_parameterization(sde: SDE, prediction: str, preconditioning: str) -> N
         )
     if float(sde.alpha(sde.t_max)) > 0:
         return
-    if preconditioning != "none":
+    if chosen.row is not None:
         raise UserError(
             f"preconditioning {preconditioning!r} takes log(sigma / alpha), infinite at t = {sde.t_max}, where this "
             "SDE has alpha = 0 (set --config.model.preconditioning=none, or another --config.sde.name)"

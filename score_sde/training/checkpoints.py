@@ -45,6 +45,11 @@ def restore_newest(workdir: Path) -> dict[str, Any]:
     raise UserError(f"{workdir} has no checkpoint: train first, or choose another --workdir")
 
 
+def has_checkpoint(workdir: Path) -> bool:
+    """Whether a run's folder has a complete checkpoint."""
+    return any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
+
+
 def _restore(manager: ocp.CheckpointManager, like: Any) -> Any:
     # NumPy arrays as the target: a checkpoint then doesn't ask for the devices it was saved from.
     targets = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)

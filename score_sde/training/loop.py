@@ -8,7 +8,8 @@ import jax
 
 from score_sde.errors import UserError
 from score_sde.evaluation.pictures import draw_samples, picture_path
-from score_sde.experiment import Experiment, check_divides
+from score_sde.experiment import Experiment
+from score_sde.settings import check_divides
 from score_sde.training import checkpoints
 from score_sde.training.interrupt import interruptible
 from score_sde.training.metrics import MetricsLog, Window, progress_bar
@@ -33,6 +34,11 @@ def train(experiment: Experiment, workdir: Path, devices: list[jax.Device]) -> s
     if experiment.dequantized and source.levels is None:
         raise UserError(
             "only pixels can be dequantized, these data are real numbers (set --config.data.dequantize=False)"
+        )
+    if 0 < experiment.num_classes < source.num_classes:
+        raise UserError(
+            f"the network knows {experiment.num_classes} classes, the data have {source.num_classes} (set "
+            f"--config.model.kwargs.num_classes={source.num_classes})"
         )
     prepare(workdir, experiment.config)
     if not experiment.trainable:
@@ -59,6 +65,7 @@ def train(experiment: Experiment, workdir: Path, devices: list[jax.Device]) -> s
         experiment.ema_decay,
         source.levels,
         dequantized=experiment.dequantized,
+        labelled=bool(experiment.num_classes),
     )
     run_steps = on_all_devices(train_step, devices)
     state = replicate(state, devices)

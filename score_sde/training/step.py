@@ -12,13 +12,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from score_sde.data import to_unit_range
 from score_sde.likelihood import centred_range, dequantize
-from score_sde.randomness import Draw, fold_each, make_draw
+from score_sde.randomness import fold_each, make_draw
 from score_sde.training.state import TrainState
 
 AXIS = "devices"
 
 
-LossFn = Callable[[Any, jax.Array, Draw], jax.Array]
+LossFn = Callable[..., jax.Array]
 
 
 def make_train_step(
@@ -29,17 +29,19 @@ def make_train_step(
     levels: int | None,
     axis_name: str | None = AXIS,
     dequantized: bool = False,
+    labelled: bool = False,
 ) -> Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
     """Makes the step of one device.
 
     Args:
-      loss_fn: (params, x0 (n, *event_shape) in [-1, 1], draw) -> (n,) losses.
+      loss_fn: (params, x0 (n, *event_shape) in [-1, 1], draw, labels) -> (n,) losses.
       optimizer: from the gradient of the mean loss over the global batch to an update.
       seed_key: the key of the whole run's training noise.
       ema_decay: of the moving average of the parameters, warmed up as min(ema_decay, (1 + n) / (10 + n)) at step n.
       levels: pixels of a batch are integers 0 .. levels - 1; None for real numbers.
       axis_name: the mapped axis that means are taken over; None for a single device outside any map.
       dequantized: spread each pixel evenly over its level, with noise from the example's key.
+      labelled: give the loss batch["label"], (n,) integers; else None.
 
     Returns:
       (state, batch) -> (state, {"loss", "gradient_norm"}); batch["image"] is this device's part of the global batch,
@@ -60,8 +62,10 @@ def make_train_step(
         else:
             x0 = to_unit_range(batch["image"], levels)
 
+        labels = batch["label"] if labelled else None
+
         def mean_loss(params):
-            return jnp.mean(loss_fn(params, x0, draw))
+            return jnp.mean(loss_fn(params, x0, draw, labels))
 
         loss, gradient = mean_over_devices(jax.value_and_grad(mean_loss)(state.params))
         updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, state.params)

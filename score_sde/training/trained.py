@@ -4,18 +4,32 @@ from pathlib import Path
 from typing import Any
 
 from score_sde.experiment import Experiment
-from score_sde.training.checkpoints import restore_newest
+from score_sde.models import pretrained
+from score_sde.training.checkpoints import has_checkpoint, restore_newest
 from score_sde.training.workdir import prepare
 
 
 def trained(experiment: Experiment, workdir: Path) -> tuple[Any, int]:
-    """The moving average of the newest checkpoint's parameters, and its step; of an exact network nothing, and 0.
+    """The moving average of the newest checkpoint's parameters, and its step.
+
+    Without a checkpoint: of an exact network nothing, of a pretrained one what was loaded; and 0.
 
     Raises:
       UserError: the network has parameters and the folder no checkpoint.
     """
-    if not experiment.trainable:
+    untrained = not experiment.trainable or (experiment.pretrained and not has_checkpoint(workdir))
+    if untrained:
         prepare(workdir, experiment.config)  # there was no run that made the folder
         return experiment.init_params(), 0
     state = restore_newest(workdir)
     return state["ema_params"], int(state["step"])
+
+
+def export(experiment: Experiment, workdir: Path) -> Path:
+    """Writes what `trained` gives as safetensors, with all that is needed to use it elsewhere; returns the file."""
+    params, step = trained(experiment, workdir)
+    path = workdir / f"ema_{step:08d}.safetensors"
+    config = experiment.config
+    size, channels = config["data"]["image_size"], config["data"]["channels"]
+    pretrained.save(path, params, config["model"], {"sde": config["sde"], "image_size": size, "channels": channels})
+    return path

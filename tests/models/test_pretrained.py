@@ -1,6 +1,9 @@
 """Networks of other libraries, weights imported, against what those libraries computed; files read and refused."""
 
 import json
+import os
+import pickle
+import zipfile
 from pathlib import Path
 
 import jax
@@ -8,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from score_sde.models import pretrained
+from score_sde.errors import UserError
+from score_sde.models import create, pretrained
 from score_sde.parameterization import make_denoiser
 from score_sde.sde import SDES
 
@@ -46,3 +50,107 @@ def test_imported_weights_give_the_reference_implementations_output(path):
     output = computed(family, config, weights, archive)
     # float32 through some 30 layers: relative rounding of 1e-7 a layer, so 1e-5; a tenfold margin.
     assert np.abs(output - archive["output"]).max() < 1e-4 * archive["output"].std()
+
+
+def test_all_that_is_wrong_with_weights_is_said_at_once():
+    family, config, weights, _ = opened(ORACLES[0])
+    del weights["model.enc.16x16_conv.bias"]
+    weights["model.surplus"] = np.zeros(3)
+    weights["model.out_conv.weight"] = weights["model.out_conv.weight"][:2]
+    weights["model.enc.8x8_block0.affine.weight"] = np.zeros(5)
+    with pytest.raises(UserError) as error:
+        pretrained.load(family, weights, config)
+    text = str(error.value)
+    assert "missing: enc.16x16_conv.bias for conv_in/bias (16,)" in text
+    assert "extra: surplus (3,)" in text
+    assert "misshapen: out_conv.weight (2, 16, 3, 3) for conv_out/kernel (3, 3, 16, 3)" in text
+    assert "misshapen: enc.8x8_block0.affine.weight (5,) for down_1_0/embedding/kernel (64, 64)" in text
+    assert len(text.splitlines()) == 5
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "words"),
+    [
+        ("emd", {}, "Did you mean 'edm'"),
+        ("edm", {"network": "SongNet"}, "network='SongNet' is not covered"),
+        ("edm", {"channel_mult_emb": 2}, "channel_mult_emb=2 is not covered, only 4"),
+    ],
+)
+def test_configs_that_are_not_covered_are_refused(family, change, words):
+    _, config, weights, _ = opened(ORACLES[0])
+    with pytest.raises(UserError, match=words):
+        pretrained.load(family, weights, config | change)
+
+
+def test_our_own_weights_go_out_and_back(tmp_path):
+    kwargs = {"channels": 8, "multipliers": (1, 2), "num_res_blocks": 1, "attention_resolutions": (4,)}
+    module = create("ddpmpp", **kwargs)
+    x, level = jnp.ones((2, 8, 8, 1)), jnp.ones(2)
+    params = module.init(jax.random.key(0), x, level)["params"]
+    model = {"name": "ddpmpp", "kwargs": kwargs, "prediction": "v", "preconditioning": "none"}
+    process = {"sde": {"name": "flow", "kwargs": {}}, "image_size": 8, "channels": 1}
+    pretrained.save(tmp_path / "ema.safetensors", params, model, process)
+    again, variables = pretrained.load("native", tmp_path / "ema.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, variables["params"], params)
+    assert again.multipliers == [1, 2]
+    found = pretrained.adopt(str(tmp_path / "ema.safetensors"), options={"dtype": "bfloat16"})
+    assert (found.name, found.kwargs["dtype"], found.image_shape) == ("ddpmpp", "bfloat16", (8, 8, 1))
+    assert found.target[:4] == ("flow", {}, "v", "none")
+
+
+class Command:
+    def __reduce__(self):
+        return os.system, ("echo ran > ran",)
+
+
+def write_pth(path, content):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps(content, protocol=2))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("none.safetensors", None, "no weights at"),
+        ("model.ckpt", b"", "weights are read from"),
+        ("network.pkl", b"", "a .pkl file runs code when it is opened"),
+        ("old.pth", b"not a zip file", "zip format that torch.save writes since"),
+        ("damaged.safetensors", b"\xff" * 100, "can't be read as a .safetensors file"),
+    ],
+)
+def test_files_that_are_refused(tmp_path, name, content, words):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=words):
+        pretrained.adopt(str(tmp_path / name))
+
+
+def test_a_file_runs_no_code(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_pth(tmp_path / "bad.pth", {"model": Command()})
+    with pytest.raises(UserError, match=r"asks for posix\.system"):
+        pretrained.adopt("bad.pth")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_weights_that_say_nothing_of_themselves_are_asked_about(tmp_path):
+    write_pth(tmp_path / "bare.pth", {})
+    with pytest.raises(UserError, match="of which family are the weights"):
+        pretrained.adopt(str(tmp_path / "bare.pth"))
+    with pytest.raises(UserError, match=r"bare|without the network's config"):
+        pretrained.adopt(str(tmp_path / "bare.pth"), "edm")
+
+
+@pytest.mark.parametrize("path", ORACLES[:1], ids=lambda path: path.stem)
+def test_parity_is_reported_block_by_block(path, capsys):
+    """The blocks' own activations, one of them changed."""
+    family, config, weights, archive = opened(path)
+    module, variables = pretrained.load(family, weights, config)
+    inputs = (archive["input"], np.log(archive["sigma"]) / 4)
+    output, state = module.apply(variables, *inputs, capture_intermediates=True)
+    block = np.asarray(state["intermediates"]["down_1_0"]["__call__"][0])
+    theirs = {"enc.8x8_block0": block.transpose(0, 3, 1, 2) + 0.1 * block.std(), "": output, "enc.other": block}
+    errors = pretrained.parity(family, weights, config, inputs, theirs)
+    assert errors[""] == 0 and np.isnan(errors["enc.other"])
+    np.testing.assert_allclose(errors["enc.8x8_block0"], 0.1, rtol=1e-3)
+    assert "enc.8x8_block0  1.0e-01" in capsys.readouterr().out

@@ -46,6 +46,6 @@ def test_what_cannot_be_built_is_refused_with_the_numbers(kwargs, shape, words):
 
 def test_unknown_names_are_answered_with_the_nearest():
     with pytest.raises(UserError, match="Did you mean 'ncsnpp'"):
-        create("ncsn++")
+        create("ncsnp")
     with pytest.raises(UserError, match="Did you mean 'channels'"):
         create("ddpmpp", chanels=3)

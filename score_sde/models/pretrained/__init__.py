@@ -5,9 +5,10 @@
 A family says how its layers are named and laid out, in a file of its own; `load` is the same for all.
 """
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -63,6 +64,36 @@ def load(
     return module, {"params": _parameters(family, chosen, module, config, arrays)}
 
 
+class Adopted(NamedTuple):
+    """A network for a config: all that its weights decide."""
+
+    name: str
+    kwargs: dict[str, Any]
+    params: dict[str, Any]
+    image_shape: tuple[int, int, int]
+    target: Target
+
+
+def adopt(path: str, family: str = "", options: Mapping[str, Any] | None = None) -> Adopted:
+    """What a run needs of pretrained weights; options are set in the network's keyword arguments.
+
+    Raises:
+      UserError: as of `load`, or nothing says of which family the weights are.
+    """
+    found = files.read(path)
+    family = family or found.family
+    if not family:
+        known = ", ".join(FAMILIES)
+        raise UserError(f"of which family are the weights in {path}? Set --config.model.family to one of {known}")
+    chosen = lookup("family", FAMILIES, family, "--config.model.family")
+    _, variables = load(family, found.arrays, found.config)
+    aim = chosen.target(found.config)
+    name, kwargs = chosen.model(found.config)
+    kwargs = dict(kwargs) | aim.model_kwargs | dict(options or {})
+    shape = _image_shape(chosen, found.config, found.arrays)
+    return Adopted(name, kwargs, variables["params"], shape, aim)
+
+
 def target(family: str, config: Mapping[str, Any]) -> Target:
     """The SDE, prediction and preconditioning that a network was trained for."""
     return lookup("family", FAMILIES, family, "--config.model.family").target(config)
@@ -79,6 +110,56 @@ def save(path: str | Path, params: Any, model: Mapping[str, Any], process: Mappi
     """
     arrays = traverse_util.flatten_dict(jax.tree.map(np.asarray, params), sep="/")
     files.write(path, arrays, "native", dict(process) | {"model": dict(model)})
+
+
+def parity(
+    family: str,
+    weights: Mapping[str, Any] | str | Path,
+    config: Mapping[str, Any],
+    inputs: Sequence[Any],
+    activations: Mapping[str, Any],
+) -> dict[str, float]:
+    """Prints how far each block here is from what the other library computed; for finding where two networks part.
+
+    Args:
+      family, weights, config: as for `load`.
+      inputs: (x, noise_level) or (x, noise_level, labels), as the module here takes them.
+      activations: what the library's modules returned, by their names there ("down_blocks.0.resnets.1"), in its layout
+        (batch, channels, height, width) or ours; "" is the network's output.
+
+    Returns:
+      The largest difference over the standard deviation, by name, in the order given; NaN for a name that is no block
+      here, or whose shape differs.
+    """
+    module, variables = load(family, weights, config)
+    output, state = module.apply(variables, *inputs, capture_intermediates=True)
+    blocks = {name: part["__call__"][0] for name, part in state["intermediates"].items() if name != "__call__"}
+    chosen = FAMILIES[family]
+    arrays = files.read(weights).arrays if isinstance(weights, str | Path) else weights
+    ours = {theirs: blocks[name] for name, theirs in _blocks(chosen, config, arrays) if name in blocks} | {"": output}
+    errors = {name: _error(ours.get(name), np.asarray(value)) for name, value in activations.items()}
+    width = max(map(len, errors), default=0)
+    for name, error in errors.items():
+        print(f"{name or 'output':{width}}  {error:.1e}")
+    return errors
+
+
+def _blocks(chosen, config, weights):
+    """(our block, theirs) in the order of the layers; where two blocks of ours are one of theirs, the later ends it."""
+    names: dict[str, list[list[str]]] = {}
+    for path, source in chosen.sources(config, chosen.arrays(weights)).items():
+        names.setdefault(path[0], []).extend(name.split(".")[:-1] for name in source.names)
+    for ours, theirs in names.items():
+        common = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*theirs, strict=False))
+        yield ours, ".".join(parts[0] for parts in common)
+
+
+def _error(ours, theirs) -> float:
+    if ours is not None and ours.shape != theirs.shape and theirs.ndim == 4:
+        theirs = theirs.transpose(0, 2, 3, 1)
+    if ours is None or ours.shape != theirs.shape:
+        return float("nan")
+    return float(np.abs(np.asarray(ours) - theirs).max() / theirs.std())
 
 
 def _parameters(family, chosen, module, config, arrays) -> dict[str, Any]:
@@ -117,9 +198,13 @@ def _made(source, arrays, shape):
     return made, given if made.shape != shape else None
 
 
+def _image_shape(chosen, config, arrays) -> tuple[int, int, int]:
+    size = chosen.image_size(config)
+    return (*((size, size) if isinstance(size, int) else tuple(size)), chosen.channels(config, arrays))
+
+
 def _shapes(module, chosen, config, arrays) -> dict[tuple[str, ...], tuple[int, ...]]:
-    """The module's parameters by path, from the image's size and from the channels of the weights' first layer."""
-    size, channels = chosen.image_size(config), chosen.channels(config, arrays)
-    shape = (1, *((size, size) if isinstance(size, int) else size), channels)
-    variables = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros(shape), jnp.zeros(1))
+    """The module's parameters by path."""
+    x = jnp.zeros((1, *_image_shape(chosen, config, arrays)))
+    variables = jax.eval_shape(module.init, jax.random.key(0), x, jnp.zeros(1))
     return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(variables["params"]).items()}

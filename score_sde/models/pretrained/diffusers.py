@@ -18,7 +18,6 @@ from score_sde.models.pretrained.layouts import (
     sources_of,
 )
 
-PLAIN, RESAMPLING = ("DownBlock2D", "AttnDownBlock2D"), ("ResnetDownsampleBlock2D",)
 RESIDUAL = inside(
     {
         "norm_0": ("norm1", NORM),
@@ -95,6 +94,8 @@ def model(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         upsample_type=(options["downsample_type"],),
         downsample_padding=(0, 1),
     )
+    if options["resnet_time_scale_shift"] != "default" and options["add_attention"]:
+        insist("diffusers", options, attn_norm_num_groups=(options["norm_num_groups"],))  # else it has no normalization
     known = ("DownBlock2D", "AttnDownBlock2D", "UpBlock2D", "AttnUpBlock2D")
     known += ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")
     for kind in (*downs, *ups):
