@@ -14,6 +14,7 @@ from tests.tiny_cifar10 import write_cifar10
 
 # Refused flags, and words of the answer. One process imports everything once and forks for each.
 REFUSED = [
+    (("--config.model.pretrained=nowhere.safetensors",), ("no weights at nowhere.safetensors",)),
     (("--mode=evalute",), ("unknown mode", "Did you mean 'evaluate'?")),
     (("--modee=train",), ("Unknown command line flag 'modee'", "Did you mean: mode")),
     (("--config.sed=1",), ("no key 'sed'", "Did you mean 'seed'?")),
@@ -200,6 +201,14 @@ def test_train_sample_and_evaluate_leave_what_the_contract_says(tmp_path):
     printed = finish(start(tmp_path, *short, "--mode=sample", "--config.sampling.batch_size=5", devices=3))
     assert "10 samples of step 20" in printed
     again = np.load(stem.with_suffix(".npz"))["images"].astype(int)
+    assert np.abs(drawn - again).max() <= 1
+
+    # The exported average, adopted elsewhere, draws the same; it says itself what network it is of.
+    assert "ema_00000020.safetensors" in finish(start(tmp_path, *short, "--mode=export"))
+    other = ("--mode=sample", "--config.sde.name=ve", "--config.model.kwargs.channels=64")
+    weights = f"--config.model.pretrained={tmp_path / 'ema_00000020.safetensors'}"
+    assert "10 samples of step 0" in finish(start(tmp_path / "adopted", weights, *other))
+    again = np.load(tmp_path / "adopted" / "samples" / "step_00000000.npz")["images"].astype(int)
     assert np.abs(drawn - again).max() <= 1
 
     few = ("--config.evaluation.num_samples=40", "--config.evaluation.num_real=200", "--config.sampling.batch_size=40")

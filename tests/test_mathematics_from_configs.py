@@ -173,3 +173,25 @@ def test_exact_networks_are_shown_what_they_need():
     config.model.preconditioning = "edm"
     with pytest.raises(UserError, match="'edm' would not be read"):
         make_experiment(config, jax.devices()[:1])
+
+
+def test_labels_reach_the_network_in_training_and_are_hidden_by_option():
+    """The labels change the loss of a network with classes, but not where all are hidden; without classes none does."""
+    kwargs = {"channels": 4, "multipliers": (1,), "num_res_blocks": 1, "attention_resolutions": (), "dropout": 0.0}
+    draw = make_draw(jax.random.key(0), 0, jnp.arange(8), 8)
+    labels = jnp.arange(8)
+
+    def losses(**options):
+        config = small(model__name="ddpmpp", model__kwargs=kwargs | options)
+        experiment = make_experiment(config, jax.devices()[:1])
+        params = jax.tree.map(lambda leaf: leaf + 0.1, experiment.init_params())
+        if "noise" in params and "label" in params["noise"]:
+            rows = params["noise"]["label"]["rows"]["embedding"]
+            params["noise"]["label"]["rows"]["embedding"] = rows + jnp.linspace(-1, 1, len(rows))[:, None]
+        loss = jax.jit(lambda given: experiment.loss_fn(params, IMAGES[0], draw, given))
+        told, untold = loss(labels), loss(None)
+        return np.asarray(told), np.asarray(untold)
+
+    told, untold = losses(num_classes=10)
+    assert np.abs(told - untold).min() > 1e-6
+    np.testing.assert_array_equal(*losses(num_classes=10, label_dropout=0.9999999))

@@ -86,7 +86,7 @@ def test_our_own_weights_go_out_and_back(tmp_path):
     kwargs = {"channels": 8, "multipliers": (1, 2), "num_res_blocks": 1, "attention_resolutions": (4,)}
     module = create("ddpmpp", **kwargs)
     x, level = jnp.ones((2, 8, 8, 1)), jnp.ones(2)
-    params = module.init(jax.random.key(0), x, level)["params"]
+    params = jax.jit(module.init)(jax.random.key(0), x, level)["params"]
     model = {"name": "ddpmpp", "kwargs": kwargs, "prediction": "v", "preconditioning": "none"}
     process = {"sde": {"name": "flow", "kwargs": {}}, "image_size": 8, "channels": 1}
     pretrained.save(tmp_path / "ema.safetensors", params, model, process)

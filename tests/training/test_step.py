@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from configs import vp_digits
+from score_sde.errors import UserError
 from score_sde.experiment import make_experiment
+from score_sde.training.loop import train
 from score_sde.training.state import initial_state
 from score_sde.training.step import make_train_step, on_all_devices, replicate, unreplicate
 
@@ -107,3 +109,11 @@ def test_the_second_call_compiles_nothing(start, compilations, num_devices):
     for batch in batches[1:]:
         state, _ = compiled(state, batch)
     assert not compilations
+
+
+def test_more_classes_than_the_network_knows_are_refused(tmp_path):
+    config = vp_digits.get_config()
+    config.model.kwargs.num_classes = 9
+    experiment = make_experiment(config, jax.devices()[:1])
+    with pytest.raises(UserError, match=r"knows 9 classes, the data have 10 .*num_classes=10"):
+        train(experiment, tmp_path, jax.devices()[:1])

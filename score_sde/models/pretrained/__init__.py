@@ -7,6 +7,7 @@ A family says how its layers are named and laid out, in a file of its own; `load
 
 import itertools
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -132,7 +133,7 @@ def parity(
       here, or whose shape differs.
     """
     module, variables = load(family, weights, config)
-    output, state = module.apply(variables, *inputs, capture_intermediates=True)
+    output, state = jax.jit(partial(module.apply, capture_intermediates=True))(variables, *inputs)
     blocks = {name: part["__call__"][0] for name, part in state["intermediates"].items() if name != "__call__"}
     chosen = FAMILIES[family]
     arrays = files.read(weights).arrays if isinstance(weights, str | Path) else weights
