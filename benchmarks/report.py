@@ -8,24 +8,48 @@ import time
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 MODELS = {
     "digits": ("vp_digits", {}, 128),
     "small": ("vp_fashion_mnist", {"channels": 3}, 16),
     "cifar10": ("vp_cifar10", {}, 4),
 }  # name -> config, overrides of config.data, batch size
+ARCHITECTURES = {
+    "ddpm": {"num_res_blocks": 2},
+    "ddpmpp": {"num_res_blocks": 4},
+    "ncsnpp": {"num_res_blocks": 4, "scale_by_sigma": False},
+    "adm": {"num_res_blocks": 3, "multipliers": (1, 2, 3, 4), "channels": 192, "attention_resolutions": (32, 16, 8)},
+    "edm2": {"num_res_blocks": 3, "multipliers": (1, 2, 3, 4), "attention_resolutions": (16, 8)},
+    "dit": {"size": "B", "patch": 2},
+    "ncsnv2": {},
+}  # of models on CIFAR-10's images -> keyword arguments
 
 
-def load_config(name: str):
-    """The config of a benchmark's model, with the batch size it is timed at."""
+def load_config(name: str, batch_size: int = 0, dtype: str = "float32"):
+    """The config of a benchmark's model, with the batch size it is timed at, 0 for the model's own."""
     import importlib
 
-    module, overrides, batch_size = MODELS[name]
+    module, overrides, usual = MODELS.get(name, MODELS["cifar10"])
     config = importlib.import_module(f"configs.{module}").get_config()
     config.data.update(overrides)
-    config.training.batch_size = batch_size
-    config.sampling.batch_size = batch_size
+    if name in ARCHITECTURES:
+        config.model.name, config.model.kwargs = name, ConfigDict(ARCHITECTURES[name])
+    if dtype != "float32":
+        with config.unlocked():
+            config.model.kwargs.dtype = dtype
+    config.training.batch_size = config.sampling.batch_size = batch_size or usual
     return config
+
+
+def matmul_rate(dtype: str) -> float:
+    """FLOP/s of a large matrix product on one device: what the rest is measured against."""
+    size = 2048 if jax.default_backend() == "cpu" else 8192
+    x = jax.random.normal(jax.random.key(0), (size, size)).astype(dtype)
+    product = jax.jit(jnp.dot)
+    seconds = interleaved({"product": lambda: product(x, x).block_until_ready()}, 5)["product"]
+    return 2 * size**3 / median(seconds)
 
 
 def interleaved(runs: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:

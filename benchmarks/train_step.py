@@ -1,9 +1,13 @@
 """Milliseconds of a train step (loss, gradient, clipping, Adam, moving average), beside PyTorch where it is installed.
 
-    python benchmarks/train_step.py [--model=digits,small,cifar10] [--peer=torch] [--rounds=10] [--steps_per_call=1]
+    python benchmarks/train_step.py [--model=digits,small,cifar10,ddpm,ncsnpp,adm,edm2,dit,ncsnv2] [--batch=0]
+        [--dtype=float32|bfloat16] [--peer=torch,diffusers,compiled] [--rounds=10] [--steps_per_call=1] [--remat]
 
 Medians over rounds, the first call of every turn excluded. The peers' steps alternate with ours, and "over" a peer is
-our time over the peer's, the median over rounds. Memory is XLA's own account of arguments and temporaries.
+our time over the peer's, the median over rounds. "torch" is DDPM++ written in PyTorch, the same function, in both
+memory layouts; "diffusers" is UNet2DModel of the same channels, levels and blocks, for DDPM the same function;
+"compiled" is the first of these that there is, through torch.compile. Memory is XLA's own account of arguments and
+temporaries, FLOPs too; "of matmul" is their rate over that of a large matrix product in the same run.
 """
 
 import sys
@@ -19,15 +23,18 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from benchmarks.report import MODELS, interleaved, load_config, median, show
+from benchmarks.report import ARCHITECTURES, MODELS, interleaved, load_config, matmul_rate, median, show
 from score_sde.experiment import make_experiment
 from score_sde.training.state import initial_state
 from score_sde.training.step import make_train_step, scan_steps
 
 FLAGS = flags.FLAGS
-flags.DEFINE_list("model", ["digits", "small", "cifar10"], f"of {', '.join(MODELS)}")
+flags.DEFINE_list("model", ["digits", "small", "cifar10"], f"of {', '.join([*MODELS, *ARCHITECTURES])}")
 flags.DEFINE_integer("rounds", 10, "timed rounds")
-flags.DEFINE_enum("peer", "torch", ["torch", "none"], "what to compare with on a CPU, where it is installed")
+flags.DEFINE_integer("batch", 0, "images of a step; 0: each model's own")
+flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "what the networks compute in")
+flags.DEFINE_bool("remat", False, "recompute each block's activations in the backward pass")
+flags.DEFINE_list("peer", ["torch"], "of torch, diffusers, compiled; what to compare with, where it is installed")
 flags.DEFINE_integer("steps_per_call", 1, "train steps scanned in a call")
 
 
@@ -45,10 +52,12 @@ def ours(config, steps_per_call: int):
     compiled = jax.jit(partial(scan_steps, step), donate_argnums=0).lower(state, batch).compile()
     seconds = time.perf_counter() - started
     memory = compiled.memory_analysis()
+    one_step = jax.jit(step).lower(state, jax.tree.map(lambda leaf: leaf[0], batch))
     facts = {
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         "compile s": seconds,
         "memory MiB": (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**20,
+        "GFLOP": (one_step.cost_analysis() or {}).get("flops", float("nan")) / 1e9,
     }
     held = [state]
 
@@ -59,56 +68,110 @@ def ours(config, steps_per_call: int):
     return run, facts
 
 
-def torchs(config, layout: str):
-    """The same step in PyTorch, on as many threads as there are cores, in the memory layout "NCHW" or "NHWC"."""
+def torchs(config, network):
+    """The same step around a PyTorch network, on the device that JAX uses."""
     import torch
 
-    from benchmarks.torch_ddpmpp import from_config
-
-    memory_format = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}[layout]
-    network = from_config(config).to(memory_format=memory_format)
+    device = "cuda" if jax.default_backend() == "gpu" and torch.cuda.is_available() else "cpu"
+    network = network.to(device)
     average = [parameter.detach().clone() for parameter in network.parameters()]
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, fused=True)
     shape = (config.training.batch_size, config.data.channels, config.data.image_size, config.data.image_size)
-    x0 = (torch.rand(shape) * 2 - 1).to(memory_format=memory_format)
+    x0 = (torch.rand(shape, device=device) * 2 - 1).to(memory_format=torch.channels_last)
+    autocast = partial(torch.autocast, device, torch.bfloat16, enabled=FLAGS.dtype == "bfloat16")
 
     def run():
-        t = torch.rand(len(x0))
+        t = torch.rand(len(x0), device=device)
         noise = torch.randn_like(x0)
         integral = (0.1 * t + 9.95 * t**2)[:, None, None, None]
         x = torch.exp(-0.5 * integral) * x0 + torch.sqrt(-torch.expm1(-integral)) * noise
-        loss = ((network(x, 999 * t) - noise) ** 2).mean()
+        with autocast():
+            output = network(x, 999 * t)
+        output = output.sample if hasattr(output, "sample") else output
+        loss = ((output.float() - noise) ** 2).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         with torch.no_grad():
             torch._foreach_lerp_(average, list(network.parameters()), 1e-3)
+        if device == "cuda":
+            torch.cuda.synchronize()
 
     return run
 
 
-def _torch_layouts() -> list[str]:
-    wanted = FLAGS.peer == "torch" and jax.default_backend() == "cpu"
-    return ["NCHW", "NHWC"] if wanted and importlib.util.find_spec("torch") else []
+def peers(name: str, config) -> dict:
+    """PyTorch networks by the name of a column, those that --peer asks for and that are installed."""
+    wanted = [peer for peer in FLAGS.peer if peer != "none"]
+    if not wanted or not importlib.util.find_spec("torch"):
+        return {}
+    import torch
+
+    networks = {}
+    if "torch" in wanted and config.model.name == "ddpmpp":
+        from benchmarks.torch_ddpmpp import from_config
+
+        networks["torch NCHW"] = from_config(config)
+        networks["torch NHWC"] = from_config(config).to(memory_format=torch.channels_last)
+    if "diffusers" in wanted and config.model.name not in ("dit", "ncsnv2"):
+        networks["diffusers NHWC"] = diffusers_unet(config).to(memory_format=torch.channels_last)
+    if "compiled" in wanted and networks:
+        network = diffusers_unet(config) if config.model.name == "ddpm" else from_config(config)
+        networks["compiled"] = torch.compile(network.to(memory_format=torch.channels_last))
+    return networks
+
+
+def diffusers_unet(config):
+    """UNet2DModel with the channels, levels and blocks of a config; for "ddpm" the same function."""
+    from diffusers import UNet2DModel
+
+    from score_sde.models import create
+
+    module = create(config.model.name, **config.model.kwargs.to_dict())
+    heights = [config.data.image_size >> level for level in range(len(module.multipliers))]
+    attended = [height in module.attention_resolutions for height in heights]
+    return UNet2DModel(
+        sample_size=config.data.image_size,
+        in_channels=config.data.channels,
+        out_channels=config.data.channels,
+        block_out_channels=[module.channels * multiplier for multiplier in module.multipliers],
+        layers_per_block=module.num_res_blocks,
+        down_block_types=["AttnDownBlock2D" if has else "DownBlock2D" for has in attended],
+        up_block_types=["AttnUpBlock2D" if has else "UpBlock2D" for has in reversed(attended)],
+        attention_head_dim=getattr(module, "head_channels", None),
+        dropout=module.dropout,
+        downsample_padding=0,
+        flip_sin_to_cos=False,
+        freq_shift=1,
+        norm_eps=1e-6,
+    )
 
 
 def main(argv):
     del argv
+    rate = matmul_rate(FLAGS.dtype)
     rows = []
     for name in FLAGS.model:
-        config = load_config(name)
+        config = load_config(name, FLAGS.batch, FLAGS.dtype)
+        if FLAGS.remat:
+            with config.unlocked():
+                config.model.kwargs.remat = True
         run, facts = ours(config, FLAGS.steps_per_call)
-        runs = {"score_sde": run} | {f"torch {layout}": torchs(config, layout) for layout in _torch_layouts()}
+        runs = {"score_sde": run} | {peer: torchs(config, network) for peer, network in peers(name, config).items()}
         seconds = interleaved(runs, FLAGS.rounds)
         times = [value / FLAGS.steps_per_call for value in seconds.pop("score_sde")]
         row = {"model": name, "batch": config.training.batch_size, "ms a step": 1e3 * median(times)}
         row |= {"images/s": config.training.batch_size / median(times), **facts}
+        row["of matmul"] = 1e9 * facts["GFLOP"] / median(times) / rate
         for peer, values in seconds.items():
             row[f"{peer} ms"] = 1e3 * median(values)
             row[f"over {peer}"] = median([a / b for a, b in zip(times, values, strict=True)])
         rows.append(row)
-    show(f"Train step, float32, {FLAGS.steps_per_call} step(s) a call", rows)
+    columns = dict.fromkeys(column for row in rows for column in row)
+    rows = [{column: row.get(column) for column in columns} for row in rows]
+    title = f"Train step, {FLAGS.dtype}, {FLAGS.steps_per_call} step(s) a call, matmul at {rate / 1e9:.0f} GFLOP/s"
+    show(title, rows)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def concatenate(a: jax.Array, b: jax.Array, t: float) -> jax.Array:
 class Layer(nn.Module):
     """A convolution without bias, or with size 0 a dense layer, whose weights have norm 1 an output (eq. 47).
 
-    Training keeps the parameters themselves at unit root mean square, `optimizer.keep_normalized`: else they would grow
+    Training keeps the parameters themselves at unit root mean square (`optimizer.constrained`): else they would grow
     and slow themselves down (Section 2.3).
     """
 
