@@ -1,6 +1,7 @@
 """Milliseconds of a network evaluation inside `solve`, beside the bare jitted network and host loops.
 
-python benchmarks/sampling.py [--model=digits,small,cifar10] [--num_steps=10] [--batch=0] [--peer=torch] [--rounds=5]
+    python benchmarks/sampling.py [--model=digits,small,cifar10] [--solver=...] [--num_steps=10] [--batch=0]
+        [--peer=torch] [--noadaptive] [--rounds=5]
 
 Medians over rounds, everything in turn, the first call of every turn excluded. Solvers: all with one evaluation a step.
 "over network" is an evaluation in `solve` over one of the bare jitted network; "1000 / 10 steps" is the time to compile
@@ -33,6 +34,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_list("model", ["digits", "small", "cifar10"], f"of {', '.join(MODELS)}")
 flags.DEFINE_integer("num_steps", 10, "solver steps, one evaluation each")
 flags.DEFINE_integer("rounds", 5, "timed rounds")
+flags.DEFINE_list("solver", [], "of those with one evaluation a step; all")
 flags.DEFINE_bool("adaptive", True, "also time the adaptive solver beside SciPy's on the host")
 flags.DEFINE_integer("batch", 0, "images; 0: each model's own")
 flags.DEFINE_enum("peer", "torch", ["torch", "none"], "what to compare with on a CPU, where it is installed")
@@ -63,7 +65,7 @@ def ours(config, num_steps: int):
         return program, time.perf_counter() - started
 
     for name, make_solver in SOLVERS.items():
-        if make_solver().nfe_per_step > 1:
+        if make_solver().nfe_per_step > 1 or name not in (FLAGS.solver or SOLVERS):
             continue
         program, seconds = compiled(make_solver, num_steps)
         memory = program.memory_analysis()

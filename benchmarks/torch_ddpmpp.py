@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from score_sde.models import create
+
 
 def group_norm(channels):
     return nn.GroupNorm(max(1, min(channels // 4, 32)), channels, eps=1e-6)
@@ -125,9 +127,9 @@ class DDPMpp(nn.Module):
 
 def from_config(config) -> DDPMpp:
     """The network of an experiment's config."""
-    data, kwargs = config.data, config.model.kwargs
+    data, module = config.data, create(config.model.name, **config.model.kwargs.to_dict())
     names = ("channels", "multipliers", "num_res_blocks", "attention_resolutions", "dropout")
-    return DDPMpp(data.image_size, data.channels, *(kwargs[name] for name in names))
+    return DDPMpp(data.image_size, data.channels, *(getattr(module, name) for name in names))
 
 
 def load(module: DDPMpp, params) -> None:
