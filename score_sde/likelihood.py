@@ -68,15 +68,16 @@ def log_likelihood(
       max_steps: steps an example may take.
 
     Returns:
-      A Likelihood; NaN where an example didn't arrive within max_steps.
+      A Likelihood; under `jax.jit` NaN where an example didn't arrive within max_steps.
 
     Raises:
-      UserError: x are integers or lie on a grid (not dequantized), a name is unknown, or a key is missing.
+      UserError: x are integers or lie on a grid (not dequantized), a name is unknown, a key is missing, or an example
+        didn't arrive.
     """
     lookup("divergence", dict.fromkeys(DIVERGENCES), divergence, "--config.likelihood.divergence")
     lookup("probe", dict.fromkeys(PROBES), probe, "--config.likelihood.probe")
     how = How(rtol, atol, method, "i", max_steps)
-    check_how(how)
+    check_how(how, "--config.likelihood")
     check_ends(sde, sde.t_min, sde.t_max)
     check_continuous(x)
     exact = divergence == "exact"
@@ -100,6 +101,11 @@ def log_likelihood(
         return integrate(augmented, (x, integrals), sde.t_min, sde.t_max, how)
 
     (latent, integrals), nfe = jax.vmap(one)(x, probes)
+    if not isinstance(latent, jax.core.Tracer) and not np.isfinite(np.asarray(latent)).all():
+        raise UserError(
+            f"an example didn't arrive within max_steps={max_steps}, or met NaN on the way (set "
+            "--config.likelihood.max_steps, or larger --config.likelihood.rtol and atol)"
+        )
     prior, mean = prior_log_prob(sde, latent), jnp.mean(integrals, axis=1)
     error = jnp.zeros_like(mean) if exact else _standard_error(integrals, axis=1)
     return Likelihood(prior + mean, latent, nfe, prior, mean, error)
@@ -137,11 +143,13 @@ def check_continuous(x) -> None:
     """
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise UserError(f"log p of discrete data ({x.dtype}) means nothing: dequantize(key, images, levels) first")
-    if isinstance(x, jax.core.Tracer) or x.size < 512:
+    if isinstance(x, jax.core.Tracer) or x.size < 64:
         return
     values = np.unique(np.asarray(x[: max(1, 4096 * len(x) // x.size)], np.float64))
     gaps = np.diff(values)
-    if 2 <= len(values) <= 256 and np.allclose(gaps / gaps.min(), np.rint(gaps / gaps.min()), atol=1e-3):
+    if 2 <= len(values) <= min(256, x.size // 2) and np.allclose(
+        gaps / gaps.min(), np.rint(gaps / gaps.min()), atol=1e-3
+    ):
         raise UserError(
             f"the data take only {len(values)} values, on a grid of {gaps.min():.3g}: pixels that were scaled but not "
             "dequantized, of which log p means nothing; dequantize(key, images, levels) first"
@@ -184,10 +192,12 @@ def dequantize(
       float32 of the same shape.
 
     Raises:
-      UserError: images are not integers.
+      UserError: images are not integers, or not of these levels.
     """
     if not jnp.issubdtype(images.dtype, jnp.integer):
         raise UserError(f"dequantize takes integers 0 .. {levels - 1}, got {images.dtype}")
+    if not isinstance(images, jax.core.Tracer) and (np.min(images) < 0 or np.max(images) >= levels):
+        raise UserError(f"dequantize takes integers 0 .. {levels - 1}, got {np.min(images)} .. {np.max(images)}")
     keys = sample_keys(key, len(images))
     uniform = jax.vmap(lambda key: jax.random.uniform(key, images.shape[1:]))(keys)
     low, high = data_range

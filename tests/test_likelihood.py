@@ -12,6 +12,7 @@ from score_sde.errors import UserError
 from score_sde.likelihood import (
     bits_per_dim,
     centred_range,
+    check_continuous,
     decode,
     dequantize,
     encode,
@@ -22,6 +23,7 @@ from score_sde.likelihood import (
 from score_sde.models import create
 from score_sde.parameterization import make_denoiser
 from score_sde.sde import SDES, edm, log_snr, prior_log_prob, vp
+from tests.solvers import gaussian
 
 KEY = jax.random.key(0)
 NAMES = ("vp", "sub_vp", "ve", "edm", "flow")
@@ -220,3 +222,22 @@ def test_wrong_arguments_are_refused(call, words):
 
     with pytest.raises(UserError, match=words):
         call(run)
+
+
+def test_what_does_not_arrive_has_no_likelihood():
+    sde = vp()
+    x = jax.random.normal(jax.random.key(0), (2, 2))
+    with pytest.raises(UserError, match="didn't arrive within max_steps=2"):
+        log_likelihood(sde, gaussian.denoiser(sde), x, divergence="exact", key=None, max_steps=2)
+
+
+def test_few_images_are_seen_to_be_discrete_too():
+    pixels = np.random.default_rng(0).integers(0, 17, (2, 8, 8, 1))
+    with pytest.raises(UserError, match="scaled but not"):
+        check_continuous(pixels / 8.0 - 1.0)
+    check_continuous(np.random.default_rng(0).normal(size=(2, 8, 8, 1)))
+
+
+def test_levels_that_are_none_are_refused():
+    with pytest.raises(UserError, match=r"integers 0 \.\. 16, got 0 \.\. 200"):
+        dequantize(jax.random.key(0), np.array([[0, 200]], np.uint8), levels=17)

@@ -18,7 +18,7 @@ from score_sde.evaluation.figures import write_figures
 from score_sde.experiment import Experiment
 from score_sde.likelihood import bits_per_dim, centred_range, dequantize, log_likelihood, truncation
 from score_sde.randomness import fold_each
-from score_sde.sde import SDE, lift, t_from_log_snr
+from score_sde.sde import SDE, lift, t_from_log_snr, vp
 from score_sde.training.metrics import progress_bar
 from score_sde.training.trained import trained
 
@@ -76,13 +76,13 @@ def _flow_parts(experiment: Experiment, levels: int | None) -> Callable:
             "divergence": flow.divergence,
             "truncation": term,
             "probes_standard_error": flow.standard_error,
-            "nfe": flow.nfe,
-        }
+        } | ({} if flow.nfe is None else {"nfe": flow.nfe})  # an implicit method's is not known
 
     def measure(params, images, keys):
         denoiser = experiment.denoiser(params)
         draws = jax.lax.map(lambda n: once(denoiser, images, fold_each(keys, n)), jnp.arange(how["num_draws"]))
         parts = {name: jnp.mean(values, axis=0) for name, values in draws.items()}
+        parts["probes_standard_error"] /= math.sqrt(how["num_draws"])  # of a mean over the draws
         if how["importance"]:
             tighter = jax.nn.logsumexp(draws["log_prob"], axis=0) - math.log(how["num_draws"])
             parts |= {"importance": tighter - parts["log_prob"], "log_prob": tighter}
@@ -93,7 +93,7 @@ def _flow_parts(experiment: Experiment, levels: int | None) -> Callable:
 
 def _chain_bound(experiment: Experiment, levels: int) -> Callable:
     """(params, images, keys) -> {"bits": (n,)}: the variational bound of a chain that asks this run's denoiser."""
-    chain = experiment.chain or ddpm.linear_schedule(experiment.likelihood["chain_steps"])
+    chain = experiment.chain or chain_through_vp(experiment.likelihood["chain_steps"])
 
     def measure(params, images, keys):
         epsilon_fn = chain_epsilon(experiment.denoiser(params), experiment.sde, chain)
@@ -101,6 +101,12 @@ def _chain_bound(experiment: Experiment, levels: int) -> Callable:
         return {"bits": ddpm.variational_bound(epsilon_fn, chain, x0, keys, bits_per_dim=True, levels=levels).total}
 
     return measure
+
+
+def chain_through_vp(num_steps: int) -> ddpm.Schedule:
+    """The chain of so many steps that passes through the vp SDE; of 1,000 it is nearly Ho et al.'s."""
+    kept = np.asarray(vp().alpha(jnp.arange(num_steps + 1) / num_steps), np.float64) ** 2
+    return ddpm.Schedule(*(jnp.asarray(part, jnp.float32) for part in (1 - kept[1:] / kept[:-1], kept[1:])))
 
 
 def chain_epsilon(denoiser, sde: SDE, chain: ddpm.Schedule) -> Callable:
@@ -155,7 +161,7 @@ def _mean(values: np.ndarray) -> dict[str, float]:
 
 def _account(parts: dict[str, np.ndarray], event_shape: tuple[int, ...], levels: int | None) -> dict[str, Any]:
     """The parts' means over examples: in nats, and of pixels in bits/dim, where they sum to the whole."""
-    figures: dict[str, Any] = {"nfe": _mean(parts.pop("nfe"))}
+    figures: dict[str, Any] = {"nfe": _mean(parts.pop("nfe")) if "nfe" in parts else None}
     probes = parts.pop("probes_standard_error")
     figures["log_prob_nats"] = _mean(parts["log_prob"])
     if np.isfinite(probes).all():  # one probe shows no spread
@@ -175,8 +181,9 @@ def _text(figures: dict[str, Any]) -> str:
     lines = [json.dumps({key: value for key, value in figures.items() if key != "settings"}, indent=2)]
     if "bits_per_dim" in figures:
         bits = figures["bits_per_dim"]
+        evaluations = f"{figures['nfe']['mean']:.0f}" if figures["nfe"] else "an unknown number of"
         lines.append(
             f"{bits['mean']:.3f} ± {bits['standard_error']:.3f} bits/dim on {figures['num_examples']} test images, "
-            f"{figures['nfe']['mean']:.0f} evaluations each; histograms need {figures['histograms_bits_per_dim']:.3f}"
+            f"{evaluations} evaluations each; histograms need {figures['histograms_bits_per_dim']:.3f}"
         )
     return "\n".join(lines)

@@ -65,7 +65,7 @@ def certify(experiment: Experiment, workdir: Path) -> str:
       The table, and the cheapest solver within 1%.
 
     Raises:
-      UserError: the network may not be asked between a chain's steps, or the folder has no checkpoint.
+      UserError: the network may not be asked between a chain's steps or gives NaN, or the folder has no checkpoint.
     """
     if experiment.knows_the_chain_alone:
         raise UserError(
@@ -78,7 +78,8 @@ def certify(experiment: Experiment, workdir: Path) -> str:
     x = jax.vmap(lambda key: prior_sample(sde, key, experiment.event_shape))(keys)
     rows, own_error = deterministic_table(sde, experiment.denoiser, params, x, how)
     strong = stochastic_table(sde, experiment.denoiser, params, x, keys, how)
-    cheapest = min((row for row in rows if row["distance"] < CLOSE), key=lambda row: row["nfe"], default=None)
+    close = [row for row in rows if row["distance"] < CLOSE and own_error < CLOSE]
+    cheapest = min(close, key=lambda row: row["nfe"], default=None)
     figures = {"step": step, "settings": how, "reference_own_error": own_error, "cheapest_within_1_percent": cheapest}
     write_figures(workdir, {"certify": figures | {"deterministic": rows, "stochastic": strong}})
     save_plot(workdir / "certify.png", rows, strong)
@@ -126,6 +127,8 @@ def deterministic_table(sde: SDE, make_denoiser: Callable, params: Any, x: jax.A
         reference_run(params, x, time_grid(sde, steps, "karras"))
         for steps in (how["reference_steps"], how["reference_steps"] // 2)
     )
+    if not np.isfinite(reference).all():
+        raise UserError("the network gives NaN or infinity on its way from noise to data: nothing can be certified")
     rows = []
     names = [name for name, make in DETERMINISTIC.items() if _runs(make(), sde)]
     with progress_bar(len(names), 0, "solver", "probability flow") as bar:
@@ -164,7 +167,7 @@ def stochastic_table(
     steps = sorted(how["refinements"])
     names = [name for name, make in STOCHASTIC.items() if _runs(make(), sde)]
     grids = [time_grid(sde, n, "karras") for n in steps]
-    paths = [brownian_noise(sde, keys, x, times) for times in grids] if names else []
+    paths = [brownian_noise(sde, keys, x, times, grids[-1]) for times in grids] if names else []
     rows = []
     with progress_bar(len(names), 0, "solver", "reverse SDE") as bar:
         for name in names:
@@ -177,11 +180,14 @@ def stochastic_table(
     return rows
 
 
-def brownian_noise(sde: SDE, keys: jax.Array, x: jax.Array, times: np.ndarray) -> jax.Array:
-    """(num_steps, n, *event) standard normal noise: the increments of one Brownian path a sample over its steps."""
+def brownian_noise(sde: SDE, keys: jax.Array, x: jax.Array, times: np.ndarray, finest: np.ndarray) -> jax.Array:
+    """(num_steps, n, *event) standard normal noise: the increments of one Brownian path a sample over its steps.
+
+    The path is resolved to half the shortest step of the finest grid: with another resolution it is another path.
+    """
     shape = jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
     low, high = float(times[-1]), float(times[0])
-    tolerance = float(-np.diff(times).max()) / 4
+    tolerance = max(float((-np.diff(finest)).min()) / 2, 2e-7 * high)  # but for float32's rounding
 
     def path(key):
         tree = diffrax.VirtualBrownianTree(low, high, tol=tolerance, shape=shape, key=key)
@@ -246,7 +252,9 @@ def _text(rows, strong, own_error: float, cheapest, how: dict) -> str:
         lines.append(f"| {name} | " + " | ".join(cells.get(n, "") for n in budgets) + " |")
     lines += [f"{row['solver']}: strong order {row['strong_order']:.2f}" for row in strong]
     lines.append(f"the reference, {how['reference_steps']} steps of rk4, is {own_error:.2g} from half as many")
-    if cheapest is None:
+    if own_error >= CLOSE:
+        lines.append("the reference itself is not within 1%: give more --config.certify.reference_steps")
+    elif cheapest is None:
         lines.append("nothing here is within 1%: give more in --config.certify.nfe")
     else:
         lines.append(

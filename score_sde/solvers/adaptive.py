@@ -11,7 +11,7 @@ import numpy as np
 from score_sde.errors import UserError, lookup
 from score_sde.parameterization import Denoiser, velocity_fn
 from score_sde.sde import SDE
-from score_sde.solvers.base import Solution
+from score_sde.solvers.base import NOT_ARRIVED, Solution
 
 FIRST_STEP = 0.01  # as a part of the whole way
 METHODS = {
@@ -83,7 +83,7 @@ def solve_adaptive(
         return velocity_fn(denoiser, sde)(x[None], t[None])[0]
 
     result, nfe = jax.vmap(lambda x: integrate(velocity, x, t0, t1, how))(x)
-    solution = Solution(result, nfe, None, broken(result, t0))
+    solution = Solution(result, nfe, None, broken(result))
     if not isinstance(result, jax.core.Tracer):
         check_arrived(solution, max_steps)
     return solution
@@ -121,14 +121,14 @@ def _evaluations(method, steps):
     return method.tableau.fsal + steps * (method.tableau.num_stages - method.tableau.fsal)
 
 
-def check_how(how: How) -> None:
+def check_how(how: How, where: str = "--config.sampling.kwargs") -> None:
     """Refuses an unknown method or controller, or a number out of range, before anything is compiled."""
-    lookup("method", METHODS, how.method, "--config.sampling.kwargs.method")
-    lookup("controller", CONTROLLERS, how.controller, "--config.sampling.kwargs.controller")
+    lookup("method", METHODS, how.method, f"{where}.method")
+    lookup("controller", CONTROLLERS, how.controller, f"{where}.controller")
     if not (how.rtol > 0 and how.atol > 0 and how.max_steps >= 1):
         raise UserError(
             f"adaptive: need rtol > 0, atol > 0 and max_steps >= 1, got {how.rtol}, {how.atol} and {how.max_steps} "
-            "(set --config.sampling.kwargs)"
+            f"(set {where})"
         )
 
 
@@ -138,9 +138,9 @@ def check_ends(sde: SDE, t0: float, t1: float) -> None:
         raise UserError(f"times must differ and lie within [0, {sde.t_max}], got {t0} and {t1}")
 
 
-def broken(x: jax.Array, t: float) -> jax.Array:
-    """t if a number of x is NaN or infinite, else NaN: the `broken_at` of a solution."""
-    return jnp.where(jnp.all(jnp.isfinite(x)), jnp.nan, t)
+def broken(x: jax.Array) -> jax.Array:
+    """NOT_ARRIVED if a number of x is NaN or infinite, else NaN: the `broken_at` of a solution."""
+    return jnp.where(jnp.all(jnp.isfinite(x)), jnp.nan, NOT_ARRIVED)
 
 
 def check_arrived(solution: Solution, max_steps: int) -> None:

@@ -81,7 +81,7 @@ def solve_adaptive_sde(
             jnp.where(kept, euler, before),
             jnp.where(accepted, t_next, t),
             jnp.where(active, longer, h),
-            steps + active,
+            jnp.where(jnp.isfinite(error), steps + active, max_steps),  # NaN only comes again
         )
 
     def unfinished(carry):
@@ -92,16 +92,16 @@ def solve_adaptive_sde(
     state = x, x, batch, FIRST_STEP * (batch - t1), jnp.zeros(x.shape[:1], jnp.int32)
     result, _, t, _, steps = jax.lax.while_loop(unfinished, attempt, state)
     result = jnp.where(lift(t <= t1, x), result, jnp.nan)
-    solution = Solution(result, 2 * steps, None, broken(result, t0))
+    solution = Solution(result, 2 * steps, None, broken(result))
     if not isinstance(result, jax.core.Tracer):
         check_arrived(solution, max_steps)
     return solution
 
 
 def _brownian(t0: float, t1: float, x: jax.Array):
-    """(key, t, t_next) -> the increment of one sample's Brownian path, resolved to a sixteenth of the last time."""
+    """(key, t, t_next) -> the increment of one sample's Brownian path, resolved to a sixteenth of t1."""
     shape = jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
-    tolerance = max(t1, 1e-3 * t0) / 16
+    tolerance = max(t1 / 16, 2e-7 * t0)  # but for float32's rounding
 
     def increment(key, low, high):
         tree = diffrax.VirtualBrownianTree(t1, t0, tol=tolerance, shape=shape, key=key)

@@ -10,7 +10,10 @@ import numpy as np
 from score_sde.errors import UserError
 from score_sde.parameterization import Denoiser, Prediction
 from score_sde.randomness import fold_each, sample_keys
-from score_sde.sde import SDE
+from score_sde.sde import SDE, log_snr
+
+NO_SIGNAL = -30.0  # a log-SNR below which nothing of the data is left: 1 / alpha is no longer a number to work with
+NOT_ARRIVED = -1.0  # in place of a time, see `Solution`
 
 
 class Solver(NamedTuple):
@@ -29,7 +32,8 @@ class Solution(NamedTuple):
     x: jax.Array  # (batch, *event), at the last time
     nfe: int | jax.Array | None  # evaluations of the denoiser for each sample; (batch,) of an adaptive solver
     trajectory: jax.Array | None  # (num_steps + 1, batch, *event) from the first time to the last, if it was asked for
-    broken_at: jax.Array | None = None  # () the time of the first step that gave NaN or infinity; NaN: none did
+    broken_at: jax.Array | None = None  # () the time of the first step that gave NaN or infinity; NaN: none
+    # did; -1: some examples of an adaptive solver didn't arrive
 
 
 class Memoryless(NamedTuple):
@@ -118,6 +122,11 @@ def check_finite(solution: Solution) -> None:
       UserError: with the time of the step at which it first appeared.
     """
     broken_at = float(np.nanmax(np.asarray(solution.broken_at), initial=-np.inf))  # of several devices the first
+    if broken_at == NOT_ARRIVED:
+        raise UserError(
+            "some examples didn't arrive within max_steps, or the denoiser gave NaN or infinity on the way (set "
+            "--config.sampling.kwargs.max_steps, larger tolerances, or another method)"
+        )
     if broken_at >= 0:
         raise UserError(
             f"the denoiser gave NaN or infinity: x was last finite at t = {broken_at:.6g} (a training that diverged, "
@@ -153,11 +162,12 @@ def check_times(times, sde: SDE, solver: Solver) -> None:
     if not solver.needs_signal:
         return
     with jax.ensure_compile_time_eval():
-        diffusion = float(sde.diffusion(jnp.float32(values[0])))
-    if not diffusion < 1e3:
+        first = jnp.float32(values[0])
+        diffusion, signal = float(sde.diffusion(first)), float(log_snr(sde, first))
+    if not (np.isfinite(diffusion) and signal > NO_SIGNAL):
         raise UserError(
             f"this solver steps along the SDE's drift and diffusion or divides by alpha, but g({values[0]:g}) = "
-            f"{diffusion:.3g}: alpha reaches 0 there (set --config.sampling.solver=ddim, with "
+            f"{diffusion:.3g} and log-SNR {signal:.3g}: alpha reaches 0 there (set --config.sampling.solver=ddim, with "
             "--config.sampling.kwargs.eta=1 to draw noise, or dpm_solver_pp or unipc, or another --config.sde.name)"
         )
 

@@ -5,6 +5,7 @@ Lu et al. 2022, "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Prob
 
 import jax.numpy as jnp
 
+from score_sde.errors import UserError
 from score_sde.randomness import noise
 from score_sde.sde import t_from_log_snr
 from score_sde.solvers.base import Memoryless, Solver
@@ -45,6 +46,10 @@ def dpm_solver_pp(order: int = 2, multistep: bool = True, corrected_start: bool 
       UserError: another order, or reach below 1.
     """
     check_method("dpm_solver_pp", order, (1, 2, 3), reach)
+    if not multistep and (reach != REACH or not corrected_start):
+        raise UserError(
+            "dpm_solver_pp: with multistep=False nothing reads corrected_start and reach (set --config.sampling.kwargs)"
+        )
     if not multistep:
         return Solver(init=Memoryless, step=_singlestep(order), nfe_per_step=order)
 

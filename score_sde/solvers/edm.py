@@ -24,6 +24,8 @@ def edm_stochastic(s_churn: float = 0.0, s_min: float = 0.0, s_max: float = math
 
     The paper's gamma is min(s_churn / N, sqrt(2) - 1). A step here doesn't know N: in its place stands the share of
     EDM's grid (uniform in s^(1/7), from t_max to t_min) that the step covers, which is 1 / N on that grid of N steps.
+    The paper counts its last step to 0 among the N: on a grid of N steps that ends at 0 its gamma is (N - 1) / N of
+    this one, and it may churn before that step, where here is none.
 
     Args:
       s_churn: how much noise is added over all steps; 0 or more.
@@ -55,8 +57,9 @@ def edm_stochastic(s_churn: float = 0.0, s_min: float = 0.0, s_max: float = math
         gamma = jnp.where(inside, jnp.minimum(s_churn * share, math.sqrt(2) - 1), 0.0)
         s_hat = s * (1 + gamma)
         t_hat = jnp.where(gamma > 0, t_from_log_snr(sde, -2 * jnp.log(s_hat)), t)
+        s_hat = jnp.where(gamma > 0, level(sde, t_hat), s)  # where the SDE ends below s_hat, as noisy as it gets
         scale = jnp.where(gamma > 0, sde.alpha(t_hat) / alpha, 1.0)
-        added = s_noise * jnp.where(gamma > 0, sde.alpha(t_hat) * jnp.sqrt(s_hat**2 - s**2), 0.0)
+        added = s_noise * jnp.where(gamma > 0, sde.alpha(t_hat) * jnp.sqrt(jnp.maximum(s_hat**2 - s**2, 0.0)), 0.0)
         x_hat = scale * state.x + added * noise(source, state.x)
         return Memoryless(heun_step(sde, denoiser, x_hat, t_hat, t_next))
 

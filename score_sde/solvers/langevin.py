@@ -20,7 +20,7 @@ def langevin(snr: float = 0.16, num_steps: int = 1, norms: str = "example") -> S
     a = alpha_i = 1 - beta_i of a chain, and the published code reads alpha_i from a chain of 1,000 steps, however many
     are taken. Here it is that of the grid at hand: one step of a chain keeps x_i = sqrt(alpha_i) x_(i-1) + noise, so
     the interval from t down to t_next keeps a = (alpha(t) / alpha(t_next))^2, which is alpha_i on the chain's own grid,
-    1 for ve, and tends to 1 as the grid is refined. Of N(0, s^2) in many dimensions such steps make N(0, s^2 / (1 - a
+    1 for ve, and tends to 1 as the grid is refined. Of N(0, s^2) in many dimensions such steps make N(0, s^2 (1 + a
     snr^2)). In d dimensions a long |z| also makes its own step long: what is stationary then has E[1 / |x|^2] = 1 /
     ((d + 2) s^2) in place of 1 / ((d - 2) s^2), wider by a factor of about (d + 2) / (d - 2). For few dimensions take
     `annealed_langevin`.
@@ -76,7 +76,7 @@ def _dynamics(size, num_steps: int) -> Solver:
 
 
 def _check(name: str, snr: float, num_steps: int) -> None:
-    if not (snr > 0 and num_steps >= 1):
+    if not (snr > 0 and isinstance(num_steps, int) and num_steps >= 1):
         raise UserError(
             f"{name}: need snr > 0 and num_steps >= 1, got snr={snr}, num_steps={num_steps} (set "
             "--config.sampling.kwargs)"

@@ -3,24 +3,32 @@
 from collections.abc import Mapping
 from typing import Any
 
-from score_sde.errors import build
+import jax
+import jax.numpy as jnp
+
+from score_sde.errors import UserError, build
 from score_sde.randomness import parts
 from score_sde.solvers.ancestral import ancestral, exponential_sde, reverse_diffusion
-from score_sde.solvers.base import Solver
+from score_sde.solvers.base import Memoryless, Solver
 from score_sde.solvers.ddim import ddim
+from score_sde.solvers.dpm_solver import dpm_solver_pp
+from score_sde.solvers.edm import edm_stochastic
 from score_sde.solvers.euler_maruyama import euler_maruyama
 from score_sde.solvers.langevin import annealed_langevin, langevin
-from score_sde.solvers.runge_kutta import euler, heun
+from score_sde.solvers.runge_kutta import euler, heun, rk4
 from score_sde.solvers.stochastic_runge_kutta import stochastic_runge_kutta
 
 PREDICTORS = {
     "ancestral": ancestral,
     "ddim": ddim,
+    "dpm_solver_pp": dpm_solver_pp,
+    "edm_stochastic": edm_stochastic,
     "euler": euler,
     "euler_maruyama": euler_maruyama,
     "exponential_sde": exponential_sde,
     "heun": heun,
     "reverse_diffusion": reverse_diffusion,
+    "rk4": rk4,
     "stochastic_runge_kutta": stochastic_runge_kutta,
 }
 CORRECTORS = {"langevin": langevin, "annealed_langevin": annealed_langevin}
@@ -40,7 +48,8 @@ def predictor_corrector(
       predictor_kwargs, corrector_kwargs: of the function that a name stands for.
 
     Raises:
-      UserError: an unknown name or keyword.
+      UserError: an unknown name or keyword, or a predictor with memory: multistep methods compute x anew from what they
+        remember, which undoes what a corrector did.
     """
     where = "--config.sampling.kwargs"
     predict, correct = (
@@ -52,6 +61,12 @@ def predictor_corrector(
             ("corrector", CORRECTORS, corrector, corrector_kwargs),
         )
     )
+
+    if jax.eval_shape(predict.init, jnp.zeros((1, 1))).__class__ is not Memoryless:
+        raise UserError(
+            "predictor_corrector: a multistep predictor computes x anew from what it remembers, which undoes what the "
+            f"corrector did (set {where}.predictor to another, or {where}.predictor_kwargs to {{'multistep': False}})"
+        )
 
     def step(sde, denoiser, state, t, t_next, source):
         first, second = _share(source, predict.stochastic, correct.stochastic)

@@ -24,6 +24,7 @@ from score_sde.solvers import (
     evaluation_times,
     heun,
     predictor_corrector,
+    reverse_diffusion,
     solve,
     time_grid,
     to_chain,
@@ -286,10 +287,15 @@ def test_a_solver_that_follows_the_sde_does_not_start_where_it_is_infinite(sde):
             "draws 2 times a step",
         ),
         (lambda x: predictor_corrector("ancestrl"), "Did you mean 'ancestral'"),
+        (lambda x: predictor_corrector("dpm_solver_pp"), "a multistep predictor computes x anew"),
+        (lambda x: predictor_corrector(unipc()), "a multistep predictor computes x anew"),
+        (lambda x: unipc(2.0), "order must be one of"),
+        (lambda x: dpm_solver_pp(2, multistep=False, reach=2.0), "nothing reads corrected_start and reach"),
         (lambda x: predictor_corrector(corrector_kwargs={"snrr": 1}), "Did you mean 'snr'"),
     ],
 )
 def test_wrong_arguments_are_refused(call, words):
+    """Each with a sentence that says what was given."""
     with pytest.raises(UserError, match=words):
         call(jnp.ones((2, 1)))
 
@@ -331,3 +337,18 @@ def test_reach_lowers_the_order_of_a_long_step_alone():
     uneven = np.array([0.5, 0.49, 0.3])
     np.testing.assert_allclose(run(dpm_solver_pp(2), uneven), run(ddim(), uneven), rtol=1e-5)
     assert abs(run(dpm_solver_pp(2, reach=np.inf), uneven) - run(ddim(), uneven)) > 1e-3
+
+
+def test_a_wide_ve_starts_where_there_is_signal():
+    """Its g is above 1,000 and its log-SNR -14: nothing is infinite there."""
+    sde = ve(0.01, 1348.0)
+    x = 1348.0 * jax.random.normal(jax.random.key(0), (4, 2))
+    result = solve(reverse_diffusion(), sde, gaussian.denoiser(sde), x, time_grid(sde, 20), jax.random.key(1)).x
+    assert np.isfinite(result).all()
+
+
+def test_a_singlestep_predictor_takes_a_corrector():
+    sde = vp()
+    solver = predictor_corrector("dpm_solver_pp", predictor_kwargs={"multistep": False})
+    result = solve(solver, sde, gaussian.denoiser(sde), jnp.ones((2, 2)), time_grid(sde, 5), jax.random.key(1)).x
+    assert np.isfinite(result).all()
