@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -147,10 +148,10 @@ def test_parity_is_reported_block_by_block(path, capsys):
     family, config, weights, archive = opened(path)
     module, variables = pretrained.load(family, weights, config)
     inputs = (archive["input"], np.log(archive["sigma"]) / 4)
-    output, state = module.apply(variables, *inputs, capture_intermediates=True)
+    output, state = jax.jit(partial(module.apply, capture_intermediates=True))(variables, *inputs)
     block = np.asarray(state["intermediates"]["down_1_0"]["__call__"][0])
     theirs = {"enc.8x8_block0": block.transpose(0, 3, 1, 2) + 0.1 * block.std(), "": output, "enc.other": block}
     errors = pretrained.parity(family, weights, config, inputs, theirs)
-    assert errors[""] == 0 and np.isnan(errors["enc.other"])
+    assert errors[""] < 1e-5 and np.isnan(errors["enc.other"])
     np.testing.assert_allclose(errors["enc.8x8_block0"], 0.1, rtol=1e-3)
     assert "enc.8x8_block0  1.0e-01" in capsys.readouterr().out
