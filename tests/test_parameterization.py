@@ -313,6 +313,16 @@ def test_unknown_names_are_refused():
         convert(jnp.ones((1, 1)), jnp.ones((1, 1)), 0.5, vp(), "noise", "x0")
 
 
+@pytest.mark.parametrize("sde", [ve(), vp(), flow()], ids=["ve", "vp", "flow"])
+def test_log_sigma_shows_x_and_the_logarithm_of_its_noise(sde):
+    """A network that divides by the sigma it is told gives the score of N(0, 0), -x / sigma^2."""
+    x, t = jax.random.normal(jax.random.key(0), (3, 2)), jnp.array([0.1, 0.5, 0.9])
+    network = lambda x, level: -x / jnp.exp(level)[:, None] ** 2  # noqa: E731
+    pair = make_denoiser(network, sde, "score", "log_sigma")(x, t)
+    np.testing.assert_allclose(pair.epsilon, x / sde.sigma(t)[:, None], rtol=1e-5)
+    np.testing.assert_allclose(pair.x0, jnp.zeros_like(x), atol=1e-5 * float(jnp.max(1 / sde.alpha(t))) * 4)
+
+
 def test_every_preconditioning_is_tested_above():
-    assert set(PRECONDITIONINGS) == {"none", "vp", "ve", "edm", "log_snr"}
+    assert set(PRECONDITIONINGS) == {"none", "log_sigma", "vp", "ve", "edm", "log_snr"}
     assert slope(jnp.sin, 0.0) == 1.0

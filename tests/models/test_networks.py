@@ -65,10 +65,10 @@ def test_labels_are_read_and_hidden_in_training(name):
     assert distance(hidden, unconditional) < IN_FLOAT32
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("edm2", "dit")]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("ddpmpp", "edm2")]
 
 
-@pytest.mark.parametrize("name", ["ddpmpp", *SLOW])
+@pytest.mark.parametrize("name", ["dit", *SLOW])
 def test_rematerialization_changes_nothing_and_bfloat16_little(name):
     _, variables = made(name, dropout=0.0)
 

@@ -98,7 +98,7 @@ def test_steps_a_call_change_no_bit(start):
         jax.tree.map(np.testing.assert_array_equal, single, scanned)
 
 
-@pytest.mark.parametrize("num_devices", [1, 8])
+@pytest.mark.parametrize("num_devices", [pytest.param(1, marks=pytest.mark.slow), 8])
 def test_the_second_call_compiles_nothing(start, compilations, num_devices):
     compile_step.cache_clear()
     compiled = compile_step(num_devices)
