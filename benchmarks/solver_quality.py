@@ -169,7 +169,7 @@ def diffusers_samples(mixture: Mixture, latents: np.ndarray, nfe: int):
                     continue  # refused by diffusers
                 try:
                     path = run_scheduler(scheduler, levels, latents, mixture)
-                except (ValueError, IndexError, NotImplementedError):
+                except (ValueError, IndexError, RuntimeError):
                     continue  # DEIS has no step to 0
                 yield f"{label}{' lower final' if lower else ''}, {spacing}, {end}", path[-1]
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from score_sde.errors import UserError, lookup
 from score_sde.models.blocks import count_heads
-from score_sde.models.embedding import LabelEmbedding, check_labels, positional_embedding
+from score_sde.models.embedding import LabelEmbedding, check_labels, check_rates, positional_embedding
 from score_sde.models.layers import at_least_float32
 
 SIZES = {  # width, depth, heads: Table 1
@@ -148,9 +148,7 @@ class DiT(nn.Module):
         count_heads(width, heads, None)
         if width % 4:
             raise UserError(f"dit: positions need a width that is a multiple of 4, got {width} ({where}.width)")
-        for field in ("dropout", "label_dropout"):
-            if not 0 <= getattr(self, field) < 1:
-                raise UserError(f"dit: need 0 <= {field} < 1, got {getattr(self, field)} ({where}.{field})")
+        check_rates("dit", self)
         check_labels("dit", self.num_classes, labels)
         return width, depth, heads
 

@@ -9,10 +9,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from score_sde.errors import UserError
 from score_sde.models.blocks import count_heads
 from score_sde.models.convolution import convolve
-from score_sde.models.embedding import check_labels
+from score_sde.models.embedding import check_labels, check_rates
 from score_sde.models.layers import at_least_float32
 from score_sde.models.resampling import downsample, upsample
 from score_sde.models.unet import check_levels
@@ -157,11 +156,7 @@ class EDM2(nn.Module):
         """
         check_levels("edm2", x, self.multipliers, self.attention_resolutions)
         check_labels("edm2", self.num_classes, labels)
-        for field in ("dropout", "label_dropout"):
-            if not 0 <= getattr(self, field) < 1:
-                raise UserError(
-                    f"edm2: need 0 <= {field} < 1, got {getattr(self, field)} (set --config.model.kwargs.{field})"
-                )
+        check_rates("edm2", self)
         dtype = jnp.dtype(self.dtype) if self.dtype else None
         widths = [self.channels * multiplier for multiplier in self.multipliers]
         told = self._told(noise_level, labels, max(widths), train)

@@ -73,6 +73,15 @@ def check_labels(name: str, num_classes: int, labels: Any) -> None:
         )
 
 
+def check_rates(name: str, module: nn.Module) -> None:
+    """Refuses shares of activations or labels to drop that are out of range."""
+    for field in ("dropout", "label_dropout"):
+        if not 0 <= getattr(module, field) < 1:
+            raise UserError(
+                f"{name}: need 0 <= {field} < 1, got {getattr(module, field)} (set --config.model.kwargs.{field})"
+            )
+
+
 class NoiseEmbedding(nn.Module):
     """What blocks are told: the noise level through two dense layers, with class and augmentation labels added.
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from score_sde.errors import UserError, lookup
 from score_sde.models.blocks import Attention, ResidualBlock, Style
-from score_sde.models.embedding import NoiseEmbedding, check_labels
+from score_sde.models.embedding import NoiseEmbedding, check_labels, check_rates
 from score_sde.models.layers import Conv, at_least_float32
 from score_sde.models.resampling import BOX, Resample, downsample, upsample
 
@@ -183,12 +183,10 @@ class UNet(nn.Module):
         return Conv(self.outputs * channels, init_scale=0.0, dtype=style.dtype, name=f"conv_{name}")(hidden)
 
     def _check(self, x, labels):
-        name, where = type(self).__name__.lower(), "set --config.model.kwargs"
+        name = type(self).__name__.lower()
         for field, known in CHOICES.items():
             lookup(field, dict.fromkeys(known), getattr(self, field), f"--config.model.kwargs.{field}")
-        for field in ("dropout", "label_dropout"):
-            if not 0 <= getattr(self, field) < 1:
-                raise UserError(f"{name}: need 0 <= {field} < 1, got {getattr(self, field)} ({where}.{field})")
+        check_rates(name, self)
         check_levels(name, x, self.multipliers, self.attention_resolutions)
         check_labels(name, self.num_classes, labels)
 
