@@ -36,6 +36,8 @@ def load_config(name: str, batch_size: int = 0, dtype: str = "float32"):
     config.data.update(overrides)
     if name in ARCHITECTURES:
         config.model.name, config.model.kwargs = name, ConfigDict(ARCHITECTURES[name])
+    if name == "ncsnv2":  # it gives the score, told log sigma
+        config.model.prediction, config.model.preconditioning = "score", "log_sigma"
     if dtype != "float32":
         with config.unlocked():
             config.model.kwargs.dtype = dtype

@@ -84,6 +84,12 @@ def make_experiment(config: ConfigDict, devices: list[jax.Device]) -> Experiment
     check_certify(certify)
     sde, chain = _make_sde(config)
     model = models.create(config.model.name, **_plain(config.model.kwargs))
+    if getattr(model, "scale_by_sigma", False) and config.model.preconditioning != "log_sigma":
+        raise UserError(
+            f"model {config.model.name!r} divides its output by exp(noise level), which is sigma under "
+            f"--config.model.preconditioning=log_sigma (with --config.model.prediction=score) alone, not under "
+            f"{config.model.preconditioning!r}"
+        )
     lookup("data set", data.SOURCES, config.data.name, "--config.data.name")
     size, channels = config.data.image_size, config.data.channels
     event_shape = (size, size, channels) if size else (channels,)
@@ -162,7 +168,7 @@ def _adopt(config: ConfigDict) -> tuple[ConfigDict, Any]:
             "--config.data.image_size, --config.data.channels, or another --config)"
         )
     adopted = ConfigDict(config.to_dict())
-    adopted.sde.update({"name": found.target.sde, "kwargs": ConfigDict(found.target.sde_kwargs)})
+    adopted.sde = ConfigDict({"name": found.target.sde, "kwargs": dict(found.target.sde_kwargs)})
     adopted.model.name, adopted.model.kwargs = found.name, ConfigDict(found.kwargs)
     adopted.model.prediction, adopted.model.preconditioning = found.target.prediction, found.target.preconditioning
     return adopted, found.params

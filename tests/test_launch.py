@@ -14,6 +14,7 @@ from tests.tiny_cifar10 import write_cifar10
 
 # Refused flags, and words of the answer. One process imports everything once and forks for each.
 REFUSED = [
+    (("--config.model.name=ncsnpp",), ("preconditioning=log_sigma", "not under 'none'")),
     (("--config.model.pretrained=nowhere.safetensors",), ("no weights at nowhere.safetensors",)),
     (("--mode=evalute",), ("unknown mode", "Did you mean 'evaluate'?")),
     (("--modee=train",), ("Unknown command line flag 'modee'", "Did you mean: mode")),

@@ -23,7 +23,8 @@ KERNEL = "magnitude_preserving"  # the name by which an optimizer finds the weig
 def normalize(x: jax.Array, axes: int | Sequence[int], epsilon: float = 1e-4) -> jax.Array:
     """x over its root mean square along axes (eq. 66)."""
     square = jnp.mean(at_least_float32(x) ** 2, axis=axes, keepdims=True)
-    return x / (epsilon + jnp.sqrt(square)).astype(x.dtype)
+    root = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)  # its gradient at 0 is 0, not NaN
+    return x / (epsilon + root).astype(x.dtype)
 
 
 def silu(x: jax.Array) -> jax.Array:

@@ -113,6 +113,7 @@ class NCSNv2(nn.Module):
 
     channels: int = 128
     dtype: str | None = None
+    scale_by_sigma = True  # no option: it is how the network works
 
     @nn.compact
     def __call__(self, x, noise_level, labels=None, train=False):

@@ -14,6 +14,7 @@ import pytest
 
 from score_sde.errors import UserError
 from score_sde.models import create, pretrained
+from score_sde.models.pretrained import files
 from score_sde.parameterization import make_denoiser
 from score_sde.sde import SDES
 
@@ -83,6 +84,12 @@ def test_configs_that_are_not_covered_are_refused(family, change, words):
         pretrained.load(family, weights, config | change)
 
 
+def test_numbers_without_a_shape_go_out_and_back(tmp_path):
+    files.write(tmp_path / "x.safetensors", {"gain": np.float32(3.0), "a": np.ones((2, 3)).T}, "native", {})
+    found = files.read(tmp_path / "x.safetensors").arrays
+    assert found["gain"].shape == () and found["a"].shape == (3, 2)
+
+
 def test_our_own_weights_go_out_and_back(tmp_path):
     kwargs = {"channels": 8, "multipliers": (1, 2), "num_res_blocks": 1, "attention_resolutions": (4,)}
     module = create("ddpmpp", **kwargs)
@@ -132,6 +139,21 @@ def test_a_file_runs_no_code(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"asks for posix\.system"):
         pretrained.adopt("bad.pth")
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_tensor_is_read_from_its_storage_alone():
+    """A crafted file may describe a tensor by another array, or by numbers that overflow."""
+    storage = files._Storage(np.arange(6.0))
+    np.testing.assert_array_equal(files._rebuild_tensor(storage, 1, (2, 2), (3, 1)), [[1, 2], [4, 5]])
+    for given in (
+        (np.zeros((10**6, 0)), 0, (2000,), (1,)),
+        (storage, np.int64(2**63 - 1), (2,), (1,)),
+        (storage, 5, (2,), (1,)),
+        (storage, 0, (10**9,), (0,)),
+        (storage, 0, (2,), (-1,)),
+    ):
+        with pytest.raises(ValueError, match="a tensor"):
+            files._rebuild_tensor(*given)
 
 
 def test_weights_that_say_nothing_of_themselves_are_asked_about(tmp_path):

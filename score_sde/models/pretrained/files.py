@@ -56,13 +56,13 @@ def read(path: str | Path) -> Weights:
     beside = path.with_name(path.name + ".json")
     if beside.is_file():
         said = json.loads(beside.read_text())
-        weights = weights._replace(family=said.get("family"), config=said.get("config"))
+        weights = weights._replace(family=said.get("family", weights.family), config=said.get("config", weights.config))
     return weights
 
 
 def write(path: str | Path, arrays: Mapping[str, np.ndarray], family: str, config: Mapping[str, Any]) -> None:
     """Writes a safetensors file that `read` reads whole."""
-    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     save_file(arrays, str(path), {"family": family, "config": json.dumps(config)})
 
 
@@ -108,9 +108,14 @@ _DTYPES = {
 
 
 def _rebuild_tensor(storage: _Storage, offset, size, stride, *unused) -> np.ndarray:
+    numbers = (offset, *size, *stride)
+    if not isinstance(storage, _Storage) or any(type(n) is not int or n < 0 for n in numbers):
+        raise ValueError("a tensor is not described by its storage and whole numbers")
+    if np.prod(size, dtype=object) > max(1, len(storage.data)):
+        raise ValueError("a tensor is larger than its storage")
     itemsize = storage.data.itemsize
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    if offset < 0 or min(stride, default=0) < 0 or (0 not in size and last >= len(storage.data)):
+    if 0 not in size and last >= len(storage.data):
         raise ValueError("a tensor reaches out of its storage")
     strides = [itemsize * step for step in stride]
     return np.lib.stride_tricks.as_strided(storage.data[offset:], size, strides).copy()
@@ -140,7 +145,7 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, identifier):
         kind, dtype, key, _, count = identifier
-        if kind != "storage" or not str(key).isalnum():
+        if kind != "storage" or not str(key).isalnum() or not isinstance(dtype, np.dtype) or type(count) is not int:
             raise ValueError(f"unknown storage {identifier}")
         return _Storage(np.frombuffer(self._archive.read(f"{self._root}/data/{key}"), dtype, count))
 
