@@ -79,7 +79,7 @@ MODES = {
 
 
 def keep_compiled_programs() -> None:
-    """On disk, so that a second start compiles nothing; JAX_COMPILATION_CACHE_DIR chooses another folder."""
+    """On disk, for the next start; JAX_COMPILATION_CACHE_DIR chooses another folder."""
     if jax.config.jax_compilation_cache_dir is None:
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         jax.config.update("jax_compilation_cache_dir", str(Path(home) / "score_sde" / "compiled"))

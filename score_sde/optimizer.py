@@ -39,7 +39,7 @@ def constrained() -> optax.GradientTransformation:
     """Updates that leave what is never trained as it is, and EDM2's kernels at unit root mean square.
 
     Random frequencies get no gradient, but weight decay would move them. Magnitude-preserving kernels would grow and so
-    learn more and more slowly (Karras et al. 2024, Section 2.3, "forced weight normalization").
+    learn more and more slowly (Karras et al. 2024, "forced weight normalization").
     """
 
     def update(updates, state, params):

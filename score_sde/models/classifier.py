@@ -42,7 +42,8 @@ class Classifier(nn.Module):
 
     Attributes:
       num_classes: how many.
-      channels, multipliers, num_res_blocks, attention_resolutions, dropout, head_channels, dtype: as of `UNet`.
+      channels, multipliers, num_res_blocks, attention_resolutions, dropout, head_channels, groups, dtype: as
+        of `UNet`.
     """
 
     num_classes: int = 10
@@ -52,6 +53,7 @@ class Classifier(nn.Module):
     attention_resolutions: Sequence[int] = (16, 8)
     dropout: float = 0.0
     head_channels: int = 64
+    groups: int | None = 32
     dtype: Any = None
 
     @nn.compact
@@ -64,7 +66,12 @@ class Classifier(nn.Module):
         check_levels("classifier", x, self.multipliers, self.attention_resolutions)
         dtype = jnp.dtype(self.dtype) if self.dtype else None
         style = Style(
-            scale_shift=True, epsilon=1e-5, head_channels=self.head_channels, dropout=self.dropout, dtype=dtype
+            scale_shift=True,
+            groups=self.groups,
+            epsilon=1e-5,
+            head_channels=self.head_channels,
+            dropout=self.dropout,
+            dtype=dtype,
         )
         embedding = NoiseEmbedding(self.channels, endpoint=False, cosine_first=True, name="noise")
         told = embedding(noise_level, None, None, train)

@@ -21,24 +21,24 @@ KERNEL = "magnitude_preserving"  # the name by which an optimizer finds the weig
 
 
 def normalize(x: jax.Array, axes: int | Sequence[int], epsilon: float = 1e-4) -> jax.Array:
-    """x over its root mean square along axes (eq. 66)."""
+    """x over its root mean square along axes."""
     square = jnp.mean(at_least_float32(x) ** 2, axis=axes, keepdims=True)
     root = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)  # its gradient at 0 is 0, not NaN
     return x / (epsilon + root).astype(x.dtype)
 
 
 def silu(x: jax.Array) -> jax.Array:
-    """SiLU over the root mean square that it gives a normal variable (eq. 81)."""
+    """SiLU over the root mean square that it gives a normal variable."""
     return nn.silu(x) / 0.596
 
 
 def mix(a: jax.Array, b: jax.Array, t: float) -> jax.Array:
-    """The sum (1 - t) a + t b, of the size of uncorrelated a and b (eq. 88)."""
+    """The sum (1 - t) a + t b, of the size of uncorrelated a and b."""
     return ((1 - t) * a + t * b) / math.sqrt((1 - t) ** 2 + t**2)
 
 
 def concatenate(a: jax.Array, b: jax.Array, t: float) -> jax.Array:
-    """Channels of a and b, contributing as (1 - t) : t whatever their number (eq. 103)."""
+    """Channels of a and b, contributing as (1 - t) : t whatever their number."""
     scale = math.sqrt((a.shape[-1] + b.shape[-1]) / ((1 - t) ** 2 + t**2))
     return jnp.concatenate(
         [(scale * (1 - t) / math.sqrt(a.shape[-1])) * a, (scale * t / math.sqrt(b.shape[-1])) * b], axis=-1
@@ -46,10 +46,10 @@ def concatenate(a: jax.Array, b: jax.Array, t: float) -> jax.Array:
 
 
 class Layer(nn.Module):
-    """A convolution without bias, or with size 0 a dense layer, whose weights have norm 1 an output (eq. 47).
+    """A convolution without bias, or with size 0 a dense layer, whose weights have norm 1 an output.
 
     Training keeps the parameters themselves at unit root mean square (`optimizer.constrained`): else they would grow
-    and slow themselves down (Section 2.3).
+    and slow themselves down.
     """
 
     features: int
@@ -81,7 +81,7 @@ class FourierFeatures(nn.Module):
 
 
 class Block(nn.Module):
-    """The encoder's block normalizes its input over channels; the decoder's doesn't (Figure 21)."""
+    """The encoder's block normalizes its input over channels; the decoder's doesn't."""
 
     features: int
     encoder: bool

@@ -14,7 +14,7 @@ from score_sde.models.resampling import downsample
 
 
 class InstanceNormPlus(nn.Module):
-    """Instance normalization that keeps how the channels' means differ (Song and Ermon 2019, Appendix A)."""
+    """Instance normalization that keeps how the channels' means differ (Song and Ermon 2019)."""
 
     epsilon: float = 1e-5
 

@@ -141,7 +141,7 @@ def test_labels_need_classes(name):
 
 
 def test_the_classifier_gives_logits_of_its_classes():
-    kwargs = UNET | {"num_classes": 5, "head_channels": 4}
+    kwargs = UNET | {"num_classes": 5, "head_channels": 4, "groups": None}
     module = create("classifier", **kwargs)
     variables = jax.jit(module.init)(jax.random.key(0), X, LEVEL)
     logits = jax.jit(module.apply)(variables, X, LEVEL)

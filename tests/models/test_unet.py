@@ -20,10 +20,10 @@ IMAGENET = {"channels": 256, "multipliers": (1, 1, 2, 2, 4, 4), "num_res_blocks"
 @pytest.mark.parametrize(
     ("name", "kwargs", "size", "millions"),
     [
-        ("ddpm", {}, 32, 35.7),  # Ho et al. 2020, Appendix B
-        ("ddpmpp", {}, 32, 61.8),  # Karras et al. 2022, Table 7, as NCSN++'s next
+        ("ddpm", {}, 32, 35.7),  # Ho et al. 2020
+        ("ddpmpp", {}, 32, 61.8),  # Song et al. 2021
         ("ncsnpp", {}, 32, 62.8),
-        ("adm", {"num_classes": 1000, "outputs": 2}, 64, 295.9),  # Dhariwal and Nichol 2021, Table 4, as the next
+        ("adm", {"num_classes": 1000, "outputs": 2}, 64, 295.9),  # Dhariwal and Nichol 2021, as the next
         ("adm", {"num_classes": 1000, "outputs": 2, **IMAGENET}, 256, 553.8),
     ],
 )
