@@ -15,6 +15,7 @@ from ml_collections import ConfigDict, config_flags
 
 from score_sde.errors import UserError, lookup, nearest
 from score_sde.experiment import Experiment, make_experiment
+from score_sde.models.pretrained import FREE
 from score_sde.training.workdir import check_config
 
 FLAGS = flags.FLAGS
@@ -130,7 +131,20 @@ def parse_flags(argv: list[str]) -> list[str]:
             raise UserError(f"--config.{group} has no {name}; there are {', '.join(known)}.{question}")
         with FLAGS.config.unlocked(), FLAGS.config.ignore_type():  # the function checks its arguments
             FLAGS.config[group][name][key] = value
+    given = [f"{group}.{name}.{key}" for group, name, key, _ in kwargs]
+    _check_decided([*given, *config_flags.get_override_values(FLAGS["config"])])
     return rest
+
+
+def _check_decided(given: list[str]) -> None:
+    """Pretrained weights decide the process and the network: what is given beside them would not be read."""
+    free = [f"model.kwargs.{key}" for key in FREE] + ["model.pretrained", "model.family"]
+    refused = [name for name in given if name.split(".")[0] in ("sde", "model") and name not in free]
+    if FLAGS.config.model.pretrained and refused:
+        raise UserError(
+            f"decided by the weights in --config.model.pretrained: {', '.join(refused)} (of these groups only "
+            f"{', '.join(free)} can be given)"
+        )
 
 
 def _unknown_key(error: Exception) -> str:

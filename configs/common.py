@@ -70,6 +70,7 @@ def default() -> ConfigDict:
                 "threshold": "none",  # of the predicted x0: clip, dynamic
                 "threshold_kwargs": {},
                 "off_grid": False,  # let a network that was trained at a chain's steps be asked between them
+                "label": -1,  # the class of every sample, of a network with classes; -1: each class in turn
                 "denoise": True,  # replace the last x by its denoised E[x0 | x]
                 "num_samples": 64,
                 "batch_size": 64,  # global; changes how fast samples come, not what they are

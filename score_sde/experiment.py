@@ -19,7 +19,7 @@ from score_sde.models import pretrained
 from score_sde.optimizer import make_optimizer
 from score_sde.parameterization import Denoiser, check_parameterization, make_denoiser, through
 from score_sde.randomness import make_draw
-from score_sde.sampling import Sampler, check_run, make_sampler, run_adaptive, run_on_grid
+from score_sde.sampling import Sampler, check_run, make_label_of, make_sampler, run_adaptive, run_on_grid
 from score_sde.sde import SDE, SDES, log_snr
 from score_sde.settings import check_at_least_one, check_certify, check_likelihood
 from score_sde.solvers import ADAPTIVE, SOLVERS, Solver, evaluation_times, time_grid, to_chain
@@ -43,11 +43,12 @@ class Experiment(NamedTuple):
     config: dict[str, Any]  # resolved, plain: what config.json holds
     event_shape: tuple[int, ...]  # of one example
     sde: SDE
-    denoiser: Callable[[Any], Denoiser]  # params -> denoiser
+    denoiser: Callable[..., Denoiser]  # (params, keys=None, labels=None) -> denoiser
     trainable: bool  # False for an exact network
     init_params: Callable[[], Any]  # () -> params, a function of the seed
     pretrained: bool  # init_params gives weights that were loaded
     num_classes: int  # of the labels that the network is told; 0: none
+    label_of: Callable[[jax.Array], jax.Array | None]  # indices of samples -> their classes
     loss_fn: Callable[..., jax.Array]  # (params, x0 in [-1, 1], draw, labels=None) -> (n,)
     optimizer: optax.GradientTransformation
     ema_decay: float
@@ -92,11 +93,13 @@ def make_experiment(config: ConfigDict, devices: list[jax.Device]) -> Experiment
         )
     lookup("data set", data.SOURCES, config.data.name, "--config.data.name")
     size, channels = config.data.image_size, config.data.channels
-    event_shape = (size, size, channels) if size else (channels,)
+    event_shape = _event_shape(config)
     init_key, training_key, sampling_key = jax.random.split(jax.random.key(config.seed), 3)
     example, level = jnp.zeros((1, *event_shape)), jnp.zeros((1,))
     variables, output_shape = _trace_model(config, model, example, level)
     network = partial(_network, model)
+    num_classes = getattr(model, "num_classes", 0)
+    label_of = make_label_of(num_classes, config.sampling.label)
     denoiser = _make_denoiser(config, sde, network, channels)
     _check_outputs(config, output_shape, event_shape)
     subject = Subject(
@@ -122,7 +125,8 @@ def make_experiment(config: ConfigDict, devices: list[jax.Device]) -> Experiment
         if loaded is None
         else lambda: jax.tree.map(jnp.asarray, loaded),
         pretrained=loaded is not None,
-        num_classes=getattr(model, "num_classes", 0),
+        num_classes=num_classes,
+        label_of=label_of,
         loss_fn=loss_fn,
         optimizer=make_optimizer(**config.optimizer),
         ema_decay=config.training.ema_decay,
@@ -141,7 +145,7 @@ def make_experiment(config: ConfigDict, devices: list[jax.Device]) -> Experiment
             first_step,
             config.data.random_flip,
         ),
-        sampler=_make_sampler(config, sde, chain, denoiser, event_shape, sampling_key, devices),
+        sampler=_make_sampler(config, sde, chain, denoiser, event_shape, sampling_key, devices, label_of),
         num_samples=config.sampling.num_samples,
         evaluation=_plain(config.evaluation),
         likelihood=likelihood,
@@ -159,19 +163,26 @@ def _adopt(config: ConfigDict) -> tuple[ConfigDict, Any]:
     """
     if not config.model.pretrained:
         return config, None
-    kept = {key: value for key, value in _plain(config.model.kwargs).items() if key in ("dtype", "remat")}
+    kept = {key: value for key, value in _plain(config.model.kwargs).items() if key in pretrained.FREE}
     found = pretrained.adopt(config.model.pretrained, config.model.family, kept)
-    shape = (config.data.image_size, config.data.image_size, config.data.channels)
-    if shape != found.image_shape:
+    shape = _event_shape(config)
+    if shape != found.event_shape:
         raise UserError(
-            f"{config.model.pretrained} is a network for images of {found.image_shape}, the data are {shape} (set "
+            f"{config.model.pretrained} is a network for data of the shape {found.event_shape}, these are {shape} (set "
             "--config.data.image_size, --config.data.channels, or another --config)"
         )
     adopted = ConfigDict(config.to_dict())
     adopted.sde = ConfigDict({"name": found.target.sde, "kwargs": dict(found.target.sde_kwargs)})
     adopted.model.name, adopted.model.kwargs = found.name, ConfigDict(found.kwargs)
     adopted.model.prediction, adopted.model.preconditioning = found.target.prediction, found.target.preconditioning
+    if found.target.sigma_data is not None:
+        adopted.data.sigma_data = found.target.sigma_data
     return adopted, found.params
+
+
+def _event_shape(config: ConfigDict) -> tuple[int, ...]:
+    size, channels = config.data.image_size, config.data.channels
+    return (size, size, channels) if size else (channels,)
 
 
 def _plain(config: ConfigDict) -> dict[str, Any]:
@@ -300,7 +311,7 @@ def _truth(config: ConfigDict, sde: SDE) -> Denoiser | None:
     return make_denoiser(lambda x, level: exact.apply({}, x, level), sde, preconditioning="log_snr")
 
 
-def _make_sampler(config, sde, chain, denoiser, event_shape, sampling_key, devices) -> Sampler:
+def _make_sampler(config, sde, chain, denoiser, event_shape, sampling_key, devices, label_of) -> Sampler:
     """The sampler of config.sampling; its solver, grid and threshold are checked here."""
     sampling, where = config.sampling, "--config.sampling"
     kwargs = _plain(sampling.threshold_kwargs)
@@ -317,13 +328,14 @@ def _make_sampler(config, sde, chain, denoiser, event_shape, sampling_key, devic
     check_run(run, event_shape)
     return make_sampler(
         sde,
-        lambda params: threshold(denoiser(params), sde),
+        lambda params, labels: threshold(denoiser(params, labels=labels), sde),
         run,
         event_shape,
         sampling_key,
         sampling.batch_size,
         devices,
         run_trajectory,
+        label_of,
     )
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from score_sde.errors import UserError
 from score_sde.parameterization import Denoiser, Prediction
 from score_sde.randomness import sample_keys
 from score_sde.sde import SDE, prior_sample
@@ -52,21 +53,39 @@ def check_run(run: Run, event_shape: tuple[int, ...]) -> None:
     jax.eval_shape(lambda x: run(lambda x, t: Prediction(x, x), x, sample_keys(jax.random.key(0), 1)), x)
 
 
+def make_label_of(num_classes: int, label: int) -> Callable[[jax.Array], jax.Array | None]:
+    """indices of samples -> their classes, None for a network without: all `label`, or for -1 each class in turn.
+
+    Raises:
+      UserError: there is no such class.
+    """
+    if label != -1 and not 0 <= label < num_classes:
+        raise UserError(
+            f"label {label}: the network knows "
+            + (f"the classes 0 to {num_classes - 1} (-1: each in turn)" if num_classes else "no classes")
+            + " (set --config.sampling.label)"
+        )
+    if not num_classes:
+        return lambda indices: None
+    return lambda indices: indices % num_classes if label < 0 else jnp.full_like(indices, label)
+
+
 def make_sampler(
     sde: SDE,
-    make_denoiser: Callable[[Any], Denoiser],
+    make_denoiser: Callable[..., Denoiser],
     run: Run,
     event_shape: tuple[int, ...],
     seed_key: jax.Array,
     batch_size: int,
     devices: Sequence[jax.Device],
     run_trajectory: Run | None = None,
+    label_of: Callable[[jax.Array], jax.Array | None] = lambda indices: None,
 ) -> Sampler:
     """Makes a sampler, compiled once for all devices.
 
     Args:
       sde: the forward process.
-      make_denoiser: params -> denoiser.
+      make_denoiser: (params, labels) -> denoiser.
       run: (denoiser, x, keys) -> Solution, from the prior to data.
       event_shape: the shape of one sample.
       seed_key: sample i draws its prior and its noise with fold_in(seed_key, i).
@@ -74,6 +93,7 @@ def make_sampler(
         number.
       devices: the devices to run on.
       run_trajectory: `run` with the trajectory in its solution, if it can give one.
+      label_of: indices of samples -> their labels.
 
     Returns:
       A Sampler. What it draws raises UserError where the network gave NaN or a solver didn't arrive.
@@ -86,7 +106,7 @@ def make_sampler(
         return jax.vmap(lambda key: prior_sample(sde, key, event_shape))(prior_keys), solver_keys
 
     def draw_on_one(params, indices):
-        solution = run(make_denoiser(params), *start(indices))
+        solution = run(make_denoiser(params, label_of(indices)), *start(indices))
         nfe = None if solution.nfe is None else jnp.broadcast_to(solution.nfe, indices.shape)
         return solution._replace(nfe=nfe)
 
@@ -109,6 +129,6 @@ def make_sampler(
 
     @jax.jit
     def path(params, indices):
-        return run_trajectory(make_denoiser(params), *start(indices)).trajectory
+        return run_trajectory(make_denoiser(params, label_of(indices)), *start(indices)).trajectory
 
     return Sampler(draw, lambda params, n: np.asarray(path(params, jnp.arange(n))))

@@ -102,6 +102,15 @@ REFUSED = [
     (("--config.loss.t_min=0.0", "--config.loss.time_sampler=importance"), ("infinite at t = 0.0",)),
     (("--config.data.sigma_data=0.0",), ("need sigma_data > 0",)),
     (("--config.data.image_size=0",), ("can't be built", "data of the shape (1,)")),
+    (("--config.sampling.label=3",), ("label 3: the network knows no classes",)),
+    (
+        ("--config.model.kwargs.num_classes=10", "--config.sampling.label=10"),
+        ("label 10: the network knows the classes 0 to 9",),
+    ),
+    (
+        ("--config.model.pretrained=x.safetensors", "--config.sde.name=ve"),
+        ("decided by the weights", "model.kwargs.channels", ", sde.name", "can be given", "model.kwargs.dtype"),
+    ),
     (("--config.loss.weighting=smple",), ("Did you mean 'simple'?",)),
     (("--config.loss.objective=slice",), ("unknown objective", "Did you mean 'sliced'?")),
     (("--config.loss.time_sampler=uniforn",), ("Did you mean 'uniform'?",)),
@@ -206,7 +215,7 @@ def test_train_sample_and_evaluate_leave_what_the_contract_says(tmp_path):
 
     # The exported average, adopted elsewhere, draws the same; it says itself what network it is of.
     assert "ema_00000020.safetensors" in finish(start(tmp_path, *short, "--mode=export"))
-    other = ("--mode=sample", "--config.sde.name=ve", "--config.model.kwargs.channels=64")
+    other = ("--mode=sample", "--config=configs/flow_digits.py", *[flag for flag in TINY if ".sampling." in flag])
     weights = f"--config.model.pretrained={tmp_path / 'ema_00000020.safetensors'}"
     assert "10 samples of step 0" in finish(start(tmp_path / "adopted", weights, *other))
     again = np.load(tmp_path / "adopted" / "samples" / "step_00000000.npz")["images"].astype(int)

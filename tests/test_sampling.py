@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from score_sde.errors import UserError
-from score_sde.parameterization import make_denoiser
-from score_sde.sampling import make_sampler
+from score_sde.parameterization import Prediction, make_denoiser
+from score_sde.sampling import make_label_of, make_sampler
 from score_sde.sde import vp
 from score_sde.solvers import SOLVERS, solve, time_grid
 
@@ -19,7 +19,7 @@ PARAMS = {"weight": np.float32(0.8)}
 def sampler(name, batch_size, num_devices):
     sde = vp()
 
-    def denoiser(params):
+    def denoiser(params, labels):
         return make_denoiser(lambda x, level: params["weight"] * jnp.tanh(x), sde)
 
     times, solver = time_grid(sde, 20), SOLVERS[name]()
@@ -71,6 +71,24 @@ def test_the_trajectory_ends_in_the_samples():
     (batch,) = whole.draw(PARAMS, 4)
     np.testing.assert_allclose(path[-1], batch.x, atol=1e-4)
     assert batch.nfe.tolist() == [21] * 4
+
+
+def test_each_sample_is_told_its_class_whatever_the_batch():
+    sde = vp()
+
+    def run(denoiser, x, keys):
+        return solve(SOLVERS["ddim"](), sde, denoiser, x, time_grid(sde, 1), keys, denoise=True)
+
+    def denoiser(params, labels):
+        return lambda x, t: Prediction(jnp.zeros_like(x) + labels[:, None], x)
+
+    def told(label, batch_size):
+        key, devices = jax.random.key(0), jax.devices()[:2]
+        made = make_sampler(sde, denoiser, run, (1,), key, batch_size, devices, label_of=make_label_of(3, label))
+        return np.concatenate(draw(made, {}, 7))[:, 0].tolist()
+
+    assert told(-1, 4) == told(-1, 8) == [0, 1, 2, 0, 1, 2, 0]
+    assert told(2, 4) == [2] * 7
 
 
 def test_nan_from_the_network_is_refused():

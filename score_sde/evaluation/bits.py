@@ -26,6 +26,7 @@ from score_sde.training.trained import trained
 def likelihood(experiment: Experiment, workdir: Path) -> str:
     """Measures the test split and writes the figures to evaluation.json, under "likelihood".
 
+    Of a network with classes: p(x | y), with each example's own.
     Of pixels: bits/dim, a bound through uniform dequantization, with prior, divergence, dequantization and truncation
     as its parts, which sum to it; beside it the variational bound of a discrete chain, and what a histogram of each
     pixel (of the training split) needs. Of real numbers: mean log density in nats.
@@ -39,10 +40,12 @@ def likelihood(experiment: Experiment, workdir: Path) -> str:
     how, source = experiment.likelihood, experiment.source("test")
     params, step = trained(experiment, workdir)
     count = min(how["num_examples"], len(source.examples))
-    images = np.stack([source.examples[i]["image"] for i in range(count)])
+    examples = [source.examples[i] for i in range(count)]
+    images, labels = (np.stack([example[key] for example in examples]) for key in ("image", "label"))
+    measure = partial(_over_batches, experiment=experiment, params=params, images=images, labels=labels)
     figures = {"step": step, "seed": experiment.config["seed"], "num_examples": count, "settings": how}
     if not experiment.knows_the_chain_alone:
-        parts = _over_batches(_flow_parts(experiment, source.levels), experiment, params, images, "likelihood")
+        parts = measure(_flow_parts(experiment, source.levels), name="likelihood")
         if not np.isfinite(parts["log_prob"]).all():
             raise UserError(
                 f"an example took more than {how['max_steps']} steps (set --config.likelihood.max_steps, or larger "
@@ -51,7 +54,7 @@ def likelihood(experiment: Experiment, workdir: Path) -> str:
         figures |= _account(parts, experiment.event_shape, source.levels)
     if source.levels is not None:
         if how["chain_steps"]:
-            bound = _over_batches(_chain_bound(experiment, source.levels), experiment, params, images, "chain")
+            bound = measure(_chain_bound(experiment, source.levels), name="chain")
             figures["discrete_bound_bits_per_dim"] = _mean(bound["bits"])
         train = experiment.source("train")
         seen = np.stack([train.examples[i]["image"] for i in range(len(train.examples))])
@@ -61,7 +64,7 @@ def likelihood(experiment: Experiment, workdir: Path) -> str:
 
 
 def _flow_parts(experiment: Experiment, levels: int | None) -> Callable:
-    """(params, images (n, *event), keys (n,)) -> per-example parts, (n,) each, in nats."""
+    """(params, images (n, *event), labels (n,), keys (n,)) -> per-example parts, (n,) each, in nats."""
     sde, how = experiment.sde, experiment.likelihood
     options = {name: how[name] for name in ("divergence", "num_probes", "rtol", "atol", "method", "max_steps")}
 
@@ -78,8 +81,8 @@ def _flow_parts(experiment: Experiment, levels: int | None) -> Callable:
             "probes_standard_error": flow.standard_error,
         } | ({} if flow.nfe is None else {"nfe": flow.nfe})  # an implicit method's is not known
 
-    def measure(params, images, keys):
-        denoiser = experiment.denoiser(params)
+    def measure(params, images, labels, keys):
+        denoiser = experiment.denoiser(params, labels=labels if experiment.num_classes else None)
         draws = jax.lax.map(lambda n: once(denoiser, images, fold_each(keys, n)), jnp.arange(how["num_draws"]))
         parts = {name: jnp.mean(values, axis=0) for name, values in draws.items()}
         parts["probes_standard_error"] /= math.sqrt(how["num_draws"])  # of a mean over the draws
@@ -92,11 +95,12 @@ def _flow_parts(experiment: Experiment, levels: int | None) -> Callable:
 
 
 def _chain_bound(experiment: Experiment, levels: int) -> Callable:
-    """(params, images, keys) -> {"bits": (n,)}: the variational bound of a chain that asks this run's denoiser."""
+    """(params, images, labels, keys) -> {"bits": (n,)}: the variational bound of a chain that asks our denoiser."""
     chain = experiment.chain or chain_through_vp(experiment.likelihood["chain_steps"])
 
-    def measure(params, images, keys):
-        epsilon_fn = chain_epsilon(experiment.denoiser(params), experiment.sde, chain)
+    def measure(params, images, labels, keys):
+        denoiser = experiment.denoiser(params, labels=labels if experiment.num_classes else None)
+        epsilon_fn = chain_epsilon(denoiser, experiment.sde, chain)
         x0 = to_unit_range(images, levels)
         return {"bits": ddpm.variational_bound(epsilon_fn, chain, x0, keys, bits_per_dim=True, levels=levels).total}
 
@@ -135,20 +139,22 @@ def histogram_bits(train: np.ndarray, test: np.ndarray, levels: int) -> float:
     return float(-np.log2(probability[np.arange(test.shape[1])[None], test]).mean())
 
 
-def _over_batches(measure: Callable, experiment: Experiment, params: Any, images: np.ndarray, name: str) -> dict:
+def _over_batches(
+    measure: Callable, experiment: Experiment, params: Any, images: np.ndarray, labels: np.ndarray, name: str
+) -> dict[str, np.ndarray]:
     """Measures all images on all devices; example i draws with fold_in(key, i), whatever the batch."""
     devices = jax.devices()
     each = math.ceil(experiment.likelihood["batch_size"] / len(devices))
     batch = each * len(devices)
     key = jax.random.fold_in(jax.random.key(experiment.config["seed"]), len(name))
     keys_of = jax.jit(jax.vmap(partial(jax.random.fold_in, key)))
-    compiled = jax.pmap(measure, in_axes=(None, 0, 0), devices=devices)
+    compiled = jax.pmap(measure, in_axes=(None, 0, 0, 0), devices=devices)
     parts = []
     with progress_bar(len(images), 0, "image", name) as bar:
         for first in range(0, len(images), batch):
             indices = np.minimum(np.arange(first, first + batch), len(images) - 1)  # the last batch is filled up
-            keys = keys_of(indices).reshape(len(devices), each)
-            measured = compiled(params, images[indices].reshape(len(devices), each, *images.shape[1:]), keys)
+            shown, told = (part[indices].reshape(len(devices), each, *part.shape[1:]) for part in (images, labels))
+            measured = compiled(params, shown, told, keys_of(indices).reshape(len(devices), each))
             kept = min(batch, len(images) - first)
             parts.append({name: np.asarray(values).reshape(-1)[:kept] for name, values in measured.items()})
             bar.update(kept)

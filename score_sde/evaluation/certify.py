@@ -76,8 +76,9 @@ def certify(experiment: Experiment, workdir: Path) -> str:
     params, step = trained(experiment, workdir)
     keys = jax.random.split(jax.random.key(experiment.config["seed"]), how["num_samples"])
     x = jax.vmap(lambda key: prior_sample(sde, key, experiment.event_shape))(keys)
-    rows, own_error = deterministic_table(sde, experiment.denoiser, params, x, how)
-    strong = stochastic_table(sde, experiment.denoiser, params, x, keys, how)
+    denoiser = partial(experiment.denoiser, labels=experiment.label_of(jnp.arange(how["num_samples"])))
+    rows, own_error = deterministic_table(sde, denoiser, params, x, how)
+    strong = stochastic_table(sde, denoiser, params, x, keys, how)
     close = [row for row in rows if row["distance"] < CLOSE and own_error < CLOSE]
     cheapest = min(close, key=lambda row: row["nfe"], default=None)
     figures = {"step": step, "settings": how, "reference_own_error": own_error, "cheapest_within_1_percent": cheapest}

@@ -30,6 +30,6 @@ def export(experiment: Experiment, workdir: Path) -> Path:
     params, step = trained(experiment, workdir)
     path = workdir / f"ema_{step:08d}.safetensors"
     config = experiment.config
-    size, channels = config["data"]["image_size"], config["data"]["channels"]
-    pretrained.save(path, params, config["model"], {"sde": config["sde"], "image_size": size, "channels": channels})
+    shown = {name: config["data"][name] for name in ("image_size", "channels", "sigma_data")}
+    pretrained.save(path, params, config["model"], {"sde": config["sde"]} | shown)
     return path

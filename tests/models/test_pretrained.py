@@ -76,12 +76,43 @@ def test_all_that_is_wrong_with_weights_is_said_at_once():
         ("emd", {}, "Did you mean 'edm'"),
         ("edm", {"network": "SongNet"}, "network='SongNet' is not covered"),
         ("edm", {"channel_mult_emb": 2}, "channel_mult_emb=2 is not covered, only 4"),
+        ("edm", {"img_resolution": None}, "the network's config lacks 'img_resolution'"),
     ],
 )
 def test_configs_that_are_not_covered_are_refused(family, change, words):
     _, config, weights, _ = opened(ORACLES[0])
+    config = {key: value for key, value in (config | change).items() if value is not None}
     with pytest.raises(UserError, match=words):
-        pretrained.load(family, weights, config | change)
+        pretrained.load(family, weights, config)
+
+
+def test_a_side_file_or_folder_that_is_damaged_is_named(tmp_path):
+    files.write(tmp_path / "x.safetensors", {"a": np.ones(2)}, "native", {})
+    (tmp_path / "x.safetensors.json").write_text("{")
+    with pytest.raises(UserError, match=r"x\.safetensors\.json is no JSON"):
+        files.read(tmp_path / "x.safetensors")
+    (tmp_path / "diffusion_pytorch_model.safetensors").write_bytes(b"\xff" * 100)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(UserError, match=r"config\.json holds no object"):
+        files.read(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="can't be read as a folder of diffusers"):
+        files.read(tmp_path)
+
+
+def test_the_scheduler_beside_the_network_is_read(tmp_path):
+    """As google/ddpm-cifar10-32 lies on its host: all files in one folder; and as pipelines lie."""
+    files.write(tmp_path / "diffusion_pytorch_model.safetensors", {"a": np.ones(2)}, "diffusers", {})
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "scheduler_config.json").write_text('{"beta_end": 0.5}')
+    assert files.read(tmp_path).config == {"scheduler": {"beta_end": 0.5}}
+    (tmp_path / "scheduler_config.json").unlink()
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text('{"beta_end": 0.25}')
+    (tmp_path / "unet").mkdir()
+    for name in ("config.json", "diffusion_pytorch_model.safetensors"):
+        (tmp_path / name).rename(tmp_path / "unet" / name)
+    assert files.read(tmp_path).config == files.read(tmp_path / "unet").config == {"scheduler": {"beta_end": 0.25}}
 
 
 def test_numbers_without_a_shape_go_out_and_back(tmp_path):
@@ -96,14 +127,91 @@ def test_our_own_weights_go_out_and_back(tmp_path):
     x, level = jnp.ones((2, 8, 8, 1)), jnp.ones(2)
     params = jax.jit(module.init)(jax.random.key(0), x, level)["params"]
     model = {"name": "ddpmpp", "kwargs": kwargs, "prediction": "v", "preconditioning": "none"}
-    process = {"sde": {"name": "flow", "kwargs": {}}, "image_size": 8, "channels": 1}
+    process = {"sde": {"name": "flow", "kwargs": {}}, "image_size": 8, "channels": 1, "sigma_data": 0.3}
     pretrained.save(tmp_path / "ema.safetensors", params, model, process)
     again, variables = pretrained.load("native", tmp_path / "ema.safetensors")
     jax.tree.map(np.testing.assert_array_equal, variables["params"], params)
     assert again.multipliers == [1, 2]
     found = pretrained.adopt(str(tmp_path / "ema.safetensors"), options={"dtype": "bfloat16"})
-    assert (found.name, found.kwargs["dtype"], found.image_shape) == ("ddpmpp", "bfloat16", (8, 8, 1))
-    assert found.target[:4] == ("flow", {}, "v", "none")
+    assert (found.name, found.kwargs["dtype"], found.event_shape) == ("ddpmpp", "bfloat16", (8, 8, 1))
+    assert found.target == ("flow", {}, "v", "none", {}, 0.3)
+
+
+def test_a_network_of_vectors_goes_out_and_back(tmp_path):
+    module, x = create("mlp", width=8, depth=1), jnp.ones((2, 2))
+    params = jax.jit(module.init)(jax.random.key(0), x, jnp.ones(2))["params"]
+    model = {"name": "mlp", "kwargs": {"width": 8, "depth": 1}, "prediction": "x0", "preconditioning": "edm"}
+    process = {"sde": {"name": "edm", "kwargs": {}}, "image_size": 0, "channels": 2, "sigma_data": 0.7}
+    pretrained.save(tmp_path / "ema.safetensors", params, model, process)
+    found = pretrained.adopt(str(tmp_path / "ema.safetensors"))
+    assert found.event_shape == (2,) and found.target.sigma_data == 0.7
+    jax.tree.map(np.testing.assert_array_equal, found.params, params)
+
+
+VE = {"embedding_type": "fourier", "scale_by_sigma": True, "sigma_min": 0.01, "sigma_max": 50.0}
+VP = {"embedding_type": "positional", "scale_by_sigma": False, "beta_min": 0.1, "beta_max": 20.0}
+
+
+def of_song(group, sde, continuous=True, centered=True, **other):
+    training = {"sde": sde, "continuous": continuous}
+    return {"model": group | other, "training": training, "data": {"centered": centered}}
+
+
+@pytest.mark.parametrize(
+    ("family", "config", "expected"),
+    [
+        ("score_sde", of_song(VP, "vpsde"), ("vp", {"beta_min": 0.1, "beta_max": 20.0}, "epsilon", "none", {}, None)),
+        (
+            "score_sde",
+            of_song(VP, "vpsde", continuous=False),
+            ("ddpm_linear", {"num_steps": 1000, "beta_start": 1e-4, "beta_end": 0.02}, "epsilon", "none", {}, None),
+        ),
+        (
+            "score_sde",
+            of_song(VE, "vesde"),
+            ("ve", {"sigma_min": 0.01, "sigma_max": 50.0}, "score", "log_sigma", {}, None),
+        ),
+        (
+            "edm",
+            {"network": "SongUNet", "preconditioning": "EDMPrecond", "sigma_data": 1.5},
+            ("edm", {}, "epsilon", "edm", {}, 1.5),
+        ),
+        (
+            "diffusers",
+            {"scheduler": {"_class_name": "PNDMScheduler", "beta_end": 0.03, "prediction_type": "sample"}},
+            ("ddpm_linear", {"num_steps": 1000, "beta_start": 1e-4, "beta_end": 0.03}, "x0", "none", {}, None),
+        ),
+    ],
+)
+def test_what_a_network_was_trained_for(family, config, expected):
+    assert pretrained.target(family, config) == expected
+
+
+@pytest.mark.parametrize(
+    ("family", "config", "words"),
+    [
+        ("score_sde", of_song(VE, "vesde", continuous=False), "continuous=False is not covered"),
+        ("score_sde", of_song(VP, "vesde"), "embedding_type='positional' is not covered, only 'fourier'"),
+        ("score_sde", of_song(VE, "vpsde"), "embedding_type='fourier' is not covered, only 'positional'"),
+        ("score_sde", of_song(VP, "vpsde", num_scales=100), "num_scales=100 is not covered, only 1000"),
+        ("score_sde", of_song(VP, "vpsde", centered=False), "centered=False is not covered"),
+        ("edm", {"preconditioning": "VPPrecond", "beta_d": 10.0}, "beta_d=10.0 is not covered, only 19.9"),
+        ("edm", {"preconditioning": "iDDPMPrecond"}, "'iDDPMPrecond' is not covered"),
+        ("diffusers", {"scheduler": {"_class_name": "FlowMatchEulerDiscreteScheduler"}}, "FlowMatch.* is not covered"),
+        ("diffusers", {"scheduler": {"num_train_timesteps": 4000}}, "num_train_timesteps=4000 is not covered"),
+        ("diffusers", {"scheduler": {"rescale_betas_zero_snr": True}}, "rescale_betas_zero_snr=True is not covered"),
+        ("native", {}, "native: the network's config lacks 'model'"),
+    ],
+)
+def test_processes_that_are_not_covered_are_refused(family, config, words):
+    with pytest.raises(UserError, match=words):
+        pretrained.target(family, config)
+
+
+def test_an_average_of_another_length_is_refused():
+    weights = {"model": {"conv.weight": np.zeros(3)}, "ema": {"shadow_params": []}}
+    with pytest.raises(UserError, match="'ema' is no list of 1 'shadow_params'"):
+        pretrained.load("score_sde", weights, {})
 
 
 class Command:
@@ -124,10 +232,13 @@ def write_pth(path, content):
         ("network.pkl", b"", "a .pkl file runs code when it is opened"),
         ("old.pth", b"not a zip file", "zip format that torch.save writes since"),
         ("damaged.safetensors", b"\xff" * 100, "can't be read as a .safetensors file"),
+        ("list.pth", [1, 2], "holds a list, not names to arrays"),
     ],
 )
 def test_files_that_are_refused(tmp_path, name, content, words):
-    if content is not None:
+    if isinstance(content, list):
+        write_pth(tmp_path / name, content)
+    elif content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=words):
         pretrained.adopt(str(tmp_path / name))

@@ -19,8 +19,9 @@ from flax import traverse_util
 
 from score_sde.errors import UserError, lookup
 from score_sde.models.pretrained import diffusers, edm, files, native, score_sde
-from score_sde.models.pretrained.family import Target
+from score_sde.models.pretrained.family import Target, complete
 
+FREE = ("dtype", "remat", "dropout", "label_dropout")  # keyword arguments that weights don't decide
 FAMILIES = {
     "score_sde": score_sde.FAMILY,
     "edm": edm.FAMILY,
@@ -59,10 +60,15 @@ def load(
             f"family {family!r}: the weights come without the network's config; give it, in a JSON file named after "
             'the weights with .json added, {"family": ..., "config": {...}}'
         )
-    name, kwargs = chosen.model(config)
-    module = create(name, **kwargs | options)
-    arrays = {name: np.asarray(array) for name, array in chosen.arrays(weights).items()}
-    return module, {"params": _parameters(family, chosen, module, config, arrays)}
+    arrays = chosen.arrays(weights)
+    strange = [name for name, array in arrays.items() if not hasattr(array, "shape")]
+    if strange:
+        raise UserError(f"family {family!r}: no arrays in {', '.join(map(str, strange))}")
+    arrays = {name: np.asarray(array) for name, array in arrays.items()}
+    with complete(family):
+        name, kwargs = chosen.model(config)
+        module = create(name, **kwargs | options)
+        return module, {"params": _parameters(family, chosen, module, config, arrays)}
 
 
 class Adopted(NamedTuple):
@@ -71,7 +77,7 @@ class Adopted(NamedTuple):
     name: str
     kwargs: dict[str, Any]
     params: dict[str, Any]
-    image_shape: tuple[int, int, int]
+    event_shape: tuple[int, ...]  # of one example
     target: Target
 
 
@@ -88,16 +94,18 @@ def adopt(path: str, family: str = "", options: Mapping[str, Any] | None = None)
         raise UserError(f"of which family are the weights in {path}? Set --config.model.family to one of {known}")
     chosen = lookup("family", FAMILIES, family, "--config.model.family")
     _, variables = load(family, found.arrays, found.config)
-    aim = chosen.target(found.config)
+    aim = target(family, found.config)
     name, kwargs = chosen.model(found.config)
     kwargs = dict(kwargs) | aim.model_kwargs | dict(options or {})
-    shape = _image_shape(chosen, found.config, found.arrays)
+    shape = _event_shape(chosen, found.config, found.arrays)
     return Adopted(name, kwargs, variables["params"], shape, aim)
 
 
 def target(family: str, config: Mapping[str, Any]) -> Target:
     """The SDE, prediction and preconditioning that a network was trained for."""
-    return lookup("family", FAMILIES, family, "--config.model.family").target(config)
+    chosen = lookup("family", FAMILIES, family, "--config.model.family")
+    with complete(family):
+        return chosen.target(config)
 
 
 def save(path: str | Path, params: Any, model: Mapping[str, Any], process: Mapping[str, Any]) -> None:
@@ -107,7 +115,8 @@ def save(path: str | Path, params: Any, model: Mapping[str, Any], process: Mappi
       path: the file.
       params: a tree of parameters.
       model: {"name", "kwargs", "prediction", "preconditioning"}.
-      process: {"sde": {"name", "kwargs"}, "image_size", "channels"}: what the network was trained for.
+      process: {"sde": {"name", "kwargs"}, "image_size", "channels", "sigma_data"}: what it was trained for, image_size
+        0 for vectors.
     """
     arrays = traverse_util.flatten_dict(jax.tree.map(np.asarray, params), sep="/")
     files.write(path, arrays, "native", dict(process) | {"model": dict(model)})
@@ -199,13 +208,15 @@ def _made(source, arrays, shape):
     return made, given if made.shape != shape else None
 
 
-def _image_shape(chosen, config, arrays) -> tuple[int, int, int]:
-    size = chosen.image_size(config)
-    return (*((size, size) if isinstance(size, int) else tuple(size)), chosen.channels(config, arrays))
+def _event_shape(chosen, config, arrays) -> tuple[int, ...]:
+    size, channels = chosen.image_size(config), chosen.channels(config, arrays)
+    if size == 0:
+        return (channels,)
+    return (*((size, size) if isinstance(size, int) else tuple(size)), channels)
 
 
 def _shapes(module, chosen, config, arrays) -> dict[tuple[str, ...], tuple[int, ...]]:
     """The module's parameters by path."""
-    x = jnp.zeros((1, *_image_shape(chosen, config, arrays)))
+    x = jnp.zeros((1, *_event_shape(chosen, config, arrays)))
     variables = jax.eval_shape(module.init, jax.random.key(0), x, jnp.zeros(1))
     return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(variables["params"]).items()}

@@ -35,6 +35,28 @@ ATTENTION = {
     "value": ("to_v", "value"),
     "out": ("to_out.0", "proj_attn"),
 }
+CHAINS = tuple(  # the schedulers that sample networks trained on the chain of Ho et al. 2020
+    f"{name}Scheduler"
+    for name in (
+        "DDPM",
+        "DDIM",
+        "DDIMParallel",
+        "DDPMParallel",
+        "PNDM",
+        "DPMSolverMultistep",
+        "DPMSolverSinglestep",
+        "DPMSolverSDE",
+        "UniPCMultistep",
+        "DEISMultistep",
+        "SASolver",
+        "EulerDiscrete",
+        "EulerAncestralDiscrete",
+        "HeunDiscrete",
+        "KDPM2Discrete",
+        "KDPM2AncestralDiscrete",
+        "LMSDiscrete",
+    )
+)
 DEFAULTS = {  # of UNet2DModel
     "sample_size": None,
     "center_input_sample": False,
@@ -187,13 +209,24 @@ def _layers(config, names) -> Iterator[tuple[str, str, Mapping]]:
 
 
 def target(config: Mapping[str, Any]) -> Target:
-    """The chain of the folder's scheduler, else that of Ho et al. 2020, and what it says that the network predicts."""
+    """The chain of the folder's scheduler, else that of Ho et al. 2020, and what it says that the network predicts.
+
+    The network is told the step, 0 to 999, as the noise level of `ddpm_linear` with 1,000 steps is.
+    """
     scheduler = config.get("scheduler", {})
-    insist("diffusers", scheduler, beta_schedule=("linear",))
     predictions = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0"}
-    insist("diffusers", scheduler, prediction_type=tuple(predictions))
+    insist(
+        "diffusers",
+        scheduler,
+        _class_name=CHAINS,
+        num_train_timesteps=(1000,),
+        beta_schedule=("linear",),
+        trained_betas=(None,),
+        rescale_betas_zero_snr=(False,),
+        prediction_type=tuple(predictions),
+    )
     kwargs = {
-        "num_steps": scheduler.get("num_train_timesteps", 1000),
+        "num_steps": 1000,
         "beta_start": scheduler.get("beta_start", 1e-4),
         "beta_end": scheduler.get("beta_end", 0.02),
     }

@@ -82,7 +82,7 @@ def model(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     if options["network"] == "DhariwalUNet":
         widths = [options["model_channels"] * multiplier for multiplier in options["channel_mult"]]
         heads = {options["img_resolution"] >> level: width // HEAD_CHANNELS for level, width in enumerate(widths)}
-        attended = tuple(n for n in options["attn_resolutions"] if heads[n])  # fewer than 64 channels: no attention
+        attended = tuple(n for n in options["attn_resolutions"] if heads.get(n))  # fewer than 64 channels: no attention
         middle = bool(widths[-1] // HEAD_CHANNELS)
         return "adm", kwargs | {"attention_resolutions": attended, "attend_middle": middle, "groups": None}
     fourier = options["embedding_type"] == "fourier"
@@ -114,7 +114,7 @@ def _layers(config, names) -> Iterator[tuple[str, str, Mapping]]:
         if has(f"{theirs}.skip"):
             yield f"{ours}/shortcut", f"{theirs}.skip", layer(linear_as_convolution)
         if has(f"{theirs}.qkv"):
-            channels = names[f"{theirs}.proj.weight"].shape[0]
+            channels = names[f"{theirs}.qkv.weight"].shape[0] // 3
             heads = channels // HEAD_CHANNELS if dhariwal else 1
             yield attention or f"{ours}_attention", theirs, fused_attention(f"{theirs}.qkv", heads)
             yield f"{attention or f'{ours}_attention'}/norm", f"{theirs}.norm2", NORM
@@ -173,13 +173,15 @@ def _rows_of_dense(weight, bias):
 
 
 def target(config: Mapping[str, Any]) -> Target:
-    """EDM's preconditioners: their sigma on the SDE of their samplers."""
+    """EDM's preconditioners, with their defaults but for sigma_data: their sigma on the SDE of their samplers."""
     known = {"EDMPrecond": "edm", "VPPrecond": "vp", "VEPrecond": "ve"}
     insist("edm", config, preconditioning=tuple(known))
+    if config["preconditioning"] == "VPPrecond":
+        insist("edm", config, beta_d=(19.9,), beta_min=(0.1,), M=(1000,))
     sde, kwargs = (
         ("ve", {"sigma_min": 0.02, "sigma_max": 100.0}) if config["preconditioning"] == "VEPrecond" else ("edm", {})
     )
-    return Target(sde, kwargs, "epsilon", known[config["preconditioning"]], {})
+    return Target(sde, kwargs, "epsilon", known[config["preconditioning"]], {}, config.get("sigma_data", 0.5))
 
 
 def arrays(weights: Mapping[str, Any]) -> dict[str, np.ndarray]:

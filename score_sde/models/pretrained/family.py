@@ -1,6 +1,7 @@
 """What a family of networks has to say for its weights to be loaded."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from score_sde.errors import UserError
@@ -14,6 +15,7 @@ class Target(NamedTuple):
     prediction: str
     preconditioning: str
     model_kwargs: dict[str, Any]  # that the preconditioning makes necessary
+    sigma_data: float | None = None  # of the preconditioning; None: it has none
 
 
 class Family(NamedTuple):
@@ -24,8 +26,17 @@ class Family(NamedTuple):
     target: Callable  # config -> Target
     arrays: Callable  # what a file holds -> names to arrays
     unused: Callable  # name -> whether an array of this name is none of the network's parameters
-    image_size: Callable  # config -> height and width
+    image_size: Callable  # config -> height and width; 0: the data are not images but vectors
     channels: Callable  # (config, arrays) -> of the images
+
+
+@contextmanager
+def complete(family: str) -> Iterator[None]:
+    """Says which option a config lacks where one is looked up in vain."""
+    try:
+        yield
+    except KeyError as error:
+        raise UserError(f"{family}: the network's config lacks {error}") from error
 
 
 def insist(family: str, config: Mapping[str, Any], **known: tuple) -> None:

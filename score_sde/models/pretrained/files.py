@@ -40,22 +40,23 @@ def read(path: str | Path) -> Weights:
       UserError: there is no such file, it is of another kind, or it is damaged.
     """
     path = Path(path)
-    if path.is_dir():
-        return _read_folder(path)
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"no weights at {path} (set --config.model.pretrained)")
     readers = {".safetensors": _read_safetensors, ".pth": _read_pth, ".pt": _read_pth, ".pkl": _refuse_pickle}
-    if path.suffix not in readers:
+    if not path.is_dir() and path.suffix not in readers:
         raise UserError(f"weights are read from {', '.join(readers)} and folders of diffusers, not from {path}")
     try:
-        weights = readers[path.suffix](path)
+        weights = _read_folder(path) if path.is_dir() else readers[path.suffix](path)
     except UserError:
         raise
     except Exception as error:  # each format has its own, and a damaged file may raise any
-        raise UserError(f"{path} can't be read as a {path.suffix} file: {error}") from error
+        kind = "folder of diffusers" if path.is_dir() else f"{path.suffix} file"
+        raise UserError(f"{path} can't be read as a {kind}: {error}") from error
+    if not isinstance(weights.arrays, Mapping):
+        raise UserError(f"{path} holds a {type(weights.arrays).__name__}, not names to arrays")
     beside = path.with_name(path.name + ".json")
     if beside.is_file():
-        said = json.loads(beside.read_text())
+        said = _read_json(beside)
         weights = weights._replace(family=said.get("family", weights.family), config=said.get("config", weights.config))
     return weights
 
@@ -79,11 +80,22 @@ def _read_folder(path: Path) -> Weights:
     file = root / "diffusion_pytorch_model.safetensors"
     if not (root / "config.json").is_file() or not file.is_file():
         raise UserError(f"{root} has no config.json with {file.name}: not a diffusers folder of safetensors weights")
-    config = json.loads((root / "config.json").read_text())
-    scheduler = path / "scheduler" / "scheduler_config.json"
-    if scheduler.is_file():
-        config["scheduler"] = json.loads(scheduler.read_text())
+    config = _read_json(root / "config.json")
+    pipeline = root.parent if root.name == "unet" else root
+    for scheduler in (pipeline / "scheduler" / "scheduler_config.json", root / "scheduler_config.json"):
+        if scheduler.is_file():
+            config["scheduler"] = _read_json(scheduler)
     return Weights(_read_safetensors(file).arrays, "diffusers", config)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        said = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON: {error}") from error
+    if not isinstance(said, dict):
+        raise UserError(f'{path} holds no object {{"name": value, ...}}')
+    return said
 
 
 def _refuse_pickle(path: Path) -> Weights:

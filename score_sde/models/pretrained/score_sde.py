@@ -41,7 +41,7 @@ def model(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         "dropout": options["dropout"],
     }
     if options["name"] == "ddpm":
-        insist("score_sde", options, resamp_with_conv=(True,))
+        insist("score_sde", options, resamp_with_conv=(True,), scale_by_sigma=(False,))
         return "ddpm", kwargs | {"groups": 32, "attend_up": "last"}
     insist(
         "score_sde",
@@ -51,9 +51,8 @@ def model(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         embedding_type=("positional", "fourier"),
         resamp_with_conv=(True,),
     )
-    fourier = options["embedding_type"] == "fourier"
-    if options["scale_by_sigma"] != fourier and options["scale_by_sigma"]:
-        raise UserError("score_sde: scale_by_sigma with a positional embedding looks sigma up in a table: not covered")
+    if options["embedding_type"] == "positional":  # it would look sigma up in a table
+        insist("score_sde", options, scale_by_sigma=(False,))
     return "ncsnpp", kwargs | {
         "rescale": options["skip_rescale"],
         "taps": tuple(options["fir_kernel"]) if options["fir"] else (),
@@ -134,29 +133,48 @@ def _layers(config, names) -> Iterator[tuple[str, str, Mapping]]:
         yield from to_image("out")
 
 
+def _setting(config: Mapping[str, Any], group: str, name: str, default: Any) -> Any:
+    """Of another group than the network's, which may be given alone with the setting beside its own."""
+    return config.get(name, config.get(group, {}).get(name, default))
+
+
 def config_image_size(config: Mapping[str, Any]) -> int:
-    size = config.get("image_size") or config.get("data", {}).get("image_size")
+    size = _setting(config, "data", "image_size", None)
     if size is None:
         raise UserError("score_sde: the config doesn't say image_size, which decides where attention is")
     return size
 
 
 def target(config: Mapping[str, Any]) -> Target:
-    """What the network was trained for: vp or sub_vp in epsilon, or ve.
+    """What the network was trained for: vp, its chain or sub_vp in epsilon, or ve.
 
     A network with scale_by_sigma was told sigma and gives the score. Where the data were not centred its images lie in
     [0, 1], which it moves to [-1, 1] itself: seen there sigma is twice as large, and the level is log(sigma / 2).
     """
     options = _options(config)
-    name = config.get("training", {}).get("sde", "vesde" if options.get("embedding_type") == "fourier" else "vpsde")
-    if name == "vesde":
-        scale = 1 if config.get("centered", config.get("data", {}).get("centered", False)) else 2
+    fourier = options.get("embedding_type") == "fourier"
+    training = {
+        "sde": _setting(config, "training", "sde", "vesde" if fourier else "vpsde"),
+        "continuous": _setting(config, "training", "continuous", True),
+    }
+    insist("score_sde", training, sde=("vesde", "vpsde", "subvpsde"))
+    if training["sde"] == "vesde":
+        insist("score_sde", training, continuous=(True,))
+        insist("score_sde", options, embedding_type=("fourier",), scale_by_sigma=(True,))
+        scale = 1 if _setting(config, "data", "centered", False) else 2
         kwargs = {"sigma_min": scale * options["sigma_min"], "sigma_max": scale * options["sigma_max"]}
         if scale == 2:  # F = -epsilon, before the division by sigma
             return Target("ve", kwargs, "epsilon", "ve", {"scale_by_sigma": False})
         return Target("ve", kwargs, "score", "log_sigma", {})
+    insist("score_sde", options, embedding_type=("positional",), scale_by_sigma=(False,), num_scales=(1000,))
+    insist("score_sde", {"centered": _setting(config, "data", "centered", True)}, centered=(True,))
     kwargs = {"beta_min": options["beta_min"], "beta_max": options["beta_max"]}
-    return Target({"vpsde": "vp", "subvpsde": "sub_vp"}[name], kwargs, "epsilon", "none", {})
+    if training["sde"] == "subvpsde":
+        return Target("sub_vp", kwargs, "epsilon", "none", {})
+    if training["continuous"]:
+        return Target("vp", kwargs, "epsilon", "none", {})
+    chain = {"num_steps": 1000, "beta_start": kwargs["beta_min"] / 1000, "beta_end": kwargs["beta_max"] / 1000}
+    return Target("ddpm_linear", chain, "epsilon", "none", {})
 
 
 def arrays(weights: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -168,7 +186,10 @@ def arrays(weights: Mapping[str, Any]) -> dict[str, np.ndarray]:
     if "ema" in weights:  # a list, in the order of the trained parameters
         fixed = {"sigmas"} | {name for name in state if name == "all_modules.0.W"}
         names = [name for name in state if name not in fixed]
-        state |= dict(zip(names, weights["ema"]["shadow_params"], strict=True))
+        ema = weights["ema"].get("shadow_params") if isinstance(weights["ema"], Mapping) else None
+        if not isinstance(ema, list) or len(ema) != len(names):
+            raise UserError(f"score_sde: the checkpoint's 'ema' is no list of {len(names)} 'shadow_params'")
+        state |= dict(zip(names, ema, strict=True))
     return state
 
 
