@@ -13,6 +13,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from score_sde import hosts
 from score_sde.errors import UserError, lookup, nearest
 from score_sde.experiment import Experiment, make_experiment
 from score_sde.models.pretrained import FREE
@@ -25,13 +26,16 @@ flags.DEFINE_string(
     "train (resumes if the folder has a checkpoint) | sample | evaluate | likelihood | certify | export",
 )
 flags.DEFINE_string("workdir", None, "folder of the run; default runs/<config name>")
+flags.DEFINE_string("coordinator", "", "host:port of process 0, where several are started by hand")
+flags.DEFINE_integer("num_processes", 0, "how many processes run this command; 0: one, or what the cluster says")
+flags.DEFINE_integer("process_id", -1, "which of them this is, from 0")
 config_flags.DEFINE_config_file("config", None, "a file in configs/; --config.<group>.<key>=<value> overrides it")
 
 
 def train(experiment: Experiment, workdir: Path) -> str:
     from score_sde.training.loop import train
 
-    return train(experiment, workdir, jax.devices())
+    return train(experiment, workdir, hosts.devices())
 
 
 def sample(experiment: Experiment, workdir: Path) -> str:
@@ -98,11 +102,14 @@ def main(argv: list[str]) -> None:
     run = lookup("mode", MODES, FLAGS.mode, "--mode")
     name = config_flags.get_config_filename(FLAGS["config"])
     workdir = Path(FLAGS.workdir or Path("runs") / Path(name).stem)
-    experiment = make_experiment(FLAGS.config, jax.devices())
+    hosts.start(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+    experiment = make_experiment(FLAGS.config, jax.local_devices())
     check_config(workdir, experiment.config)
     if workdir.is_dir() and not os.access(workdir, os.W_OK):
         raise UserError(f"cannot write to {workdir} (set --workdir to a folder you may write)")
-    print(run(experiment, workdir))
+    said = run(experiment, workdir)
+    if hosts.first():
+        print(said)
 
 
 def parse_flags(argv: list[str]) -> list[str]:

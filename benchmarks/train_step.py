@@ -6,7 +6,7 @@
 Medians over rounds, the first call of every turn excluded. The peers' steps alternate with ours, and "over" a peer is
 our time over the peer's, the median over rounds. "torch" is DDPM++ written in PyTorch, the same function, in both
 memory layouts; "diffusers" is UNet2DModel of the same channels, levels and blocks, for DDPM the same function;
-"compiled" is the first of these that there is, through torch.compile. Memory is XLA's own account of arguments and
+"compiled" is the last of these that there is, through torch.compile. Memory is XLA's own account of arguments and
 temporaries, FLOPs too; "of matmul" is their rate over that of a large matrix product in the same run.
 """
 
@@ -15,6 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # runs as a file, too
 
+import copy
 import importlib.util
 import time
 from functools import partial
@@ -25,8 +26,9 @@ from absl import app, flags
 
 from benchmarks.report import ARCHITECTURES, MODELS, interleaved, load_config, matmul_rate, median, show
 from score_sde.experiment import make_experiment
+from score_sde.training.preparation import train_step_of
 from score_sde.training.state import initial_state
-from score_sde.training.step import make_train_step, scan_steps
+from score_sde.training.step import scan_steps
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("model", ["digits", "small", "cifar10"], f"of {', '.join([*MODELS, *ARCHITECTURES])}")
@@ -41,10 +43,8 @@ flags.DEFINE_integer("steps_per_call", 1, "train steps scanned in a call")
 def ours(config, steps_per_call: int):
     """A function that runs a call of train steps, and what is known of it: parameters, compile seconds, memory."""
     experiment = make_experiment(config, jax.devices()[:1])
-    step = make_train_step(
-        experiment.loss_fn, experiment.optimizer, experiment.training_key, experiment.ema_decay, 256, axis_name=None
-    )
-    state = initial_state(experiment.init_params(), experiment.optimizer)
+    step = train_step_of(experiment, 256, axis_name=None)
+    state = initial_state(experiment.init_params(), experiment.optimizer, experiment.averages)
     shape = (steps_per_call, experiment.batch_size, *experiment.event_shape)
     batch = {"image": np.random.default_rng(0).integers(0, 256, shape, np.uint8)}
 
@@ -117,8 +117,7 @@ def peers(name: str, config) -> dict:
     if "diffusers" in wanted and config.model.name not in ("dit", "ncsnv2"):
         networks["diffusers NHWC"] = diffusers_unet(config).to(memory_format=torch.channels_last)
     if "compiled" in wanted and networks:
-        network = diffusers_unet(config) if config.model.name == "ddpm" else from_config(config)
-        networks["compiled"] = torch.compile(network.to(memory_format=torch.channels_last))
+        networks["compiled"] = torch.compile(copy.deepcopy([*networks.values()][-1]))
     return networks
 
 
@@ -168,6 +167,7 @@ def main(argv):
             row[f"{peer} ms"] = 1e3 * median(values)
             row[f"over {peer}"] = median([a / b for a, b in zip(times, values, strict=True)])
         rows.append(row)
+        print(row, file=sys.stderr, flush=True)  # what is measured is not lost with the next
     columns = dict.fromkeys(column for row in rows for column in row)
     rows = [{column: row.get(column) for column in columns} for row in rows]
     title = f"Train step, {FLAGS.dtype}, {FLAGS.steps_per_call} step(s) a call, matmul at {rate / 1e9:.0f} GFLOP/s"

@@ -21,6 +21,10 @@ def default() -> ConfigDict:
                 "channels": 1,
                 "random_flip": False,
                 "dequantize": False,  # spread pixels evenly over their levels in training, for likelihoods
+                "crop": False,  # cut images of another size to a square about their centre, and resize them
+                "augment": 0.0,  # probability of EDM's augmentations, 0.12 for CIFAR-10; model.kwargs.augment_dim=9
+                "num_threads": 2,  # that read ahead
+                "num_workers": 0,  # processes that do it in their place, where decoding is slow
                 "sigma_data": 0.5,  # the data's standard deviation, for edm's preconditioning and weighting
             },
             "sde": {"name": "vp", "kwargs": {}},
@@ -47,17 +51,27 @@ def default() -> ConfigDict:
                 "warmup_steps": 5000,  # linear, from 0
                 "clip_norm": 1.0,  # of the gradient of the loss averaged over dimensions
                 "kwargs": {},  # of the optax function
+                "schedule": "constant",  # or cosine, linear (decay_steps), inverse_sqrt (reference_steps)
+                "schedule_kwargs": {},
             },
             "training": {
                 "batch_size": 128,  # global, whatever the number of devices
+                "strategy": "pmap",  # the state on every device; fsdp: in shards
+                "accumulate": 1,  # parts that a device's batch is worked through in, for memory
                 "num_steps": 1_300_000,
                 # Train steps scanned in one compiled call. On one device any value gives the same parameters, bit for
                 # bit (tests/training/test_step.py); num_steps and the three *_every below must be multiples of it.
                 "steps_per_call": 1,
                 "ema_decay": 0.9999,
+                "ema_decays": (),  # of further averages
+                "ema_lengths": (),  # of EDM2's, shares of the run; (0.05, 0.1) give any other afterwards
+                "snapshot_every": 10_000,  # steps between the stored averages that that takes
+                "on_nonfinite": "stop",  # a NaN or infinite loss; skip: leave that step out, and count it
                 "log_every": 100,
                 "checkpoint_every": 10_000,
-                "keep_checkpoints": 3,
+                "keep_checkpoints": 3,  # the last ones,
+                "keep_every": 0,  # those of the multiples of so many steps, 0 for none,
+                "keep_best": 0,  # and so many with the smallest loss since the one before
                 "sample_every": 50_000,
             },
             "sampling": {
@@ -71,6 +85,8 @@ def default() -> ConfigDict:
                 "threshold_kwargs": {},
                 "off_grid": False,  # let a network that was trained at a chain's steps be asked between them
                 "label": -1,  # the class of every sample, of a network with classes; -1: each class in turn
+                "ema_decay": 0.0,  # one of training.ema_decays to take; 0: training.ema_decay
+                "ema_length": 0.0,  # an average to put together from the stored ones and to take; 0: none
                 "denoise": True,  # replace the last x by its denoised E[x0 | x]
                 "num_samples": 64,
                 "batch_size": 64,  # global; changes how fast samples come, not what they are

@@ -13,15 +13,17 @@ import optax
 from ml_collections import ConfigDict
 
 from score_sde import data, ddpm, models
+from score_sde.averages import Averages, check_averages, check_choice
 from score_sde.errors import UserError, build, lookup
 from score_sde.loss import CHAIN_OBJECTIVES, Subject, make_loss
 from score_sde.models import pretrained
+from score_sde.models.network import network
 from score_sde.optimizer import make_optimizer
 from score_sde.parameterization import Denoiser, check_parameterization, make_denoiser, through
 from score_sde.randomness import make_draw
 from score_sde.sampling import Sampler, check_run, make_label_of, make_sampler, run_adaptive, run_on_grid
 from score_sde.sde import SDE, SDES, log_snr
-from score_sde.settings import check_at_least_one, check_certify, check_likelihood
+from score_sde.settings import check_augment, check_certify, check_likelihood, check_number, check_training
 from score_sde.solvers import ADAPTIVE, SOLVERS, Solver, evaluation_times, time_grid, to_chain
 from score_sde.thresholding import THRESHOLDS
 
@@ -34,7 +36,10 @@ class Schedule(NamedTuple):
     log_every: int
     checkpoint_every: int
     keep_checkpoints: int
+    keep_every: int
+    keep_best: int
     sample_every: int
+    snapshot_every: int
 
 
 class Experiment(NamedTuple):
@@ -43,21 +48,22 @@ class Experiment(NamedTuple):
     config: dict[str, Any]  # resolved, plain: what config.json holds
     event_shape: tuple[int, ...]  # of one example
     sde: SDE
-    denoiser: Callable[..., Denoiser]  # (params, keys=None, labels=None) -> denoiser
+    denoiser: Callable[..., Denoiser]  # (params, keys=None, **told) -> denoiser; told: labels (n,), ...
     trainable: bool  # False for an exact network
     init_params: Callable[[], Any]  # () -> params, a function of the seed
     pretrained: bool  # init_params gives weights that were loaded
     num_classes: int  # of the labels that the network is told; 0: none
     label_of: Callable[[jax.Array], jax.Array | None]  # indices of samples -> their classes
-    loss_fn: Callable[..., jax.Array]  # (params, x0 in [-1, 1], draw, labels=None) -> (n,)
+    loss_fn: Callable[..., jax.Array]  # (params, x0 in [-1, 1], draw, **told) -> (n,)
     optimizer: optax.GradientTransformation
-    ema_decay: float
-    dequantized: bool  # whether pixels are spread over their levels in training
+    averages: Averages
+    step_options: dict[str, Any]  # of the train step: dequantized, labelled, augment, accumulate, skip_nonfinite
+    strategy: str  # how it lies on the devices
     training_key: jax.Array
     batch_size: int  # global
     schedule: Schedule
     source: Callable[[str], data.Source]  # split -> images
-    batches: Callable[[data.Source, int], Any]  # (source, first step) -> iterator of batches for a call
+    batches: Callable[[data.Source, int, slice | None], Any]  # (source, first step, rows) -> batches of a call
     sampler: Sampler
     num_samples: int  # in a grid
     evaluation: dict[str, int]
@@ -80,6 +86,9 @@ def make_experiment(config: ConfigDict, devices: list[jax.Device]) -> Experiment
     _check_numbers(config)
     config, loaded = _adopt(config)
     schedule = _make_schedule(config)
+    training = config.training
+    averages = check_averages(Averages(training.ema_decay, tuple(training.ema_decays), tuple(training.ema_lengths)))
+    check_choice(averages, config.sampling.ema_decay, config.sampling.ema_length)
     likelihood, certify = _plain(config.likelihood), _plain(config.certify)
     check_likelihood(likelihood)
     check_certify(certify)
@@ -97,16 +106,17 @@ def make_experiment(config: ConfigDict, devices: list[jax.Device]) -> Experiment
     init_key, training_key, sampling_key = jax.random.split(jax.random.key(config.seed), 3)
     example, level = jnp.zeros((1, *event_shape)), jnp.zeros((1,))
     variables, output_shape = _trace_model(config, model, example, level)
-    network = partial(_network, model)
+    apply = partial(network, model)
     num_classes = getattr(model, "num_classes", 0)
+    check_augment(config.data.augment, getattr(model, "augment_dim", 0), event_shape)
     label_of = make_label_of(num_classes, config.sampling.label)
-    denoiser = _make_denoiser(config, sde, network, channels)
+    denoiser = _make_denoiser(config, sde, apply, channels)
     _check_outputs(config, output_shape, event_shape)
     subject = Subject(
         sde,
         chain,
         denoiser,
-        network,
+        apply,
         config.model.prediction,
         config.model.preconditioning,
         event_shape,
@@ -129,21 +139,31 @@ def make_experiment(config: ConfigDict, devices: list[jax.Device]) -> Experiment
         label_of=label_of,
         loss_fn=loss_fn,
         optimizer=make_optimizer(**config.optimizer),
-        ema_decay=config.training.ema_decay,
-        dequantized=config.data.dequantize,
+        averages=averages,
+        step_options={
+            "dequantized": config.data.dequantize,
+            "labelled": bool(num_classes),
+            "augment": {"probability": config.data.augment} if config.data.augment else None,
+            "accumulate": config.training.accumulate,
+            "skip_nonfinite": config.training.on_nonfinite == "skip",
+        },
+        strategy=config.training.strategy,
         training_key=training_key,
         batch_size=config.training.batch_size,
         schedule=schedule,
         source=lambda split: data.load(
-            config.data.name, split, size, channels, config.data.path, _plain(config.data.kwargs)
+            config.data.name, split, size, channels, config.data.path, _plain(config.data.kwargs), config.data.crop
         ),
-        batches=lambda source, first_step: data.batches(
+        batches=lambda source, first_step, rows=None: data.batches(
             source,
             config.seed,
             config.training.batch_size,
             config.training.steps_per_call,
             first_step,
             config.data.random_flip,
+            config.data.num_threads,
+            config.data.num_workers,
+            rows,
         ),
         sampler=_make_sampler(config, sde, chain, denoiser, event_shape, sampling_key, devices, label_of),
         num_samples=config.sampling.num_samples,
@@ -191,13 +211,13 @@ def _plain(config: ConfigDict) -> dict[str, Any]:
 
 def _check_numbers(config: ConfigDict) -> None:
     for name, value in config.evaluation.items():
-        check_at_least_one("evaluation", name, value)
+        check_number("evaluation", name, value)
     for name in ("num_samples", "batch_size"):
-        check_at_least_one("sampling", name, config.sampling[name])
+        check_number("sampling", name, config.sampling[name])
+    check_number("data", "num_threads", config.data.num_threads)
+    check_number("data", "num_workers", config.data.num_workers, least=0)
     if config.seed < 0:
         raise UserError(f"the seed must be 0 or more, got {config.seed} (set --config.seed)")
-    if not 0 <= config.training.ema_decay < 1:
-        raise UserError(f"need 0 <= ema_decay < 1, got {config.training.ema_decay} (set --config.training.ema_decay)")
     if config.data.random_flip and config.data.image_size == 0:
         raise UserError("only images can be flipped (set --config.data.random_flip=False)")
     if config.data.sigma_data <= 0:
@@ -264,7 +284,7 @@ def _check_loss(config: ConfigDict, loss_fn: Callable, params: Any, event_shape:
 
 
 def _make_denoiser(config: ConfigDict, sde: SDE, network: Callable, channels: int) -> Callable[..., Denoiser]:
-    """(params, keys=None, labels=None) -> denoiser; with keys, one an example, in training mode."""
+    """(params, keys=None, **told) -> denoiser; with keys, one an example, in training mode."""
     prediction, preconditioning = config.model.prediction, config.model.preconditioning
     if config.model.name == "mixture":  # is shown what it needs, and hands on what `prediction` says
         if preconditioning != "none":
@@ -273,33 +293,18 @@ def _make_denoiser(config: ConfigDict, sde: SDE, network: Callable, channels: in
                 "--config.model.preconditioning=none)"
             )
         check_parameterization(sde, prediction, "none")
-        return lambda params, keys=None, labels=None: through(
-            make_denoiser(network(params, keys, labels), sde, preconditioning="log_snr"), sde, prediction
+        return lambda params, keys=None, **told: through(
+            make_denoiser(network(params, keys, **told), sde, preconditioning="log_snr"), sde, prediction
         )
     check_parameterization(sde, prediction, preconditioning)
 
-    def denoiser(params, keys=None, labels=None):
+    def denoiser(params, keys=None, **told):
         def first(x, level):  # without the learned variance, if there is one
-            return network(params, keys, labels)(x, level)[..., :channels]
+            return network(params, keys, **told)(x, level)[..., :channels]
 
         return make_denoiser(first, sde, prediction, preconditioning, config.data.sigma_data)
 
     return denoiser
-
-
-def _network(model: nn.Module, params: Any, keys: jax.Array | None = None, labels: jax.Array | None = None) -> Callable:
-    """(x, noise_level) -> output; with keys, one an example, in training mode, with dropout from each example's key."""
-    variables = {"params": params}
-    dropout = getattr(model, "dropout", 0.0) or getattr(model, "label_dropout", 0.0)
-    if keys is None or not dropout:
-        return lambda x, level: model.apply(variables, x, level, labels, train=keys is not None)
-
-    def one(x, level, key, *label):
-        label = label[0][None] if label else None
-        return model.apply(variables, x[None], level[None], label, train=True, rngs={"dropout": key})[0]
-
-    told = () if labels is None else (labels,)
-    return lambda x, level: jax.vmap(one)(x, level, keys, *told)
 
 
 def _truth(config: ConfigDict, sde: SDE) -> Denoiser | None:
@@ -366,13 +371,5 @@ def _refuse_off_grid(config: ConfigDict, steps) -> None:
 
 
 def _make_schedule(config: ConfigDict) -> Schedule:
-    schedule = Schedule(**{name: config.training[name] for name in Schedule._fields})
-    for name, value in schedule._asdict().items():
-        check_at_least_one("training", name, value)
-    for name in ("num_steps", "log_every", "checkpoint_every", "sample_every"):
-        if getattr(schedule, name) % schedule.steps_per_call:
-            raise UserError(
-                f"training: {name}={getattr(schedule, name)} is not a multiple of steps_per_call="
-                f"{schedule.steps_per_call} (set --config.training.{name} or --config.training.steps_per_call)"
-            )
-    return schedule
+    check_training(_plain(config.training))
+    return Schedule(**{name: config.training[name] for name in Schedule._fields})

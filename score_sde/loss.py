@@ -27,8 +27,8 @@ class Subject(NamedTuple):
 
     sde: SDE
     chain: ddpm.Schedule | None  # what the SDE passes through, if it is a chain
-    denoiser: Callable[..., Denoiser]  # (params, keys, labels) -> denoiser
-    network: Callable  # (params, keys, labels) -> (x, noise_level) -> all outputs
+    denoiser: Callable[..., Denoiser]  # (params, keys, **told) -> denoiser
+    network: Callable  # (params, keys, **told) -> (x, noise_level) -> all outputs
     prediction: str
     preconditioning: str
     event_shape: tuple[int, ...]
@@ -47,7 +47,8 @@ def make_loss(
     time_sampler_kwargs: Mapping[str, Any],
     t_min: float,
 ) -> LossFn:
-    """Makes (params, x0, draw, labels=None) -> (n,) losses.
+    """Makes (params, x0, draw, **told) -> (n,) losses; what the network is told beside the noise level may be its
+    `labels` and `augment`, (n,) and (n, augment_dim).
 
     They are averaged over dimensions: the scale at which the papers clip gradients.
 
@@ -80,17 +81,17 @@ def make_loss(
         made = build("objective", OBJECTIVES, objective, objective_kwargs, where, "objective", "objective_kwargs")
         losses = _continuous_losses(subject, made, weigh, sample_times, t_min)
     dimension = np.prod(subject.event_shape)
-    return lambda params, x0, draw, labels=None: losses(params, x0, draw, labels) / dimension
+    return lambda params, x0, draw, **told: losses(params, x0, draw, **told) / dimension
 
 
 def _continuous_losses(
     subject: Subject, objective: Callable, weighting: Weighting, sample_times: TimeSampler, t_min: float
 ) -> LossFn:
-    def losses(params, x0, draw, labels):
+    def losses(params, x0, draw, **told):
         t, factor = sample_times(draw, subject.sde, t_min)
         epsilon = noise(draw.noise_keys, x0)
         keys = fold_each(draw.network_keys, 1)  # apart from dropout's
-        denoiser = subject.denoiser(params, draw.network_keys, labels)
+        denoiser = subject.denoiser(params, draw.network_keys, **told)
         return factor * objective(denoiser, subject.sde, x0, t, epsilon, keys, weighting)
 
     return losses
@@ -101,9 +102,9 @@ def _ddpm_losses(subject: Subject, sample_times: TimeSampler, kwargs: Mapping[st
     _check_keys("ddpm", kwargs, ())
     chain = subject.chain
 
-    def losses(params, x0, draw, labels):
+    def losses(params, x0, draw, **told):
         n = ddpm.nearest_index(chain, sample_times(draw, subject.sde, 0.0)[0])
-        denoiser = subject.denoiser(params, draw.network_keys, labels)
+        denoiser = subject.denoiser(params, draw.network_keys, **told)
         epsilon = noise(draw.noise_keys, x0)
         return ddpm.simple_loss(lambda x, n: denoiser(x, ddpm.time_of(chain, n)).epsilon, chain, x0, n, epsilon)
 
@@ -115,9 +116,9 @@ def _hybrid_losses(subject: Subject, sample_times: TimeSampler, kwargs: Mapping[
     _check_keys("ddpm_hybrid", kwargs, ("vlb_weight", "levels"))
     chain, channels = subject.chain, subject.event_shape[-1]
 
-    def losses(params, x0, draw, labels):
+    def losses(params, x0, draw, **told):
         n = ddpm.nearest_index(chain, sample_times(draw, subject.sde, 0.0)[0])
-        network = subject.network(params, draw.network_keys, labels)
+        network = subject.network(params, draw.network_keys, **told)
 
         def epsilon_and_variance(x, n):
             t = ddpm.time_of(chain, n)

@@ -1,27 +1,100 @@
-"""Optimizers, by name: clipping of the gradient's global norm, then the method, with a linear warm-up."""
+"""Optimizers, by name: the gradient's global norm clipped, then the method, its rate warmed up and let decay."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from optax import contrib
 
 from score_sde.errors import UserError, build
 from score_sde.models.edm2 import KERNEL, normalize
 
-OPTIMIZERS = {"adam": optax.adam, "adamw": optax.adamw}
+
+def muon(
+    learning_rate: optax.Schedule, beta: float = 0.95, ns_steps: int = 5, weight_decay: float = 0.0
+) -> optax.GradientTransformation:
+    """Muon (Jordan et al. 2024) of kernels, as matrices from all their inputs to their outputs; Adam of all else.
+
+    The matrices' updates have Adam's root mean square (Liu et al. 2025), so that one learning rate serves both.
+    """
+
+    def matrices(params):
+        def of_leaf(path, leaf):
+            if path[-1].key not in ("kernel", KERNEL) or leaf.ndim < 2:
+                return None
+            return contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1)
+
+        return jax.tree_util.tree_map_with_path(of_leaf, params)
+
+    return contrib.muon(
+        learning_rate,
+        beta=beta,
+        ns_steps=ns_steps,
+        weight_decay=weight_decay,
+        adam_weight_decay=weight_decay,
+        muon_weight_dimension_numbers=matrices,
+        consistent_rms=0.2,
+    )
+
+
+OPTIMIZERS = {"adam": optax.adam, "adamw": optax.adamw, "lion": optax.lion, "muon": muon}
+
+
+def constant() -> optax.Schedule:
+    """1, always."""
+    return lambda step: jnp.ones(())
+
+
+def cosine(decay_steps: int, final: float = 0.0) -> optax.Schedule:
+    """From 1 at the start to `final` at decay_steps along half a cosine (Loshchilov and Hutter 2017), then `final`."""
+    return lambda step: final + (1 - final) * 0.5 * (1 + jnp.cos(math.pi * _passed(step, decay_steps)))
+
+
+def linear(decay_steps: int, final: float = 0.0) -> optax.Schedule:
+    """From 1 at the start to `final` at decay_steps along a line, then `final`."""
+    return lambda step: 1 - (1 - final) * _passed(step, decay_steps)
+
+
+def inverse_sqrt(reference_steps: int) -> optax.Schedule:
+    """1 up to reference_steps, then sqrt(reference_steps / step) (Karras et al. 2024)."""
+    return lambda step: jnp.sqrt(reference_steps / jnp.maximum(step, reference_steps))
+
+
+SCHEDULES = {"constant": constant, "cosine": cosine, "linear": linear, "inverse_sqrt": inverse_sqrt}
+
+
+def _passed(step: jax.Array, decay_steps: int) -> jax.Array:
+    return jnp.minimum(step / decay_steps, 1.0)
 
 
 def make_optimizer(
-    name: str, learning_rate: float, warmup_steps: int, clip_norm: float, kwargs: Mapping[str, Any]
+    name: str,
+    learning_rate: float,
+    warmup_steps: int,
+    clip_norm: float,
+    kwargs: Mapping[str, Any],
+    schedule: str = "constant",
+    schedule_kwargs: Mapping[str, Any] | None = None,
 ) -> optax.GradientTransformation:
-    """Clips the gradient to clip_norm, then steps; the learning rate rises linearly over warmup_steps, then stays.
+    """Clips the gradient to clip_norm, then steps.
 
-    At step n of the warm-up the rate is n / warmup_steps of the whole, so 0 at first (Song et al. 2021, Appendix H.1).
+    At step n the rate is learning_rate * min(n / warmup_steps, 1) * schedule(n): 0 at first, where there is a warm-up
+    (Song et al. 2021, Appendix H.1).
+
+    Args:
+      name: a key of `OPTIMIZERS`.
+      learning_rate: the peak.
+      warmup_steps: of the linear warm-up, 0 for none.
+      clip_norm: of the gradient of all parameters together.
+      kwargs: of the Optax function.
+      schedule: a key of `SCHEDULES`.
+      schedule_kwargs: its numbers.
 
     Raises:
-      UserError: a number is out of its range, or the name or a keyword is unknown.
+      UserError: a number is out of its range, or a name or a keyword is unknown.
     """
     if not (learning_rate > 0 and clip_norm > 0 and warmup_steps >= 0):
         raise UserError(
@@ -30,8 +103,20 @@ def make_optimizer(
         )
     if "learning_rate" in kwargs:
         raise UserError("optimizer: the learning rate is --config.optimizer.learning_rate, not one of the kwargs")
-    rate = optax.linear_schedule(0.0, learning_rate, warmup_steps) if warmup_steps else learning_rate
-    method = build("optimizer", OPTIMIZERS, name, {**kwargs, "learning_rate": rate}, "--config.optimizer")
+    numbers = dict(schedule_kwargs or {})
+    if any(not isinstance(value, int | float) or value < 0 for value in numbers.values()) or 0 in (
+        numbers.get("decay_steps"),
+        numbers.get("reference_steps"),
+    ):
+        raise UserError(f"schedule {schedule!r}: no such numbers as {numbers} (set --config.optimizer.schedule_kwargs)")
+    where = "--config.optimizer"
+    decay = build("schedule", SCHEDULES, schedule, numbers, where, "schedule", "schedule_kwargs")
+
+    def rate(step):
+        warmed = jnp.minimum(step / warmup_steps, 1.0) if warmup_steps else 1.0
+        return learning_rate * warmed * decay(step)
+
+    method = build("optimizer", OPTIMIZERS, name, {**kwargs, "learning_rate": rate}, where)
     return optax.chain(optax.clip_by_global_norm(clip_norm), method, constrained())
 
 

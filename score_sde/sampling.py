@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from score_sde import hosts
 from score_sde.errors import UserError
 from score_sde.parameterization import Denoiser, Prediction
 from score_sde.randomness import sample_keys
@@ -91,14 +92,15 @@ def make_sampler(
       seed_key: sample i draws its prior and its noise with fold_in(seed_key, i).
       batch_size: how many are drawn at a time on all devices together, at least; rounded up to a multiple of their
         number.
-      devices: the devices to run on.
+      devices: this process's; of several processes each draws its part, and all get the whole.
       run_trajectory: `run` with the trajectory in its solution, if it can give one.
       label_of: indices of samples -> their labels.
 
     Returns:
       A Sampler. What it draws raises UserError where the network gave NaN or a solver didn't arrive.
     """
-    batch_size = math.ceil(batch_size / len(devices)) * len(devices)
+    everywhere = len(devices) * jax.process_count()
+    batch_size = math.ceil(batch_size / everywhere) * everywhere
 
     def start(indices):
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(seed_key, indices)
@@ -115,14 +117,13 @@ def make_sampler(
     def draw(params, num_samples):
         for first in range(0, num_samples, batch_size):
             # The last batch is drawn whole and cut, so that nothing is compiled for its size.
-            indices = jnp.arange(first, first + batch_size).reshape(len(devices), -1)
+            indices = np.arange(first, first + batch_size)[hosts.my_rows(batch_size)].reshape(len(devices), -1)
             solution = compiled(params, indices)
             check_finite(solution)
-            x, nfe = (
-                None if part is None else np.asarray(part).reshape(batch_size, *part.shape[2:])[: num_samples - first]
-                for part in (solution.x, solution.nfe)
-            )
-            yield Drawn(x, nfe)
+            mine = {"x": solution.x} | ({} if solution.nfe is None else {"nfe": solution.nfe})
+            mine = {name: np.asarray(part).reshape(-1, *part.shape[2:]) for name, part in mine.items()}
+            drawn = {name: part[: num_samples - first] for name, part in hosts.all_rows(mine).items()}
+            yield Drawn(drawn["x"], drawn.get("nfe"))
 
     if run_trajectory is None:
         return Sampler(draw, None)

@@ -1,23 +1,50 @@
 """From a source to batches: the batch of step n is a function of (seed, n) and of nothing else.
 
 Grain's `MapDataset` is random access all the way through, so a run that resumes at step n asks for batch n: the
-position in the data is the step, and no iterator state is saved.
+position in the data is the step, and no iterator state is saved, which would be tied to a number of processes.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import grain
 import jax.numpy as jnp
 import numpy as np
 
-from score_sde.data.sources import Source
+from score_sde.data.examples import Source
+
+
+class Numbered:
+    """A sequence of examples that say which they are, as "index"; labels are int32."""
+
+    def __init__(self, examples: Any):
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        example = self.examples[index]
+        return {"image": example["image"], "label": np.int32(example["label"]), "index": np.int32(index)}
+
+
+class Rows:
+    """The rows of one process, out of every batch of a sequence of examples; no other row is ever read."""
+
+    def __init__(self, examples: grain.MapDataset, batch_size: int, rows: slice):
+        self.examples, self.batch_size, self.rows = examples, batch_size, rows
+
+    def __len__(self) -> int:
+        return len(self.examples) // self.batch_size * (self.rows.stop - self.rows.start)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        step, row = divmod(index, self.rows.stop - self.rows.start)
+        return self.examples[step * self.batch_size + self.rows.start + row]
 
 
 def examples(source: Source, seed: int, random_flip: bool = False) -> grain.MapDataset:
     """Endless random access to examples: each epoch visits each image once, in an order of its own."""
-    dataset = grain.MapDataset.source(source.examples).seed(seed)
-    dataset = dataset.map(lambda example: {"image": example["image"], "label": np.int32(example["label"])})
-    dataset = dataset.shuffle().repeat()
+    dataset = grain.MapDataset.source(Numbered(source.examples)).seed(seed).shuffle().repeat()
     if random_flip:  # after `repeat`, so that an image's flip differs from epoch to epoch
         dataset = dataset.random_map(_flip)
     return dataset
@@ -35,15 +62,34 @@ def batches(
     first_step: int = 0,
     random_flip: bool = False,
     num_threads: int = 2,
+    num_workers: int = 0,
+    rows: slice | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The batches from step `first_step` on, `steps_per_call` at a time, read ahead by a few threads.
+    """The batches from step `first_step` on, `steps_per_call` at a time, read ahead.
+
+    Args:
+      source: of the examples.
+      seed: of the order and the flips.
+      batch_size: global, of all processes together.
+      steps_per_call: how many batches are yielded at a time.
+      first_step: the first batch's.
+      random_flip: mirror each image with probability 1/2, each time it is visited.
+      num_threads: that read, in this process.
+      num_workers: processes that read in their place; 0: none.
+      rows: of each batch, those that this process reads; None: all.
 
     Yields:
-      {"image": uint8 (steps_per_call, batch_size, *image_shape), "label": int32 (steps_per_call, batch_size)}
+      {"image": (steps_per_call, rows, *image_shape), "label", "index": int32 (steps_per_call, rows)}; the index is an
+      example's place in the source.
     """
-    dataset = examples(source, seed, random_flip).batch(batch_size).slice(slice(first_step, None))
+    dataset, count = examples(source, seed, random_flip), batch_size
+    if rows is not None and rows != slice(0, batch_size):
+        dataset, count = grain.MapDataset.source(Rows(dataset, batch_size, rows)), rows.stop - rows.start
     read_ahead = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=4)  # in calls
-    return iter(dataset.batch(steps_per_call).to_iter_dataset(read_ahead))
+    calls = dataset.batch(count).slice(slice(first_step, None)).batch(steps_per_call).to_iter_dataset(read_ahead)
+    if num_workers:
+        calls = calls.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
+    return iter(calls)
 
 
 def to_unit_range(images: jnp.ndarray, levels: int | None) -> jnp.ndarray:

@@ -4,59 +4,21 @@ Or, for data that are not images, to `{"image": float32 (features,), ...}`. A ne
 Source and an entry of `SOURCES`; what else it takes is `--config.data.kwargs`.
 """
 
-import gzip
 import os
-import struct
-import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from score_sde.data import toys
+from score_sde.data.examples import Arrays, Cropped, Padded, Source, Unlabelled
+from score_sde.data.folders import image_folder, npz
+from score_sde.data.idx import idx
 from score_sde.errors import UserError, build
 
 SPLITS = ("train", "test")
-
-
-class Source(NamedTuple):
-    """Images with labels, and what has to be known about them."""
-
-    examples: Sequence[dict[str, Any]]  # len() and [i] -> {"image": an array of image_shape, "label": int}
-    image_shape: tuple[int, ...]  # (height, width, channels); (features,) where the data are not images
-    levels: int | None  # pixels are integers 0 .. levels - 1; None: real numbers, taken as they are
-    num_classes: int
-
-
-class Arrays:
-    """A sequence of examples over arrays in memory: images (n, height, width, channels), labels (n,)."""
-
-    def __init__(self, images: np.ndarray, labels: np.ndarray):
-        self.images, self.labels = images, labels
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"image": self.images[index], "label": int(self.labels[index])}
-
-
-class Padded:
-    """A sequence of examples whose images are padded with the level 0, evenly on both sides, to size x size."""
-
-    def __init__(self, examples: Sequence[dict[str, Any]], size: int):
-        self.examples, self.size = examples, size
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        example = self.examples[index]
-        margins = [self.size - n for n in example["image"].shape[:2]]
-        pads = [(margin // 2, margin - margin // 2) for margin in margins]
-        return example | {"image": np.pad(example["image"], [*pads, (0, 0)])}
 
 
 def load(
@@ -66,6 +28,7 @@ def load(
     channels: int,
     path: str = "",
     kwargs: Mapping[str, Any] | None = None,
+    crop: bool = False,
 ) -> Source:
     """Opens a data set.
 
@@ -76,6 +39,8 @@ def load(
       channels: what the images must have; the number of features of data that are not images.
       path: the folder the data set is in; "" is its usual place.
       kwargs: what the source takes beside these.
+      crop: whether images of another size are cut to a square about their centre and resized; those of a source whose
+        images differ in size always are.
 
     Raises:
       UserError: the name or split is unknown, the data set is missing, or its images don't fit.
@@ -95,13 +60,16 @@ def load(
     height, width, found = source.image_shape
     if found != channels:
         raise UserError(f"{name}: the images have {found} channels, not {channels} (set --config.data.channels)")
-    if max(height, width) > image_size:
-        raise UserError(
-            f"{name}: the images are {height}x{width}, larger than {image_size} (set --config.data.image_size)"
-        )
+    shape = (image_size, image_size, channels)
     if (height, width) == (image_size, image_size):
         return source
-    shape = (image_size, image_size, channels)
+    if crop or None in (height, width):
+        return source._replace(examples=Cropped(source.examples, image_size), image_shape=shape)
+    if max(height, width) > image_size:
+        raise UserError(
+            f"{name}: the images are {height}x{width}, larger than {image_size} (set --config.data.image_size, or "
+            "--config.data.crop=True to cut and resize them)"
+        )
     return source._replace(examples=Padded(source.examples, image_size), image_shape=shape)
 
 
@@ -155,42 +123,15 @@ def checkerboard(split: str, path: str, num_examples: int = 10_000) -> Source:
     return toy(split, path, toys.draw_checkerboard(), num_examples)
 
 
-def idx(split: str, path: str) -> Source:
-    """Any set in MNIST's IDX format: a folder with train-images-idx3-ubyte, t10k-labels-idx1-ubyte, ..., or .gz."""
-    prefix = "train" if split == "train" else "t10k"
-    images = read_idx(_find_idx(path, f"{prefix}-images-idx3-ubyte"))[..., None]
-    labels = read_idx(_find_idx(path, f"{prefix}-labels-idx1-ubyte"))
-    if len(images) != len(labels):
-        raise UserError(f"idx: {len(images)} images but {len(labels)} labels in {path} (set --config.data.path)")
-    return Source(Arrays(images, labels), images.shape[1:], levels=256, num_classes=int(labels.max()) + 1)
+def tfds(split: str, path: str, name: str, test_split: str = "test") -> Source:
+    """An image set of TensorFlow Datasets, prepared as array_record; TensorFlow itself is not needed.
 
-
-def read_idx(path: Path) -> np.ndarray:
-    """The array of unsigned bytes in an IDX file, gzipped or not (LeCun's format: 0, 0, type, rank, sizes, data)."""
-    raw = path.read_bytes()
-    try:
-        raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
-        zero, kind, rank = struct.unpack_from(">HBB", raw)
-        shape = struct.unpack_from(f">{rank}I", raw, 4)
-    except (OSError, EOFError, zlib.error, struct.error):
-        zero = kind = None
-    if zero != 0 or kind != 8:
-        raise UserError(f"idx: {path} is no IDX file of unsigned bytes, or is damaged (set --config.data.path)")
-    data = np.frombuffer(raw, np.uint8, offset=4 + 4 * rank)
-    if data.size != np.prod(shape):
-        raise UserError(f"idx: {path} is cut short: its header says {shape}, it holds {data.size} bytes")
-    return data.reshape(shape)
-
-
-def _find_idx(folder: str, name: str) -> Path:
-    for candidate in (Path(folder) / name, Path(folder) / f"{name}.gz"):
-        if candidate.is_file():
-            return candidate
-    raise UserError(f"idx: no {name} or {name}.gz in {folder or 'the folder'!r} (set --config.data.path to the folder)")
-
-
-def tfds(split: str, path: str, name: str) -> Source:
-    """An image classification set of TensorFlow Datasets, prepared as array_record; TensorFlow itself is not needed."""
+    Args:
+      split: "train" or "test".
+      path: the folder of TensorFlow Datasets; "" for its usual one.
+      name: of the set, "cifar100", "celeb_a", with its config ("downsampled_imagenet/32x32").
+      test_split: what the set calls its test split: some have "validation" alone.
+    """
     import tensorflow_datasets
 
     builder = tensorflow_datasets.builder(name, data_dir=path or None)
@@ -205,8 +146,15 @@ def tfds(split: str, path: str, name: str) -> Source:
         )
     if builder.info.file_format.value != "array_record":
         raise UserError(f"{name} in {folder} is {builder.info.file_format.value}, not array_record: run `{command}`")
-    info = builder.info.features
-    return Source(builder.as_data_source(split), info["image"].shape, 256, info["label"].num_classes)
+    info, split = builder.info.features, test_split if split == "test" else split
+    if split not in builder.info.splits or "image" not in info:
+        raise UserError(
+            f"{name} has the splits {', '.join(builder.info.splits)} and the features {', '.join(info)}; an image and "
+            f"the split {split!r} are needed (set --config.data.kwargs.test_split)"
+        )
+    classes = info["label"].num_classes if "label" in info else 1
+    examples = builder.as_data_source(split)
+    return Source(examples if "label" in info else Unlabelled(examples), info["image"].shape, 256, classes)
 
 
 def _idx_or_tfds(split: str, path: str, name: str) -> Source:
@@ -233,4 +181,7 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "mnist": partial(_idx_or_tfds, name="mnist"),
     "fashion_mnist": partial(_idx_or_tfds, name="fashion_mnist"),
     "cifar10": partial(tfds, name="cifar10"),
+    "tfds": tfds,
+    "image_folder": image_folder,
+    "npz": npz,
 }

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from score_sde import ddpm
+from score_sde import ddpm, hosts
 from score_sde.data import to_unit_range
 from score_sde.errors import UserError
 from score_sde.evaluation.figures import write_figures
@@ -143,20 +143,22 @@ def _over_batches(
     measure: Callable, experiment: Experiment, params: Any, images: np.ndarray, labels: np.ndarray, name: str
 ) -> dict[str, np.ndarray]:
     """Measures all images on all devices; example i draws with fold_in(key, i), whatever the batch."""
-    devices = jax.devices()
-    each = math.ceil(experiment.likelihood["batch_size"] / len(devices))
-    batch = each * len(devices)
+    devices = jax.local_devices()  # of several processes each measures its part, and all get the whole
+    everywhere = len(devices) * jax.process_count()
+    each = math.ceil(experiment.likelihood["batch_size"] / everywhere)
+    batch, mine = each * everywhere, hosts.my_rows(each * everywhere)
     key = jax.random.fold_in(jax.random.key(experiment.config["seed"]), len(name))
     keys_of = jax.jit(jax.vmap(partial(jax.random.fold_in, key)))
     compiled = jax.pmap(measure, in_axes=(None, 0, 0, 0), devices=devices)
     parts = []
     with progress_bar(len(images), 0, "image", name) as bar:
         for first in range(0, len(images), batch):
-            indices = np.minimum(np.arange(first, first + batch), len(images) - 1)  # the last batch is filled up
+            indices = np.minimum(np.arange(first, first + batch), len(images) - 1)[mine]  # the last batch is filled up
             shown, told = (part[indices].reshape(len(devices), each, *part.shape[1:]) for part in (images, labels))
             measured = compiled(params, shown, told, keys_of(indices).reshape(len(devices), each))
             kept = min(batch, len(images) - first)
-            parts.append({name: np.asarray(values).reshape(-1)[:kept] for name, values in measured.items()})
+            whole = hosts.all_rows({name: np.asarray(values).reshape(-1) for name, values in measured.items()})
+            parts.append({name: values[:kept] for name, values in whole.items()})
             bar.update(kept)
     return {name: np.concatenate([part[name] for part in parts]).astype(np.float64) for name in parts[0]}
 

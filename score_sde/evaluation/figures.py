@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from score_sde import hosts
 from score_sde.training.workdir import write_atomically
 
 SECTIONS = ("likelihood", "certify")  # modes with a place of their own; `evaluate` has the rest
@@ -11,6 +12,8 @@ SECTIONS = ("likelihood", "certify")  # modes with a place of their own; `evalua
 
 def write_figures(workdir: Path, figures: dict[str, Any]) -> None:
     """Writes figures to evaluation.json: what `evaluate` writes replaces its last figures, a section its own."""
+    if not hosts.first():
+        return
     path = workdir / "evaluation.json"
     before = json.loads(path.read_text()) if path.is_file() else {}
     if any(name in SECTIONS for name in figures):

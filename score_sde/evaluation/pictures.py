@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from score_sde import hosts
 from score_sde.data import to_levels
 from score_sde.evaluation.grids import save_grid
 from score_sde.evaluation.scatter import save_paths, save_scatter
@@ -41,6 +42,8 @@ def draw_samples(experiment: Experiment, params: Any, step: int, workdir: Path) 
     """
     samples = np.concatenate([batch.x for batch in experiment.sampler.draw(params, experiment.num_samples)])
     path = picture_path(workdir, step)
+    if not hosts.first():
+        return path
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"partial_{path.name}")
     if len(experiment.event_shape) == 3:
@@ -63,6 +66,8 @@ def draw_denoising(experiment: Experiment, params: Any, step: int, workdir: Path
     if experiment.sampler.trajectory is None:
         return None
     path = strip_path(workdir, step)
+    if not hosts.first():
+        return path
     path.parent.mkdir(parents=True, exist_ok=True)
     if len(experiment.event_shape) == 3:
         trajectory = experiment.sampler.trajectory(params, min(ROWS, experiment.num_samples))

@@ -1,56 +1,222 @@
-"""Checkpoints by Orbax: asynchronous, and atomic, as a step's folder gets its name only when it is complete."""
+"""Checkpoints by Orbax: asynchronous, and atomic, as a step's folder gets its name only when it is complete.
 
+Beside what Orbax writes, each complete folder gets a manifest of its files' sizes and SHA-256, so that a flipped byte
+is found. A checkpoint that can't be read is reported and moved to DIR/damaged, and the one before it is taken.
+"""
+
+import errno
+import hashlib
+import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
 
+from score_sde import hosts
 from score_sde.errors import UserError
 from score_sde.training.state import TrainState
 
-
-def open_checkpoints(folder: Path, keep: int) -> ocp.CheckpointManager:
-    """The checkpoints in a folder, one folder a step; the last `keep` are kept, half-written ones are removed."""
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
-    return ocp.CheckpointManager(folder.absolute(), options=options)
+MANIFEST = "manifest.json"
 
 
-def save(manager: ocp.CheckpointManager, state: TrainState) -> None:
-    """Starts to save a state, unless its step is saved; the arrays are copied before this returns."""
+def open_checkpoints(folder: Path, keep: int, every: int = 0, best: int = 0) -> ocp.CheckpointManager:
+    """The checkpoints in a folder, one folder a step; half-written ones are removed.
+
+    Args:
+      folder: made if it is missing.
+      keep: how many of the last stay.
+      every: those of steps that are multiples of it stay, too; 0: none.
+      best: so many with the smallest loss stay, too.
+    """
+    policies = [checkpoint_managers.LatestN(keep)]
+    if every:
+        policies.append(checkpoint_managers.EveryNSteps(every))
+    if best:
+        smallest = checkpoint_managers.BestN(
+            get_metric_fn=lambda metrics: metrics["loss"], reverse=True, n=best, keep_checkpoints_without_metrics=False
+        )
+        policies.append(smallest)
+    folder = folder.absolute()
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+        cleanup_tmp_directories=True,
+        async_options=ocp.AsyncOptions(post_finalization_callback=lambda: seal(folder)),
+    )
+    return ocp.CheckpointManager(folder, options=options)
+
+
+def save(manager: ocp.CheckpointManager, state: TrainState, loss: float | None = None) -> None:
+    """Starts to save a state, unless its step is saved; the arrays are copied before this returns.
+
+    Args:
+      manager: of the run's folder.
+      state: of arrays in one piece, or in shards over all processes.
+      loss: the mean since the last save, for the choice of the best.
+
+    Raises:
+      UserError: the disk is full, now or at the last save.
+    """
     step = int(state.step)
-    if step != manager.latest_step():
-        manager.save(step, args=ocp.args.StandardSave(state._asdict()))
+    if step == manager.latest_step():
+        return
+    metrics = None if loss is None else {"loss": loss}
+    _on_disk(manager, lambda: manager.save(step, args=ocp.args.StandardSave(state._asdict()), metrics=metrics))
 
 
-def restore(manager: ocp.CheckpointManager, like: TrainState) -> TrainState:
-    """The newest complete checkpoint, in the structure, shapes and dtypes of `like`, as arrays on the host."""
-    return TrainState(**_restore(manager, like._asdict()))
+def finish(manager: ocp.CheckpointManager) -> None:
+    """Waits for the last save.
+
+    Raises:
+      UserError: the disk is full.
+    """
+    _on_disk(manager, manager.wait_until_finished)
+
+
+def _on_disk(manager: ocp.CheckpointManager, action: Callable[[], Any]) -> None:
+    try:
+        action()
+    except Exception as error:  # Orbax wraps the system's errors in many of its own
+        if not _is_full(error):
+            raise
+        saved = [step for step in manager.all_steps(read=True) if (manager.directory / str(step)).is_dir()]
+        raise UserError(
+            f"the disk of {manager.directory} is full: {error}. "
+            + (f"The checkpoint of step {max(saved)} is whole; " if saved else "No checkpoint was saved; ")
+            + "make room, or keep fewer (--config.training.keep_checkpoints), and the same command goes on from there"
+        ) from error
+
+
+def _is_full(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if any(words in str(error) for words in ("No space left", "ENOSPC", "quota exceeded", "RESOURCE_EXHAUSTED")):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def restore(manager: ocp.CheckpointManager, like: TrainState) -> TrainState | None:
+    """The newest readable checkpoint, in the structure, shapes and dtypes of `like`, as arrays on the host; None: none.
+
+    Raises:
+      UserError: there are checkpoints, but none can be read.
+    """
+    state = _newest(
+        _steps(manager.directory), Path(manager.directory), lambda step: _restore(manager, step, like._asdict())
+    )
+    if state is None:
+        return None
+    manager.reload()  # without what was set aside
+    return TrainState(**state)
 
 
 def restore_newest(workdir: Path) -> dict[str, Any]:
-    """The newest complete checkpoint of a run's folder, which may be training, as a dictionary of arrays on the host.
+    """The newest readable checkpoint of a run's folder, which may be training, as a dictionary of arrays on the host.
 
     Raises:
-      UserError: the folder has no checkpoint.
+      UserError: the folder has no checkpoint, or none that can be read.
     """
     folder = (workdir / "checkpoints").absolute()
     if folder.is_dir():
         options = ocp.CheckpointManagerOptions(read_only=True)  # a save that is going on is not ours to clean up
         handler = ocp.StandardCheckpointHandler()  # without it the manager knows no structure
         with ocp.CheckpointManager(folder, options=options, item_handlers=handler) as manager:
-            if manager.latest_step() is not None:
-                return _restore(manager, manager.item_metadata(manager.latest_step()).tree)
+
+            def read(step):
+                return _restore(manager, step, manager.item_metadata(step).tree)
+
+            state = _newest(_steps(folder), folder, read, set_aside=False)
+            if state is not None:
+                return state
     raise UserError(f"{workdir} has no checkpoint: train first, or choose another --workdir")
 
 
 def has_checkpoint(workdir: Path) -> bool:
     """Whether a run's folder has a complete checkpoint."""
-    return any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
+    return bool(_steps(workdir / "checkpoints"))
 
 
-def _restore(manager: ocp.CheckpointManager, like: Any) -> Any:
+def _steps(folder: Any) -> list[int]:
+    return sorted((int(path.name) for path in Path(folder).glob("*") if path.name.isdigit()), reverse=True)
+
+
+def _newest(steps: list[int], folder: Path, read: Callable[[int], Any], set_aside: bool = True) -> Any:
+    """What `read` gives of the newest of the steps that is whole; the others are reported and set aside."""
+    for n, step in enumerate(steps):
+        try:
+            check(folder / str(step))
+            state = read(step)
+        except Exception as error:  # each kind of damage has its own
+            reason = str(error).split("\n")[0]
+            print(f"the checkpoint of step {step} in {folder} can't be read: {reason}", file=sys.stderr)
+            continue
+        for damaged in steps[:n] if set_aside else ():
+            _set_aside(folder / str(damaged))
+        return state
+    if steps:
+        raise UserError(
+            f"none of the checkpoints in {folder} can be read ({', '.join(map(str, steps))}); choose another --workdir"
+        )
+    return None
+
+
+def _set_aside(path: Path) -> None:
+    """Moves a damaged checkpoint to DIR/damaged, where a new one of the same step doesn't meet it."""
+    if hosts.first():
+        damaged = path.parents[1] / "damaged"
+        damaged.mkdir(exist_ok=True)
+        free = next(name for n in range(1000) if not (name := damaged / f"{path.name}.{n}").exists())
+        path.rename(free)
+        print(f"it is kept in {free}", file=sys.stderr)
+    hosts.wait(f"set aside {path.name}")
+
+
+def _restore(manager: ocp.CheckpointManager, step: int, like: Any) -> Any:
     # NumPy arrays as the target: a checkpoint then doesn't ask for the devices it was saved from.
     targets = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
-    return manager.restore(manager.latest_step(), args=ocp.args.StandardRestore(targets))
+    return manager.restore(step, args=ocp.args.StandardRestore(targets))
+
+
+def seal(folder: Path) -> None:
+    """Writes the manifest of every complete checkpoint that has none."""
+    if not hosts.first():
+        return
+    for step in _steps(folder):
+        path = folder / str(step)
+        if not (path / MANIFEST).exists():
+            files = {name: _digest(path / name) for name in _files(path)}
+            partial = path / f"{MANIFEST}.partial"
+            partial.write_text(json.dumps(files, indent=1))
+            partial.rename(path / MANIFEST)
+
+
+def check(path: Path) -> None:
+    """Compares a checkpoint with its manifest; a kill may have left it without one, and nothing to compare.
+
+    Raises:
+      ValueError: a file is missing or differs.
+    """
+    if not (path / MANIFEST).is_file():
+        return
+    expected = json.loads((path / MANIFEST).read_text())
+    for name, digest in expected.items():
+        if not (path / name).is_file():
+            raise ValueError(f"{name} is missing")
+        if _digest(path / name) != digest:
+            raise ValueError(f"{name} is not what was saved")
+
+
+def _files(path: Path) -> list[str]:
+    found = (str(file.relative_to(path)) for file in sorted(path.rglob("*")) if file.is_file())
+    return [name for name in found if not name.startswith(MANIFEST)]
+
+
+def _digest(path: Path) -> list[Any]:
+    with path.open("rb") as file:
+        return [path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()]

@@ -10,19 +10,27 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from score_sde import hosts
 from score_sde.training.workdir import write_atomically
 
 
 class MetricsLog:
-    """Appends to DIR/metrics.jsonl and DIR/tensorboard; a resumed run first drops what it will write again."""
+    """Appends to DIR/metrics.jsonl and DIR/tensorboard; a resumed run first drops what it will write again.
+
+    Of several processes only the first writes.
+    """
 
     def __init__(self, workdir: Path, first_step: int):
+        if not hosts.first():
+            return
         self._path = workdir / "metrics.jsonl"
         _keep_up_to(self._path, first_step)
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """One JSON object on a line of its own, and one event a metric."""
+        if not hosts.first():
+            return
         with self._path.open("a") as file:
             file.write(json.dumps({"step": step, **metrics}) + "\n")
         for name, value in metrics.items():
@@ -30,7 +38,8 @@ class MetricsLog:
         self._events.flush()
 
     def close(self) -> None:
-        self._events.close()
+        if hosts.first():
+            self._events.close()
 
 
 def _keep_up_to(path: Path, step: int) -> None:
@@ -56,12 +65,14 @@ class Window:
     def __init__(self, batch_size: int):
         self._batch_size = batch_size
         self._metrics: list[dict[str, jax.Array]] = []
+        self._lengths: list[int] = []
         self._last: float | None = None
         self._seconds, self._steps = 0.0, 0
 
     def add(self, metrics: dict[str, jax.Array], steps: int) -> None:
         """The metrics of a call of so many steps."""
         self._metrics.append(metrics)
+        self._lengths.append(steps)
         if self._last is None:
             jax.block_until_ready(metrics)
         else:
@@ -76,15 +87,43 @@ class Window:
     def resume(self) -> None:
         self._last = time.perf_counter()
 
+    @property
+    def steps(self) -> int:
+        """Since the last log."""
+        return sum(self._lengths)
+
+    def nonfinite(self, step: int) -> tuple[int, int]:
+        """(the first step whose loss or gradient was not finite, how many there were since the last log).
+
+        Steps are counted from 0; within a call the bad ones are the last, as NaN stays for good.
+
+        Args:
+          step: how many are finished.
+        """
+        counts = [
+            round(float(metrics["nonfinite"]) * steps)
+            for metrics, steps in zip(jax.device_get(self._metrics), self._lengths, strict=True)
+        ]
+        first, passed = step, step - self.steps
+        for count, steps in zip(counts, self._lengths, strict=True):
+            passed += steps
+            if count:
+                first = passed - count
+                break
+        return first, sum(counts)
+
     def summary(self) -> dict[str, float]:
         """Means since the last summary, with steps and images a second once there is something to time."""
         values = jax.device_get(self._metrics)
-        record = {name: float(np.mean([value[name] for value in values])) for name in values[0]}
+        record = {name: float(np.mean([value[name] for value in values])) for name in values[0] if name != "stop"}
+        skipped = record.pop("nonfinite", 0.0)
+        if skipped:  # those steps add 0 to the sums
+            record = {name: value / (1 - skipped) for name, value in record.items()} | {"skipped": skipped}
         self.pause()
         if self._steps:
             rate = self._steps / self._seconds
             record |= {"steps_per_second": rate, "images_per_second": rate * self._batch_size}
-        self._metrics, self._seconds, self._steps = [], 0.0, 0
+        self._metrics, self._lengths, self._seconds, self._steps = [], [], 0.0, 0
         self.resume()
         return record
 
@@ -92,4 +131,7 @@ class Window:
 def progress_bar(total: int, first: int, unit: str, description: str) -> tqdm:
     """A bar from `first` to `total` with the rate and the time left; without a terminal a line every 10 seconds."""
     interval = 0.2 if sys.stderr.isatty() else 10.0
-    return tqdm(total=total, initial=first, unit=unit, desc=description, mininterval=interval, dynamic_ncols=True)
+    quiet = not hosts.first()
+    return tqdm(
+        total=total, initial=first, unit=unit, desc=description, mininterval=interval, dynamic_ncols=True, disable=quiet
+    )

@@ -1,98 +1,126 @@
-"""The train step: a pure function (state, batch) -> (state, metrics), and its compilation for all devices."""
+"""The train step: a pure function (state, batch) -> (state, metrics), and several of them in a compiled loop."""
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from score_sde.averages import Averages, update
 from score_sde.data import to_unit_range
+from score_sde.data.augmentation import augment_each
 from score_sde.likelihood import centred_range, dequantize
-from score_sde.randomness import fold_each, make_draw
+from score_sde.randomness import Draw, fold_each, make_draw
 from score_sde.training.state import TrainState
 
 AXIS = "devices"
 
-
 LossFn = Callable[..., jax.Array]
+Metrics = dict[str, jax.Array]
 
 
 def make_train_step(
     loss_fn: LossFn,
     optimizer: optax.GradientTransformation,
     seed_key: jax.Array,
-    ema_decay: float,
+    averages: Averages,
     levels: int | None,
     axis_name: str | None = AXIS,
     dequantized: bool = False,
     labelled: bool = False,
-) -> Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
-    """Makes the step of one device.
+    augment: Mapping[str, float] | None = None,
+    accumulate: int = 1,
+    skip_nonfinite: bool = False,
+) -> Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, Metrics]]:
+    """Makes the step of one device, or of all as one array program.
 
     Args:
-      loss_fn: (params, x0 (n, *event_shape) in [-1, 1], draw, labels) -> (n,) losses.
+      loss_fn: (params, x0 (n, *event_shape) in [-1, 1], draw, **told) -> (n,) losses.
       optimizer: from the gradient of the mean loss over the global batch to an update.
       seed_key: the key of the whole run's training noise.
-      ema_decay: of the moving average of the parameters, warmed up as min(ema_decay, (1 + n) / (10 + n)) at step n.
+      averages: the moving averages to keep.
       levels: pixels of a batch are integers 0 .. levels - 1; None for real numbers.
-      axis_name: the mapped axis that means are taken over; None for a single device outside any map.
+      axis_name: the mapped axis that means are taken over; None where the batch is the global one.
       dequantized: spread each pixel evenly over its level, with noise from the example's key.
-      labelled: give the loss batch["label"], (n,) integers; else None.
+      labelled: tell the network batch["label"], (n,) integers.
+      augment: probabilities of EDM's augmentations (`augment_each`), of which the network is told; None: none.
+      accumulate: parts that the batch is worked through in, one after another, for memory.
+      skip_nonfinite: leave everything but the step's number as it was where the loss or the gradient isn't finite.
 
     Returns:
-      (state, batch) -> (state, {"loss", "gradient_norm"}); batch["image"] is this device's part of the global batch,
-      (n, *event_shape).
+      (state, batch) -> (state, {"loss", "gradient_norm", "nonfinite"}); batch["image"] is this device's part of the
+      global batch, (n, *event_shape); nonfinite is 1 where the loss or the gradient is not finite.
     """
 
     def mean_over_devices(tree):
         return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
 
-    def train_step(state, batch):
-        num_local = batch["image"].shape[0]
-        device = 0 if axis_name is None else jax.lax.axis_index(axis_name)
-        num_devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
-        indices = device * num_local + jnp.arange(num_local)
-        draw = make_draw(seed_key, state.step, indices, num_devices * num_local)
+    def told(batch: Mapping[str, jax.Array], draw: Draw) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The images as the network gets them, and what it is told of them."""
         if dequantized:
             x0 = dequantize(fold_each(draw.noise_keys, 1), batch["image"], levels, centred_range(levels))
         else:
             x0 = to_unit_range(batch["image"], levels)
+        labels = {"labels": batch["label"]} if labelled else {}
+        if augment is None:
+            return x0, labels
+        x0, how = augment_each(fold_each(draw.noise_keys, 2), x0, **augment)
+        return x0, labels | {"augment": how}
 
-        labels = batch["label"] if labelled else None
+    def mean_loss(params, batch, draw):
+        x0, beside = told(batch, draw)
+        return jnp.mean(loss_fn(params, x0, draw, **beside))
 
-        def mean_loss(params):
-            return jnp.mean(loss_fn(params, x0, draw, labels))
+    def loss_and_gradient(params, batch, step):
+        num_local = batch["image"].shape[0]
+        device = 0 if axis_name is None else jax.lax.axis_index(axis_name)
+        num_devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
+        indices = device * num_local + jnp.arange(num_local)
 
-        loss, gradient = mean_over_devices(jax.value_and_grad(mean_loss)(state.params))
+        def of(batch, indices):
+            draw = make_draw(seed_key, step, indices, num_devices * num_local)
+            return jax.value_and_grad(mean_loss)(params, batch, draw)
+
+        return _over_parts(of, (batch, indices), accumulate)
+
+    def train_step(state, batch):
+        loss, gradient = mean_over_devices(loss_and_gradient(state.params, batch, state.step))
         updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
-        ema_params = optax.incremental_update(params, state.ema_params, 1 - decay)
-        metrics = {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
-        return TrainState(state.step + 1, params, ema_params, optimizer_state), metrics
+        ema_params, others = update(averages, (state.ema_params, state.averages), params, state.step)
+        new = TrainState(state.step + 1, params, ema_params, others, optimizer_state)
+        norm = optax.tree.norm(gradient)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        metrics = {"loss": loss, "gradient_norm": norm}
+        if skip_nonfinite:
+            kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
+            new = kept._replace(step=state.step + 1)
+            metrics = jax.tree.map(lambda value: jnp.where(finite, value, 0.0), metrics)
+        return new, metrics | {"nonfinite": 1.0 - finite}
 
     return train_step
 
 
-def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
-    """One copy of every array for each device, along a new leading axis, placed as `jax.pmap` places its outputs.
+def _over_parts(function: Callable, rows: Any, parts: int) -> Any:
+    """The mean of function(*rows) over so many equal parts of the rows, one after another.
 
-    Any other placement, or another name of the axis, would compile the step a second time at its second call.
+    Part k takes every parts-th row from the k-th on: where the rows lie in shards, every part lies in all of them.
     """
-    sharding = NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec(AXIS))
-    return jax.tree.map(lambda leaf: jax.device_put(jnp.stack([leaf] * len(devices)), sharding), tree)
+    if parts == 1:
+        return function(*rows)
+    split = jax.tree.map(lambda leaf: leaf.reshape(-1, parts, *leaf.shape[1:]).swapaxes(0, 1), rows)
+
+    def add(sums, part):
+        return jax.tree.map(jnp.add, sums, function(*part)), None
+
+    like = jax.eval_shape(function, *jax.tree.map(lambda leaf: leaf[0], split))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
+    sums, _ = jax.lax.scan(add, zeros, split)
+    return jax.tree.map(lambda total: total / parts, sums)
 
 
-def unreplicate(tree: Any) -> Any:
-    """The first device's copy of every array."""
-    return jax.tree.map(lambda leaf: leaf.addressable_shards[0].data[0], tree)
-
-
-def scan_steps(train_step: Callable, state: TrainState, batches: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+def scan_steps(train_step: Callable, state: TrainState, batches: Any) -> tuple[TrainState, Metrics]:
     """Steps through batches (steps, n, ...) in a compiled loop; returns the state and the means of the metrics.
 
     `lax.scan`, but that the CPU's compiler doesn't see the number of steps: it would inline a loop of one step and
@@ -114,28 +142,3 @@ def scan_steps(train_step: Callable, state: TrainState, batches: Any) -> tuple[T
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), metrics)
     state, sums = jax.lax.fori_loop(0, hidden, body, (state, zeros))
     return state, jax.tree.map(lambda total: total / num_steps, sums)
-
-
-def on_all_devices(train_step: Callable, devices: Sequence[jax.Device]) -> Callable:
-    """Compiles scanned train steps for all devices, the state's buffers donated.
-
-    Args:
-      train_step: what `make_train_step` makes, with the axis `AXIS`.
-      devices: the devices to run on.
-
-    Returns:
-      (state, batches) -> (state, metrics): a state replicated along a leading axis of devices, and batches of global
-      arrays (steps_per_call, batch_size, ...); metrics are means over the call's steps, as scalars on the first device.
-    """
-    num_devices = len(devices)
-    compiled = jax.pmap(partial(scan_steps, train_step), axis_name=AXIS, devices=devices, donate_argnums=0)
-
-    def split(batches):  # (steps, batch, ...) -> (devices, steps, batch / devices, ...)
-        steps, batch_size = batches.shape[:2]
-        return batches.reshape(steps, num_devices, batch_size // num_devices, *batches.shape[2:]).swapaxes(0, 1)
-
-    def call(state, batches):
-        state, metrics = compiled(state, jax.tree.map(split, batches))
-        return state, unreplicate(metrics)
-
-    return call

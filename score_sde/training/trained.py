@@ -6,11 +6,12 @@ from typing import Any
 from score_sde.experiment import Experiment
 from score_sde.models import pretrained
 from score_sde.training.checkpoints import has_checkpoint, restore_newest
+from score_sde.training.snapshots import reconstruct
 from score_sde.training.workdir import prepare
 
 
 def trained(experiment: Experiment, workdir: Path) -> tuple[Any, int]:
-    """The moving average of the newest checkpoint's parameters, and its step.
+    """The moving average of the newest checkpoint's parameters that config.sampling chooses, and its step.
 
     Without a checkpoint: of an exact network nothing, of a pretrained one what was loaded; and 0.
 
@@ -22,7 +23,13 @@ def trained(experiment: Experiment, workdir: Path) -> tuple[Any, int]:
         prepare(workdir, experiment.config)  # there was no run that made the folder
         return experiment.init_params(), 0
     state = restore_newest(workdir)
-    return state["ema_params"], int(state["step"])
+    step, chosen = int(state["step"]), experiment.config["sampling"]
+    if chosen["ema_length"]:
+        return reconstruct(workdir, step, chosen["ema_length"]), step
+    if chosen["ema_decay"]:
+        place = experiment.averages.decays.index(chosen["ema_decay"])
+        return state["averages"][f"decay_{place}"], step
+    return state["ema_params"], step
 
 
 def export(experiment: Experiment, workdir: Path) -> Path:

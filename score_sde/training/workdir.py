@@ -6,17 +6,26 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from score_sde import hosts
 from score_sde.errors import UserError
 
-# What a resumed run may change: none of these changes the parameters that a given step reaches.
+# What a resumed run may change: none of these changes the parameters that a given step reaches, but for rounding.
 MAY_CHANGE = (
     "data.path",
+    "data.num_threads",
+    "data.num_workers",
     "training.num_steps",
     "training.steps_per_call",
+    "training.strategy",
+    "training.accumulate",
+    "training.on_nonfinite",
     "training.log_every",
     "training.checkpoint_every",
     "training.keep_checkpoints",
+    "training.keep_every",
+    "training.keep_best",
     "training.sample_every",
+    "training.snapshot_every",
     "sampling",
     "evaluation",
     "likelihood",
@@ -63,11 +72,14 @@ def prepare(workdir: Path, config: Mapping[str, Any]) -> None:
     Raises:
       UserError: the folder cannot be made or written.
     """
+    if not hosts.first():
+        return hosts.wait(f"prepare {workdir}")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         write_atomically(workdir / "config.json", json.dumps(config, indent=2) + "\n")
     except OSError as error:
         raise UserError(f"cannot write to {workdir}: {error.strerror} (set --workdir to one you may write)") from None
+    hosts.wait(f"prepare {workdir}")
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from score_sde.data import Source, batches, to_levels, to_unit_range
-from score_sde.data.sources import Arrays
+from score_sde.data.examples import Arrays
 
 NUM = 20
 

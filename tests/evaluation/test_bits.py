@@ -9,7 +9,7 @@ import pytest
 from configs import mixture, vp_digits_likelihood
 from score_sde import ddpm
 from score_sde.data import Source
-from score_sde.data.sources import Arrays
+from score_sde.data.examples import Arrays
 from score_sde.errors import UserError
 from score_sde.evaluation.bits import chain_epsilon, histogram_bits, likelihood
 from score_sde.evaluation.figures import write_figures

@@ -138,9 +138,9 @@ def test_our_own_weights_go_out_and_back(tmp_path):
 
 
 def test_a_network_of_vectors_goes_out_and_back(tmp_path):
-    module, x = create("mlp", width=8, depth=1), jnp.ones((2, 2))
+    module, x = create("mlp", features=(8,)), jnp.ones((2, 2))
     params = jax.jit(module.init)(jax.random.key(0), x, jnp.ones(2))["params"]
-    model = {"name": "mlp", "kwargs": {"width": 8, "depth": 1}, "prediction": "x0", "preconditioning": "edm"}
+    model = {"name": "mlp", "kwargs": {"features": (8,)}, "prediction": "x0", "preconditioning": "edm"}
     process = {"sde": {"name": "edm", "kwargs": {}}, "image_size": 0, "channels": 2, "sigma_data": 0.7}
     pretrained.save(tmp_path / "ema.safetensors", params, model, process)
     found = pretrained.adopt(str(tmp_path / "ema.safetensors"))

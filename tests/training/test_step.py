@@ -7,61 +7,68 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import vp_digits
+from configs import toy2d, vp_digits
+from score_sde.averages import exponent
 from score_sde.errors import UserError
 from score_sde.experiment import make_experiment
+from score_sde.training.devices import make_layout
 from score_sde.training.loop import train
+from score_sde.training.preparation import train_step_of
 from score_sde.training.state import initial_state
-from score_sde.training.step import make_train_step, on_all_devices, replicate, unreplicate
 
 BATCH = 16
+AVERAGES = {"ema_decays": (0.3,), "ema_lengths": (0.1,), "ema_decay": 0.05}
 
 
-def make(devices, dropout=0.0):
-    config = vp_digits.get_config()
-    config.model.kwargs = {
+def make(dropout=0.0, points=False, **training):
+    """A tiny U-Net on images, or a perceptron on points, which compiles at once."""
+    config = toy2d.get_config() if points else vp_digits.get_config()
+    unet = {
         "channels": 8,
         "multipliers": (1,),
         "num_res_blocks": 1,
         "attention_resolutions": (8,),
         "dropout": dropout,
     }
+    config.model.kwargs = {"features": (32, 32)} if points else unet
     config.training.batch_size = config.sampling.batch_size = BATCH
     config.optimizer.warmup_steps = 2
-    return make_experiment(config, devices)
+    config.training.update(training)
+    return make_experiment(config, jax.devices()[:1])
 
 
 @pytest.fixture(scope="module")
 def start():
     """Parameters that are not the initial ones, whose last layers are nearly zero and pass no gradient on."""
-    experiment = make(jax.devices()[:1])
+    experiment = make()
     leaves, tree = jax.tree.flatten(experiment.init_params())
     keys = jax.random.split(jax.random.key(7), len(leaves))
     leaves = [leaf + 0.05 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
-    return initial_state(jax.tree.unflatten(tree, leaves), experiment.optimizer)
+    return initial_state(jax.tree.unflatten(tree, leaves), experiment.optimizer, experiment.averages)
 
 
 @cache
-def compile_step(num_devices, dropout=0.0):
-    devices = jax.devices()[:num_devices]
-    experiment = make(devices, dropout)
-    step = make_train_step(
-        experiment.loss_fn, experiment.optimizer, experiment.training_key, experiment.ema_decay, levels=17
-    )
-    return on_all_devices(step, devices)
+def compile_step(num_devices, dropout=0.0, strategy="pmap", points=False, **training):
+    experiment = make(dropout, points, strategy=strategy, **training)
+    layout = make_layout(strategy, jax.devices()[:num_devices])
+    shapes = jax.eval_shape(lambda: initial_state(experiment.init_params(), experiment.optimizer, experiment.averages))
+    return layout, layout.compile(train_step_of(experiment, None if points else 17, layout.axis_name), shapes)
 
 
-def prepare(start, num_devices, calls, steps_per_call=1):
+def prepare(start, layout, calls, steps_per_call=1, points=False):
     """The state on the devices, and the batches of so many calls."""
-    images = np.random.default_rng(0).integers(0, 17, (calls, steps_per_call, BATCH, 8, 8, 1), np.uint8)
-    return replicate(start, jax.devices()[:num_devices]), [{"image": batch} for batch in images]
+    shape = (calls, steps_per_call, BATCH)
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(*shape, 2)) if points else rng.integers(0, 17, (*shape, 8, 8, 1), np.uint8)
+    return layout.place(start), [layout.put({"image": batch}) for batch in images]
 
 
-def run(start, num_devices, calls, steps_per_call=1, dropout=0.0):
-    state, batches = prepare(start, num_devices, calls, steps_per_call)
+def run(start, num_devices, calls, steps_per_call=1, **options):
+    layout, run_steps = compile_step(num_devices, **options)
+    state, batches = prepare(start, layout, calls, steps_per_call, options.get("points", False))
     for batch in batches:
-        state, metrics = compile_step(num_devices, dropout)(state, batch)
-    return unreplicate(state), metrics
+        state, metrics = run_steps(state, batch)
+    return layout.whole(state), metrics
 
 
 def relative_difference(first, second, origin):
@@ -84,6 +91,63 @@ def test_one_and_eight_devices_agree(start):
     np.testing.assert_allclose(metrics_one["loss"], metrics_eight["loss"], rtol=1e-4)
 
 
+def test_shards_give_the_numbers_of_copies(start):
+    """And do cut the state: no device holds more than an eighth of what can be cut, and the rest."""
+    copies, _ = run(start, 1, calls=5, dropout=0.3)
+    shards, _ = run(start, 8, calls=5, dropout=0.3, strategy="fsdp")
+    assert relative_difference(copies.params, shards.params, start.params) < 1e-3
+    assert relative_difference(copies.ema_params, shards.ema_params, start.params) < 1e-3
+    layout, _ = compile_step(8, dropout=0.3, strategy="fsdp")
+    placed = layout.place(start)
+    held = sum(leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves(placed))
+    assert held < 0.2 * sum(leaf.size for leaf in jax.tree.leaves(placed))
+
+
+@pytest.fixture(scope="module")
+def on_points():
+    """The state of a perceptron, and all averages that there are."""
+    experiment = make(points=True, **AVERAGES)
+    return initial_state(experiment.init_params(), experiment.optimizer, experiment.averages)
+
+
+def test_parts_of_a_batch_add_up_to_it(on_points):
+    """Accumulated gradients on one device, on four, and in shards: an example's noise is its own."""
+    whole, _ = run(on_points, 1, calls=3, points=True, **AVERAGES)
+    for more in ({"num_devices": 1, "accumulate": 4}, {"num_devices": 4, "accumulate": 2, "strategy": "fsdp"}):
+        parts, _ = run(on_points, calls=3, points=True, **AVERAGES, **more)
+        assert relative_difference(whole.params, parts.params, on_points.params) < 1e-3
+
+
+def test_a_step_without_a_finite_loss_is_left_out_or_stays_for_good(on_points):
+    params = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.inf), on_points.params)
+    broken = on_points._replace(params=params)
+    left_out, metrics = run(broken, 1, calls=2, points=True, on_nonfinite="skip", **AVERAGES)
+    assert int(left_out.step) == 2 and float(metrics["nonfinite"]) == 1 and float(metrics["loss"]) == 0
+    for before, after in zip(broken[2:], left_out[2:], strict=True):
+        jax.tree.map(np.testing.assert_array_equal, after, before)
+    _, metrics = run(broken, 1, calls=1, points=True, **AVERAGES)
+    assert float(metrics["nonfinite"]) == 1 and not np.isfinite(float(metrics["loss"]))
+
+
+def test_several_averages_are_kept(on_points):
+    """Against their definitions, from the parameters after each step."""
+    seen = [run(on_points, 1, calls=n, points=True, **AVERAGES)[0] for n in (1, 2, 3)]
+    expected = dict.fromkeys(("first", "decay_0", "length_0"), on_points.params)
+    for n, state in enumerate(seen):
+        shares = {
+            "first": 1 - min(0.05, (1 + n) / (10 + n)),
+            "decay_0": 1 - min(0.3, (1 + n) / (10 + n)),
+            "length_0": 1 - (1 - 1 / (n + 1)) ** (exponent(0.1) + 1),
+        }
+        for name, share in shares.items():
+            expected[name] = jax.tree.map(
+                lambda old, new, share=share: (1 - share) * old + share * new, expected[name], state.params
+            )
+    for name, tree in expected.items():
+        found = seen[-1].ema_params if name == "first" else seen[-1].averages[name]
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, tree)
+
+
 def test_dropout_is_on_in_training(start):
     without, _ = run(start, 1, calls=2)
     with_dropout, _ = run(start, 1, calls=2, dropout=0.3)
@@ -98,11 +162,13 @@ def test_steps_a_call_change_no_bit(start):
         jax.tree.map(np.testing.assert_array_equal, single, scanned)
 
 
-@pytest.mark.parametrize("num_devices", [pytest.param(1, marks=pytest.mark.slow), 8])
-def test_the_second_call_compiles_nothing(start, compilations, num_devices):
+@pytest.mark.parametrize(
+    ("num_devices", "strategy"), [pytest.param(1, "pmap", marks=pytest.mark.slow), (8, "pmap"), (8, "fsdp")]
+)
+def test_the_second_call_compiles_nothing(on_points, compilations, num_devices, strategy):
     compile_step.cache_clear()
-    compiled = compile_step(num_devices)
-    state, batches = prepare(start, num_devices, calls=3)
+    layout, compiled = compile_step(num_devices, strategy=strategy, points=True, **AVERAGES)
+    state, batches = prepare(on_points, layout, calls=3, points=True)
     state, _ = compiled(state, batches[0])
     assert compilations  # the first call does compile, and the listener hears it
     compilations.clear()

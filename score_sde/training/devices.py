@@ -1,0 +1,152 @@
+"""A train step on many devices, of one process or of several: every device with the whole state, or with a shard.
+
+`pmap` keeps a copy of the state on each device. `fsdp` cuts every array of the state over the devices, and the compiler
+gathers what a step needs when it needs it: less memory, more traffic, the same numbers but for rounding.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from score_sde.errors import lookup
+from score_sde.training.step import AXIS, scan_steps
+
+
+class Layout(NamedTuple):
+    """Where the state and the batches lie."""
+
+    axis_name: str | None  # for `make_train_step`
+    place: Callable[[Any], Any]  # a state on the host -> on the devices
+    put: Callable[[Any], Any]  # this process's rows of batches, (steps, rows, ...), on the host -> on its devices
+    # (train_step, a state's shapes) -> (placed state, put batches, stop=False) -> (state, metrics): means over the
+    # steps, with "stop": of how many devices the process says so; the state's buffers are donated
+    compile: Callable[..., Callable]
+    whole: Callable[[Any], Any]  # a part of a placed state -> arrays on this process's first device
+    to_save: Callable[[Any], Any]  # a placed state -> arrays that Orbax saves, from all processes together
+
+
+def pmap_layout(devices: Sequence[jax.Device]) -> Layout:
+    """Data parallel: the state on every device, the batch split, gradients averaged."""
+    mine = [device for device in devices if device.process_index == jax.process_index()]
+    mesh = Mesh(np.array(devices), (AXIS,))
+
+    split_first = NamedSharding(Mesh(np.array(mine), (AXIS,)), PartitionSpec(AXIS))
+
+    def put(batches):  # (steps, rows, ...) -> (devices, steps, rows / devices, ...)
+        def one(leaf):
+            steps, rows = leaf.shape[:2]
+            parts = leaf.reshape(steps, len(mine), rows // len(mine), *leaf.shape[2:])
+            return jax.device_put(parts.swapaxes(0, 1), split_first)
+
+        return jax.tree.map(one, batches)
+
+    def compile_steps(train_step, state):
+        def step_all(state, batches, stop):
+            return _with_flag(*scan_steps(train_step, state, batches), jax.lax.psum(stop, AXIS))
+
+        compiled = jax.pmap(step_all, axis_name=AXIS, devices=devices, donate_argnums=0)
+
+        def run_steps(state, batches, stop=False):
+            state, metrics = compiled(state, batches, _flags(stop, mine))
+            return state, unreplicate(metrics)
+
+        run_steps.lower = compiled.lower
+        return run_steps
+
+    def to_save(state):
+        if len(mine) == len(devices):
+            return unreplicate(state)
+        everywhere = NamedSharding(mesh, PartitionSpec())
+        return jax.tree.map(
+            lambda leaf: jax.make_array_from_single_device_arrays(
+                leaf.shape[1:], everywhere, [shard.data[0] for shard in leaf.addressable_shards]
+            ),
+            state,
+        )
+
+    return Layout(AXIS, partial(replicate, devices=mine), put, compile_steps, unreplicate, to_save)
+
+
+def fsdp_layout(devices: Sequence[jax.Device]) -> Layout:
+    """The state in shards: each array cut along its longest axis that the devices divide; small ones are copied."""
+    mine = [device for device in devices if device.process_index == jax.process_index()]
+    mesh = Mesh(np.array(devices), (AXIS,))
+
+    def sharding_of(leaf):
+        fitting = [axis for axis, size in enumerate(leaf.shape) if size and size % len(devices) == 0]
+        if not fitting:
+            return NamedSharding(mesh, PartitionSpec())
+        axis = max(fitting, key=lambda axis: leaf.shape[axis])
+        return NamedSharding(mesh, PartitionSpec(*[None] * axis, AXIS))
+
+    def place(state):
+        def one(leaf):
+            leaf = np.asarray(leaf)
+            return jax.make_array_from_callback(leaf.shape, sharding_of(leaf), lambda index: leaf[index])
+
+        return jax.tree.map(one, state)
+
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    rows = NamedSharding(mesh, PartitionSpec(None, AXIS))
+    flags = NamedSharding(mesh, PartitionSpec(AXIS))
+
+    def compile_steps(train_step, state):
+        shardings = jax.tree.map(sharding_of, state)
+        compiled = jax.jit(
+            lambda state, batches, stop: _with_flag(*scan_steps(train_step, state, batches), jnp.sum(stop)),
+            in_shardings=(shardings, rows, flags),
+            out_shardings=(shardings, everywhere),
+            donate_argnums=0,
+        )
+
+        def run_steps(state, batches, stop=False):
+            return compiled(state, batches, jax.make_array_from_process_local_data(flags, _flags(stop, mine)))
+
+        run_steps.lower = compiled.lower
+        return run_steps
+
+    gather = jax.jit(lambda tree: tree, out_shardings=everywhere)
+
+    def whole(tree):
+        return jax.tree.map(lambda leaf: leaf.addressable_data(0), gather(tree))
+
+    def put(batches):
+        return jax.tree.map(partial(jax.make_array_from_process_local_data, rows), batches)
+
+    return Layout(None, place, put, compile_steps, whole, lambda state: state)
+
+
+LAYOUTS = {"pmap": pmap_layout, "fsdp": fsdp_layout}
+
+
+def make_layout(strategy: str, devices: Sequence[jax.Device]) -> Layout:
+    """The layout of a strategy, a key of `LAYOUTS`."""
+    return lookup("strategy", LAYOUTS, strategy, "--config.training.strategy")(devices)
+
+
+def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
+    """One copy of every array for each of this process's devices, along a new leading axis, as `jax.pmap` places them.
+
+    Any other placement, or another name of the axis, would compile the step a second time at its second call.
+    """
+    sharding = NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec(AXIS))
+    return jax.tree.map(lambda leaf: jax.device_put(jnp.stack([leaf] * len(devices)), sharding), tree)
+
+
+def unreplicate(tree: Any) -> Any:
+    """The copy of every array on this process's first device."""
+    return jax.tree.map(lambda leaf: leaf.addressable_shards[0].data[0], tree)
+
+
+def _flags(stop: bool, mine: Sequence[jax.Device]) -> np.ndarray:
+    """For each of this process's devices whether the process wants to stop."""
+    return np.full(len(mine), stop, np.float32)
+
+
+def _with_flag(state: Any, metrics: dict[str, jax.Array], stop: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
+    return state, metrics | {"stop": stop}

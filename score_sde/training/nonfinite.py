@@ -1,0 +1,51 @@
+"""A loss that is no longer finite: the run stops, names the step, and leaves what reproduces it."""
+
+import json
+from pathlib import Path
+
+import jax
+
+from score_sde import hosts
+from score_sde.data import Source
+from score_sde.errors import UserError
+from score_sde.experiment import Experiment
+from score_sde.training.metrics import Window
+from score_sde.training.workdir import write_atomically
+
+
+def check_finite(window: Window, step: int, experiment: Experiment, source: Source, workdir: Path, manager) -> None:
+    """Looks at every step since the last log, before anything is saved.
+
+    Args:
+      window: the metrics since then.
+      step: how many steps are finished.
+      experiment, source, workdir, manager: of the run.
+
+    Raises:
+      UserError: the loss or the gradient was not finite, or under on_nonfinite=skip was not in a single step;
+        DIR/nonfinite_<step>.json then holds the step, its key and its examples' places in the data.
+    """
+    first, count = window.nonfinite(step)
+    if count == 0 or (experiment.step_options["skip_nonfinite"] and count < window.steps):
+        return
+    manager.wait_until_finished()
+    saved = manager.latest_step()
+    path = workdir / f"nonfinite_{first:08d}.json"
+    if hosts.first():
+        batch = next(experiment.batches(source, first))
+        key = jax.random.fold_in(experiment.training_key, first)
+        figures = {
+            "step": first,
+            "step_key": jax.random.key_data(key).tolist(),
+            "examples": batch["index"][0].tolist(),
+            "last_checkpoint": saved,
+        }
+        write_atomically(path, json.dumps(figures) + "\n")
+    every = "every step" if experiment.step_options["skip_nonfinite"] else "the loss or its gradient"
+    raise UserError(
+        f"{every} is not finite from step {first} on; {path} says with which examples and key. "
+        f"{'No checkpoint was saved' if saved is None else f'The last checkpoint is of step {saved}'}: the same "
+        "command goes on from there and comes to the same step again. A smaller --config.optimizer.learning_rate, a "
+        "longer --config.optimizer.warmup_steps or a smaller --config.optimizer.clip_norm may help, or "
+        "--config.training.on_nonfinite=skip"
+    )
