@@ -15,7 +15,10 @@ from tests.tiny_cifar10 import write_cifar10
 # Refused flags, and words of the answer. One process imports everything once and forks for each.
 REFUSED = [
     (("--config.model.name=ncsnpp",), ("preconditioning=log_sigma", "not under 'none'")),
-    (("--config.model.pretrained=nowhere.safetensors",), ("no weights at nowhere.safetensors",)),
+    (
+        ("--config=configs/vp_digits.py", "--config.model.pretrained=nowhere.safetensors"),
+        ("no weights at nowhere.safetensors",),
+    ),
     (("--mode=evalute",), ("unknown mode", "Did you mean 'evaluate'?")),
     (("--modee=train",), ("Unknown command line flag 'modee'", "Did you mean: mode")),
     (("--config.sed=1",), ("no key 'sed'", "Did you mean 'seed'?")),
@@ -155,7 +158,9 @@ for line in sys.stdin:
 
 def test_wrong_flags_get_one_sentence(tmp_path):
     """One process forks for each case, so that it imports but once."""
-    calls = [["launch.py", *TINY, f"--workdir={tmp_path / 'run'}", *flags] for flags, _ in REFUSED]
+    bases = [() if flags[0] == "--config=configs/vp_digits.py" else TINY for flags, _ in REFUSED]
+    folder = f"--workdir={tmp_path / 'run'}"
+    calls = [["launch.py", *base, folder, *flags] for base, (flags, _) in zip(bases, REFUSED, strict=True)]
     done = subprocess.run(
         [sys.executable, "-c", DRIVER],
         input="".join(f"{call}\n" for call in calls),
@@ -217,7 +222,7 @@ def test_train_sample_and_evaluate_leave_what_the_contract_says(tmp_path):
     assert "ema_00000020.safetensors" in finish(start(tmp_path, *short, "--mode=export"))
     other = ("--mode=sample", "--config=configs/flow_digits.py", *[flag for flag in TINY if ".sampling." in flag])
     weights = f"--config.model.pretrained={tmp_path / 'ema_00000020.safetensors'}"
-    assert "10 samples of step 0" in finish(start(tmp_path / "adopted", weights, *other))
+    assert "10 samples of step 0" in finish(start(tmp_path / "adopted", *other, weights))
     again = np.load(tmp_path / "adopted" / "samples" / "step_00000000.npz")["images"].astype(int)
     assert np.abs(drawn - again).max() <= 1
 

@@ -8,7 +8,10 @@ import errno
 import hashlib
 import json
 import sys
+import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +23,10 @@ from orbax.checkpoint import checkpoint_managers
 from score_sde import hosts
 from score_sde.errors import UserError
 from score_sde.training.state import TrainState
+from score_sde.training.workdir import write_atomically
 
 MANIFEST = "manifest.json"
+_SEALING = threading.Lock()
 
 
 def open_checkpoints(folder: Path, keep: int, every: int = 0, best: int = 0) -> ocp.CheckpointManager:
@@ -45,7 +50,6 @@ def open_checkpoints(folder: Path, keep: int, every: int = 0, best: int = 0) -> 
     options = ocp.CheckpointManagerOptions(
         preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
         cleanup_tmp_directories=True,
-        async_options=ocp.AsyncOptions(post_finalization_callback=lambda: seal(folder)),
     )
     return ocp.CheckpointManager(folder, options=options)
 
@@ -66,6 +70,7 @@ def save(manager: ocp.CheckpointManager, state: TrainState, loss: float | None =
         return
     metrics = None if loss is None else {"loss": loss}
     _on_disk(manager, lambda: manager.save(step, args=ocp.args.StandardSave(state._asdict()), metrics=metrics))
+    threading.Thread(target=_seal_when_there, args=(Path(manager.directory), step), daemon=True).start()
 
 
 def finish(manager: ocp.CheckpointManager) -> None:
@@ -75,6 +80,7 @@ def finish(manager: ocp.CheckpointManager) -> None:
       UserError: the disk is full.
     """
     _on_disk(manager, manager.wait_until_finished)
+    seal(Path(manager.directory))
 
 
 def _on_disk(manager: ocp.CheckpointManager, action: Callable[[], Any]) -> None:
@@ -187,13 +193,22 @@ def seal(folder: Path) -> None:
     """Writes the manifest of every complete checkpoint that has none."""
     if not hosts.first():
         return
-    for step in _steps(folder):
-        path = folder / str(step)
-        if not (path / MANIFEST).exists():
-            files = {name: _digest(path / name) for name in _files(path)}
-            partial = path / f"{MANIFEST}.partial"
-            partial.write_text(json.dumps(files, indent=1))
-            partial.rename(path / MANIFEST)
+    with _SEALING:
+        for path in (folder / str(step) for step in _steps(folder)):
+            # A checkpoint may be removed meanwhile; on a full disk one goes without.
+            with suppress(OSError):
+                if not (path / MANIFEST).exists():
+                    files = {name: _digest(path / name) for name in _files(path)}
+                    write_atomically(path / MANIFEST, json.dumps(files, indent=1))
+
+
+def _seal_when_there(folder: Path, step: int, seconds: float = 600.0) -> None:
+    """Seals a checkpoint that is being saved, as soon as it has its name: a kill may come at any moment."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if (folder / str(step)).is_dir():
+            return seal(folder)
+        time.sleep(0.02)
 
 
 def check(path: Path) -> None:

@@ -23,8 +23,8 @@ class Layout(NamedTuple):
     axis_name: str | None  # for `make_train_step`
     place: Callable[[Any], Any]  # a state on the host -> on the devices
     put: Callable[[Any], Any]  # this process's rows of batches, (steps, rows, ...), on the host -> on its devices
-    # (train_step, a state's shapes) -> (placed state, put batches, stop=False) -> (state, metrics): means over the
-    # steps, with "stop": of how many devices the process says so; the state's buffers are donated
+    # (train_step, a state's shapes) -> (placed state, put batches) -> (state, metrics): means over the steps; the
+    # state's buffers are donated
     compile: Callable[..., Callable]
     whole: Callable[[Any], Any]  # a part of a placed state -> arrays on this process's first device
     to_save: Callable[[Any], Any]  # a placed state -> arrays that Orbax saves, from all processes together
@@ -46,13 +46,10 @@ def pmap_layout(devices: Sequence[jax.Device]) -> Layout:
         return jax.tree.map(one, batches)
 
     def compile_steps(train_step, state):
-        def step_all(state, batches, stop):
-            return _with_flag(*scan_steps(train_step, state, batches), jax.lax.psum(stop, AXIS))
+        compiled = jax.pmap(partial(scan_steps, train_step), axis_name=AXIS, devices=devices, donate_argnums=0)
 
-        compiled = jax.pmap(step_all, axis_name=AXIS, devices=devices, donate_argnums=0)
-
-        def run_steps(state, batches, stop=False):
-            state, metrics = compiled(state, batches, _flags(stop, mine))
+        def run_steps(state, batches):
+            state, metrics = compiled(state, batches)
             return state, unreplicate(metrics)
 
         run_steps.lower = compiled.lower
@@ -74,7 +71,6 @@ def pmap_layout(devices: Sequence[jax.Device]) -> Layout:
 
 def fsdp_layout(devices: Sequence[jax.Device]) -> Layout:
     """The state in shards: each array cut along its longest axis that the devices divide; small ones are copied."""
-    mine = [device for device in devices if device.process_index == jax.process_index()]
     mesh = Mesh(np.array(devices), (AXIS,))
 
     def sharding_of(leaf):
@@ -93,22 +89,15 @@ def fsdp_layout(devices: Sequence[jax.Device]) -> Layout:
 
     everywhere = NamedSharding(mesh, PartitionSpec())
     rows = NamedSharding(mesh, PartitionSpec(None, AXIS))
-    flags = NamedSharding(mesh, PartitionSpec(AXIS))
 
     def compile_steps(train_step, state):
         shardings = jax.tree.map(sharding_of, state)
-        compiled = jax.jit(
-            lambda state, batches, stop: _with_flag(*scan_steps(train_step, state, batches), jnp.sum(stop)),
-            in_shardings=(shardings, rows, flags),
+        return jax.jit(
+            partial(scan_steps, train_step),
+            in_shardings=(shardings, rows),
             out_shardings=(shardings, everywhere),
             donate_argnums=0,
         )
-
-        def run_steps(state, batches, stop=False):
-            return compiled(state, batches, jax.make_array_from_process_local_data(flags, _flags(stop, mine)))
-
-        run_steps.lower = compiled.lower
-        return run_steps
 
     gather = jax.jit(lambda tree: tree, out_shardings=everywhere)
 
@@ -141,12 +130,3 @@ def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
 def unreplicate(tree: Any) -> Any:
     """The copy of every array on this process's first device."""
     return jax.tree.map(lambda leaf: leaf.addressable_shards[0].data[0], tree)
-
-
-def _flags(stop: bool, mine: Sequence[jax.Device]) -> np.ndarray:
-    """For each of this process's devices whether the process wants to stop."""
-    return np.full(len(mine), stop, np.float32)
-
-
-def _with_flag(state: Any, metrics: dict[str, jax.Array], stop: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
-    return state, metrics | {"stop": stop}

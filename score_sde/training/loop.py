@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from score_sde import hosts
 from score_sde.evaluation.pictures import draw_samples, picture_path
@@ -55,7 +56,7 @@ def train(experiment: Experiment, workdir: Path, devices: list[jax.Device]) -> s
     batches = experiment.batches(source, step, hosts.my_rows(experiment.batch_size))
     batch = next(batches)
     describe_batch(batch)
-    state, batch = layout.place(state), layout.put(batch)
+    state, batch = layout.place(state), layout.put(_flagged(batch, lambda: None))
     log, window = MetricsLog(workdir, first_step=step), Window(experiment.batch_size)
     metrics, losses = None, []
 
@@ -66,8 +67,8 @@ def train(experiment: Experiment, workdir: Path, devices: list[jax.Device]) -> s
         stopping = False
         while step < schedule.num_steps and not stopping:
             previous = metrics
-            state, metrics = run_steps(state, batch, bool(interrupted()))
-            batch = layout.put(next(batches))  # on their way while the devices are busy
+            state, metrics = run_steps(state, batch)
+            batch = layout.put(_flagged(next(batches), interrupted))  # on their way while the devices are busy
             jax.block_until_ready(previous)  # one call ahead of the devices, so that a signal doesn't wait for more
             step += schedule.steps_per_call
             window.add(metrics, schedule.steps_per_call)
@@ -106,12 +107,20 @@ def train(experiment: Experiment, workdir: Path, devices: list[jax.Device]) -> s
     manager.close()
     log.close()
     if step < schedule.num_steps:
-        return f"stopped by {interrupted() or 'another process'} and saved at step {step}; the same command goes on"
+        by = interrupted() or "another process"
+        return f"stopped by {by} and saved at step {step}; the same command goes on from there"
     return f"trained {step} steps; pictures are in {workdir / 'samples'}"
 
 
+def _flagged(batch: dict[str, np.ndarray], interrupted) -> dict[str, np.ndarray]:
+    """The batch, and of several processes whether this one wants to stop: each learns it from the step's metrics."""
+    if jax.process_count() == 1:
+        return batch
+    return batch | {"stop": np.full(batch["index"].shape, bool(interrupted()), np.float32)}
+
+
 def _agreed(interrupted, metrics) -> bool:
-    """Whether to stop: one process knows it at once, several learn it from the last call, all at the same step."""
+    """Whether to stop: one process knows it at once, several from the last call's metrics, all at the same step."""
     if jax.process_count() == 1:
         return bool(interrupted())
     return metrics is not None and float(metrics["stop"]) > 0

@@ -49,8 +49,9 @@ def make_train_step(
       skip_nonfinite: leave everything but the step's number as it was where the loss or the gradient isn't finite.
 
     Returns:
-      (state, batch) -> (state, {"loss", "gradient_norm", "nonfinite"}); batch["image"] is this device's part of the
-      global batch, (n, *event_shape); nonfinite is 1 where the loss or the gradient is not finite.
+      (state, batch) -> (state, {"loss", "gradient_norm", "nonfinite", "stop"}); batch["image"] is this device's part of
+      the global batch, (n, *event_shape); nonfinite is 1 where the loss or the gradient is not finite; stop is the mean
+      of batch["stop"] (n,), by which several processes tell each other.
     """
 
     def mean_over_devices(tree):
@@ -85,7 +86,8 @@ def make_train_step(
         return _over_parts(of, (batch, indices), accumulate)
 
     def train_step(state, batch):
-        loss, gradient = mean_over_devices(loss_and_gradient(state.params, batch, state.step))
+        stop = jnp.mean(batch["stop"]) if "stop" in batch else 0.0
+        (loss, gradient), stop = mean_over_devices((loss_and_gradient(state.params, batch, state.step), stop))
         updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema_params, others = update(averages, (state.ema_params, state.averages), params, state.step)
@@ -97,7 +99,7 @@ def make_train_step(
             kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
             new = kept._replace(step=state.step + 1)
             metrics = jax.tree.map(lambda value: jnp.where(finite, value, 0.0), metrics)
-        return new, metrics | {"nonfinite": 1.0 - finite}
+        return new, metrics | {"nonfinite": 1.0 - finite, "stop": stop}
 
     return train_step
 
