@@ -23,12 +23,15 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string(
     "mode",
     "train",
-    "train (resumes if the folder has a checkpoint) | sample | evaluate | likelihood | certify | export",
+    "train (resumes if the folder has a checkpoint) | sample | evaluate | likelihood | certify | export | plan",
 )
 flags.DEFINE_string("workdir", None, "folder of the run; default runs/<config name>")
 flags.DEFINE_string("coordinator", "", "host:port of process 0, where several are started by hand")
 flags.DEFINE_integer("num_processes", 0, "how many processes run this command; 0: one, or what the cluster says")
 flags.DEFINE_integer("process_id", -1, "which of them this is, from 0")
+flags.DEFINE_string("topology", "", "of plan: a TPU slice, v5e:4x4 (v4, v5e, v5p, v6e), or cpu:8")
+flags.DEFINE_bool("search", True, "of plan: look for the largest batch a device can take, by several compilations")
+flags.DEFINE_bool("json", False, "of plan: the figures as JSON")
 config_flags.DEFINE_config_file("config", None, "a file in configs/; --config.<group>.<key>=<value> overrides it")
 
 
@@ -73,6 +76,14 @@ def export(experiment: Experiment, workdir: Path) -> str:
     return f"the moving average is in {export(experiment, workdir)}: --config.model.pretrained takes it"
 
 
+def plan(experiment: Experiment, workdir: Path) -> str:
+    from score_sde.plan import as_json, plan, text
+
+    del workdir  # nothing is written
+    figures = plan(experiment, FLAGS.topology, FLAGS.search)
+    return as_json(figures) if FLAGS.json else text(figures)
+
+
 MODES = {
     "train": train,
     "sample": sample,
@@ -80,6 +91,7 @@ MODES = {
     "likelihood": likelihood,
     "certify": certify,
     "export": export,
+    "plan": plan,
 }
 
 
@@ -92,6 +104,14 @@ def keep_compiled_programs() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
+def compile_here(topology: str) -> None:
+    """For plan: on the CPU, even where libtpu looks for a TPU, and with as many virtual devices as are asked for."""
+    jax.config.update("jax_platforms", "cpu")
+    virtual = re.fullmatch(r"cpu:(\d+)", topology)
+    if virtual and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        jax.config.update("jax_num_cpu_devices", int(virtual.group(1)))
+
+
 def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # what the libraries do is not news
     keep_compiled_programs()
@@ -100,6 +120,8 @@ def main(argv: list[str]) -> None:
     if FLAGS.config is None:
         raise UserError(f"which experiment? Give --config; there are {', '.join(_config_files())}")
     run = lookup("mode", MODES, FLAGS.mode, "--mode")
+    if FLAGS.mode == "plan":
+        compile_here(FLAGS.topology)
     name = config_flags.get_config_filename(FLAGS["config"])
     workdir = Path(FLAGS.workdir or Path("runs") / Path(name).stem)
     hosts.start(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)

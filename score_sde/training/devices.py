@@ -26,6 +26,8 @@ class Layout(NamedTuple):
     # (train_step, a state's shapes) -> (placed state, put batches) -> (state, metrics): means over the steps; the
     # state's buffers are donated
     compile: Callable[..., Callable]
+    # (train_step, a state's shapes, the shapes of global batches (steps, batch, ...)) -> what compile compiles, lowered
+    lower: Callable[..., Any]
     whole: Callable[[Any], Any]  # a part of a placed state -> arrays on this process's first device
     to_save: Callable[[Any], Any]  # a placed state -> arrays that Orbax saves, from all processes together
 
@@ -46,14 +48,28 @@ def pmap_layout(devices: Sequence[jax.Device]) -> Layout:
         return jax.tree.map(one, batches)
 
     def compile_steps(train_step, state):
-        compiled = jax.pmap(partial(scan_steps, train_step), axis_name=AXIS, devices=devices, donate_argnums=0)
+        compiled = mapped(train_step)
 
         def run_steps(state, batches):
             state, metrics = compiled(state, batches)
             return state, unreplicate(metrics)
 
-        run_steps.lower = compiled.lower
         return run_steps
+
+    def mapped(train_step):
+        return jax.pmap(partial(scan_steps, train_step), axis_name=AXIS, devices=devices, donate_argnums=0)
+
+    def lower(train_step, state, batches):
+        def stacked(leaf):
+            return jax.ShapeDtypeStruct((len(devices), *leaf.shape), leaf.dtype)
+
+        def split(leaf):
+            steps, rows = leaf.shape[:2]
+            return jax.ShapeDtypeStruct((steps, rows // len(devices), *leaf.shape[2:]), leaf.dtype)
+
+        return mapped(train_step).lower(
+            jax.tree.map(stacked, state), jax.tree.map(stacked, jax.tree.map(split, batches))
+        )
 
     def to_save(state):
         if len(mine) == len(devices):
@@ -66,7 +82,7 @@ def pmap_layout(devices: Sequence[jax.Device]) -> Layout:
             state,
         )
 
-    return Layout(AXIS, partial(replicate, devices=mine), put, compile_steps, unreplicate, to_save)
+    return Layout(AXIS, partial(replicate, devices=mine), put, compile_steps, lower, unreplicate, to_save)
 
 
 def fsdp_layout(devices: Sequence[jax.Device]) -> Layout:
@@ -107,7 +123,10 @@ def fsdp_layout(devices: Sequence[jax.Device]) -> Layout:
     def put(batches):
         return jax.tree.map(partial(jax.make_array_from_process_local_data, rows), batches)
 
-    return Layout(None, place, put, compile_steps, whole, lambda state: state)
+    def lower(train_step, state, batches):
+        return compile_steps(train_step, state).lower(state, batches)
+
+    return Layout(None, place, put, compile_steps, lower, whole, lambda state: state)
 
 
 LAYOUTS = {"pmap": pmap_layout, "fsdp": fsdp_layout}
