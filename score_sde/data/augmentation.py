@@ -87,6 +87,7 @@ def resample(image: jax.Array, matrix: jax.Array) -> jax.Array:
 
 def _taps(place: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
     """The four pixels about each place, mirrored at the edges without repeating them, and their weights."""
+    place = place[None]
     below = jnp.floor(place)
     offset = jnp.arange(-1, 3).reshape(4, 1, 1)
     distance = jnp.abs(place - below - offset)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 
 class Source(NamedTuple):
@@ -59,9 +59,12 @@ class Cropped:
         image = np.asarray(example["image"])
         if image.shape[:2] == (self.size, self.size):
             return example
-        picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-        fitted = np.asarray(ImageOps.fit(picture, (self.size, self.size), Image.Resampling.LANCZOS))
-        return example | {"image": fitted.reshape(self.size, self.size, image.shape[-1])}
+        side = min(image.shape[:2])
+        top, left = ((n - side) // 2 for n in image.shape[:2])
+        square = image[top : top + side, left : left + side]
+        picture = Image.fromarray(square[..., 0] if image.shape[-1] == 1 else square)
+        resized = np.asarray(picture.resize((self.size, self.size), Image.Resampling.LANCZOS))
+        return example | {"image": resized.reshape(self.size, self.size, image.shape[-1])}
 
 
 class Unlabelled:

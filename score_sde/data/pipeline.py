@@ -10,6 +10,7 @@ from typing import Any
 import grain
 import jax.numpy as jnp
 import numpy as np
+from absl import flags
 
 from score_sde.data.examples import Source
 
@@ -88,6 +89,8 @@ def batches(
     read_ahead = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=4)  # in calls
     calls = dataset.batch(count).slice(slice(first_step, None)).batch(steps_per_call).to_iter_dataset(read_ahead)
     if num_workers:
+        if not flags.FLAGS.is_parsed():  # Grain's workers read flags, also where no command line was
+            flags.FLAGS.mark_as_parsed()
         calls = calls.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
     return iter(calls)
 

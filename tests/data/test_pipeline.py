@@ -39,6 +39,55 @@ def test_a_resume_goes_on_with_the_very_next_batch(source, first_step, flip):
         np.testing.assert_array_equal(batch["label"], expected["label"])
 
 
+@pytest.mark.parametrize("hosts", [1, 2, 5])
+@pytest.mark.parametrize("flip", [False, True])
+def test_hosts_read_their_rows_alone_and_together_the_batch(source, hosts, flip):
+    """Also from the middle of an epoch; two epochs visit each image twice, whoever reads it."""
+    whole = take(batches(source, seed=3, batch_size=10, random_flip=flip, first_step=1), 3)
+    each = 10 // hosts
+    parts = [
+        take(batches(source, 3, 10, first_step=1, random_flip=flip, rows=slice(each * host, each * (host + 1))), 3)
+        for host in range(hosts)
+    ]
+    for step, expected in enumerate(whole):
+        for name, array in expected.items():
+            found = np.concatenate([part[step][name] for part in parts], axis=1)
+            np.testing.assert_array_equal(found, array)
+    seen = [
+        index
+        for host in range(hosts)
+        for batch in take(batches(source, 3, 10, rows=slice(each * host, each * (host + 1))), 2 * NUM // 10)
+        for index in batch["index"].ravel()
+    ]
+    assert sorted(seen) == sorted([*range(NUM)] * 2)
+
+
+def test_a_host_opens_no_example_of_another(source):
+    opened = []
+
+    class Watched:
+        def __len__(self):
+            return NUM
+
+        def __getitem__(self, index):
+            opened.append(index)
+            return source.examples[index]
+
+    (batch,) = take(batches(source._replace(examples=Watched()), 0, 10, rows=slice(0, 2)), 1)
+    ahead = take(batches(source, 0, 10, rows=slice(0, 2)), 50)  # what threads may have read ahead
+    allowed = {int(index) for each in ahead for index in each["index"].ravel()}
+    assert batch["image"].shape[1] == 2
+    assert set(opened) <= allowed
+
+
+def test_processes_that_read_give_the_batches_of_threads(source):
+    expected = take(batches(source, 4, 6, random_flip=True, first_step=2), 3)
+    found = take(batches(source, 4, 6, random_flip=True, first_step=2, num_workers=2), 3)
+    for a, b in zip(expected, found, strict=True):
+        for name, array in a.items():
+            np.testing.assert_array_equal(b[name], array)
+
+
 def test_steps_a_call_only_stack_batches(source):
     single = take(batches(source, seed=2, batch_size=4), 6)
     stacked = take(batches(source, seed=2, batch_size=4, steps_per_call=3), 2)

@@ -1,0 +1,129 @@
+"""A plan agrees with what running does: memory, collectives, multiplications."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import mixture, toy2d, vp_digits
+from score_sde import plan
+from score_sde.errors import UserError
+from score_sde.experiment import make_experiment
+from score_sde.flops import loop_factor_of
+from score_sde.topology import CHIPS, find
+from score_sde.training.devices import make_layout
+from score_sde.training.preparation import train_step_of
+from score_sde.training.state import initial_state
+from tests.command import finish, start
+
+NUMBER = 8
+
+
+def experiment_of(strategy="pmap", **kwargs):
+    config = vp_digits.get_config()
+    config.model.kwargs = {
+        "channels": 8,
+        "multipliers": (1,),
+        "num_res_blocks": 1,
+        "attention_resolutions": (),
+        "dropout": 0.0,
+        **kwargs,
+    }
+    config.training.batch_size = 16
+    config.training.strategy = strategy
+    return make_experiment(config, jax.devices()[:1])
+
+
+@pytest.mark.parametrize("strategy", ["pmap", "fsdp"])
+def test_a_plan_for_virtual_devices_is_what_running_there_takes(strategy):
+    """The state and batch that are there, and the compiled program that runs, a device."""
+    experiment = experiment_of(strategy)
+    figures = plan.plan(experiment, f"cpu:{NUMBER}")
+    layout = make_layout(strategy, jax.devices()[:NUMBER])
+    state = initial_state(experiment.init_params(), experiment.optimizer, experiment.averages)
+    placed = layout.place(state)
+    image = np.zeros((1, 16, 8, 8, 1), np.uint8)
+    number = np.zeros((1, 16), np.int32)
+    batch = layout.put({"image": image, "label": number, "index": number})
+    held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves((placed, batch)))
+    assert abs(figures["argument_bytes"] / held - 1) < 0.1
+    run_steps = layout.compile(train_step_of(experiment, 256, layout.axis_name), state)
+    state, _ = run_steps(placed, batch)  # what was planned does run
+    if strategy == "pmap":
+        assert 0.9 < figures["collective_bytes"]["all-reduce"] / figures["gradient_bytes"] < 1.1
+    assert figures["batch_a_device"] == 2 and figures["fits"]
+
+
+def test_loops_count_as_often_as_they_run():
+    matrix = jnp.ones((4, 4))
+
+    def looped(x):
+        return jax.lax.scan(lambda x, _: (x @ matrix, None), x, None, length=5)[0] @ matrix
+
+    assert loop_factor_of(looped, matrix) == 6 / 2
+    assert loop_factor_of(jax.jit(looped), matrix) == 6 / 2
+    assert loop_factor_of(lambda x: x + 1, matrix) == 1
+
+
+def test_accumulation_takes_the_multiplications_of_the_whole_batch():
+    def factor(accumulate):
+        config = toy2d.get_config()
+        config.training.accumulate = accumulate
+        experiment = make_experiment(config, jax.devices()[:1])
+        machine = find("cpu:1")
+        return plan.compile_step(experiment, machine, 64).flops
+
+    assert abs(factor(4) / factor(1) - 1) < 0.05
+
+
+def test_collectives_are_read_from_a_program():
+    program = """
+  %psum.1 = (f32[256,256]{1,0:T(8,128)}, f32[3]{0}) all-reduce(%a, %b), channel_id=1, replica_groups={{0,1}}
+  ROOT %gather.2 = bf16[8,16]{1,0} all-gather(%c), dimensions={0}
+  %start = ((f32[4]{0}), (f32[8]{0})) all-gather-start(%d), dimensions={0}
+  %done = f32[8]{0} all-gather-done(%start)
+  %fusion = f32[256]{0} fusion(%all-reduce), calls=%x
+"""
+    found = plan.collectives(program)
+    assert found == {"all-reduce": 4 * (256 * 256 + 3), "all-gather": 2 * 128 + (16 + 32) / 2}
+
+
+@pytest.mark.parametrize(
+    ("topology", "words"),
+    [
+        ("", "give a chip and a shape"),
+        ("v5e", "give a chip and a shape"),
+        ("v5f:2x2", "Did you mean 'v5p'|Did you mean 'v5e'"),
+        ("v4:2x2", "v4 slices have 3 dimensions, as in v4:2x2x2"),
+        ("cpu:4096", "JAX has 8 CPU devices here"),
+        ("cpu:7", "16 doesn't divide among 7 devices"),
+    ],
+)
+def test_topologies_that_there_are_not_are_refused(topology, words):
+    with pytest.raises(UserError, match=words):
+        plan.plan(experiment_of(), topology)
+
+
+def test_an_exact_network_has_nothing_to_plan():
+    with pytest.raises(UserError, match="nothing to plan"):
+        plan.plan(make_experiment(mixture.get_config(), jax.devices()[:1]), "cpu:8")
+
+
+def test_the_command_prints_a_plan_and_writes_nothing(tmp_path):
+    printed = finish(start(tmp_path / "run", "--mode=plan", "--topology=cpu:4"))
+    assert "cpu:4: 4 devices, pmap; 10,593 parameters; batch 8, 2 a device" in printed
+    assert "collectives a step: all-reduce" in printed
+    assert not (tmp_path / "run").exists()
+    figures = json.loads(finish(start(tmp_path / "run", "--mode=plan", "--topology=cpu:4", "--json", devices=4)))
+    assert figures["devices"] == 4
+
+
+def test_bounds_follow_from_the_chips_figures():
+    chip = CHIPS["v5e"]
+    compiled = plan.Compiled(1.0, 2.0, 0.0, 0.0, 3 * chip.flops, 2 * chip.bandwidth, {"all-reduce": chip.interconnect})
+    machine = find("cpu:4")._replace(chip=chip)
+    figures = plan._of_a_step(compiled, machine, experiment_of())
+    assert figures["bounds_seconds"] == {"compute": 3.0, "memory": 2.0, "interconnect": 1.5}
+    assert figures["bound_by"] == "compute" and figures["images_per_second_at_most"] == 16 / 3

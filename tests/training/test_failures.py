@@ -1,0 +1,188 @@
+"""What can go wrong while training, and what is left: damaged checkpoints, a full disk, a loss that is not finite."""
+
+import errno
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from configs import toy2d
+from score_sde.errors import UserError
+from score_sde.experiment import make_experiment
+from score_sde.training import checkpoints
+from score_sde.training.loop import train
+from tests.command import TINY, environment, finish, start
+
+
+def config(**training):
+    config = toy2d.get_config()
+    config.model.kwargs = {"features": (8,)}
+    config.data.kwargs.num_examples = 100
+    config.training.update(
+        {
+            "batch_size": 8,
+            "num_steps": 40,
+            "steps_per_call": 1,
+            "log_every": 10,
+            "checkpoint_every": 10,
+            "sample_every": 1000,
+            **training,
+        }
+    )
+    config.sampling.num_samples = config.sampling.batch_size = 8
+    config.sampling.num_steps = 2
+    return config
+
+
+def run(workdir, config):
+    devices = jax.devices()[:1]
+    return train(make_experiment(config, devices), workdir, devices)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    run(workdir, config())
+    return workdir
+
+
+def largest(folder: Path) -> Path:
+    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("damage", [flip, truncate, Path.unlink])
+def test_the_checkpoint_before_a_damaged_one_is_used(finished, tmp_path, damage, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    expected = checkpoints.restore_newest(workdir)
+    for step in (40, 30):
+        damage(largest(workdir / "checkpoints" / str(step)))
+    assert int(checkpoints.restore_newest(workdir)["step"]) == 20  # to sample from, nothing is moved
+    assert not (workdir / "damaged").exists()
+    run(workdir, config())
+    said = capsys.readouterr().err
+    assert "the checkpoint of step 40" in said and "the checkpoint of step 30" in said and "from step 20" in said
+    assert {path.name for path in (workdir / "damaged").iterdir()} == {"40.0", "30.0"}
+    again = checkpoints.restore_newest(workdir)
+    jax.tree.map(np.testing.assert_array_equal, again, expected)
+
+
+def test_a_flip_that_the_format_does_not_notice_is_noticed(finished, tmp_path):
+    """In every file of a checkpoint, one after another."""
+    folder = finished / "checkpoints" / "40"
+    for file in (path for path in folder.rglob("*") if path.is_file() and path.name != checkpoints.MANIFEST):
+        copy = tmp_path / "copy"
+        shutil.copytree(folder, copy)
+        checkpoints.check(copy)
+        target = copy / file.relative_to(folder)
+        if target.stat().st_size:
+            flip(target)
+        else:
+            target.write_bytes(b"x")
+        with pytest.raises(ValueError, match="is not what was saved"):
+            checkpoints.check(copy)
+        shutil.rmtree(copy)
+
+
+def test_when_no_checkpoint_can_be_read_nothing_is_moved(finished, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    steps = [int(path.name) for path in (workdir / "checkpoints").iterdir()]
+    for step in steps:
+        truncate(largest(workdir / "checkpoints" / str(step)))
+    with pytest.raises(UserError, match="none of the checkpoints"):
+        run(workdir, config())
+    assert len(list((workdir / "checkpoints").iterdir())) == len(steps)
+
+
+def test_which_checkpoints_are_kept(tmp_path):
+    """The last, every twentieth, and the best by the loss, which here falls."""
+    run(tmp_path / "run", config(num_steps=60, keep_checkpoints=1, keep_every=20))
+    assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"20", "40", "60"}
+    run(tmp_path / "best", config(num_steps=60, keep_checkpoints=1, keep_best=2))
+    records = [json.loads(line) for line in (tmp_path / "best" / "metrics.jsonl").read_text().splitlines()]
+    best = sorted(records, key=lambda record: record["loss"])[:2]
+    kept = {int(path.name) for path in (tmp_path / "best" / "checkpoints").iterdir()}
+    assert kept == {record["step"] for record in best} | {60}
+
+
+def broken_from(step):
+    """A learning rate that makes the parameters infinite after so many steps."""
+    made = config()
+    made.optimizer.warmup_steps = 0
+    made.optimizer.learning_rate = 1e38
+    return made
+
+
+def test_a_loss_that_is_not_finite_names_its_step_and_leaves_what_reproduces_it(tmp_path):
+    made = broken_from(0)
+    with pytest.raises(UserError, match=r"is not finite from step (1|2|3) on") as error:
+        run(tmp_path, made)
+    assert "on_nonfinite=skip" in str(error.value) and "No checkpoint was saved" in str(error.value)
+    (path,) = tmp_path.glob("nonfinite_*.json")
+    figures = json.loads(path.read_text())
+    experiment = make_experiment(made, jax.devices()[:1])
+    batch = next(experiment.batches(experiment.source("train"), figures["step"]))
+    assert figures["examples"] == batch["index"][0].tolist()
+    key = jax.random.fold_in(experiment.training_key, figures["step"])
+    assert figures["step_key"] == jax.random.key_data(key).tolist()
+
+
+def test_steps_that_are_left_out_are_counted_and_a_run_of_nothing_else_ends(tmp_path):
+    made = broken_from(0)
+    made.training.on_nonfinite = "skip"
+    with pytest.raises(UserError, match="every step is not finite"):
+        run(tmp_path, made)
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert all(0 < record["skipped"] < 1 and np.isfinite(record["loss"]) for record in records)
+
+
+def test_a_full_disk_is_one_error_and_loses_nothing(tmp_path):
+    """On a file system of 900 kB, in a mount name space of its own; where that is not allowed, by the error's name."""
+    small = tmp_path / "small"
+    small.mkdir()
+    flags = " ".join(f"'{flag}'" for flag in TINY)
+    script = f"mount -t tmpfs -o size=900k tmpfs {small} && exec python launch.py {flags} --workdir={small}/run"
+    keep = "--config.training.keep_checkpoints=100"
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", f"{script} {keep}; status=$?; ls {small}/run/checkpoints; exit $status"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "unshare" in done.stderr or "mount:" in done.stderr:
+        assert checkpoints._is_full(RuntimeError()) is False
+        error = RuntimeError("wrapped")
+        error.__cause__ = OSError(errno.ENOSPC, "No space left on device")
+        assert checkpoints._is_full(error)
+        return
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "is full" in done.stderr and "is whole" in done.stderr
+
+
+def test_training_goes_on_under_another_strategy_and_number_of_devices(tmp_path):
+    """8 devices, then 4 in shards, then 8 again: the same batches and noise, so the same parameters to rounding."""
+    whole, changing = tmp_path / "whole", tmp_path / "changing"
+    steps = ("--config.training.num_steps=30", "--config.training.sample_every=30")
+    finish(start(whole, *steps, devices=8))
+    for num_steps, devices, strategy in ((10, 8, "pmap"), (20, 4, "fsdp"), (30, 8, "pmap")):
+        flags = (f"--config.training.num_steps={num_steps}", f"--config.training.strategy={strategy}")
+        finish(start(changing, *flags, f"--config.training.sample_every={num_steps}", devices=devices))
+    first, second = (checkpoints.restore_newest(workdir) for workdir in (whole, changing))
+    for a, b in zip(jax.tree.leaves(first["params"]), jax.tree.leaves(second["params"]), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)

@@ -1,0 +1,67 @@
+"""Two processes of four devices each: the run of one process with eight, stopped and resumed as one."""
+
+import signal
+import socket
+import time
+
+import jax
+import numpy as np
+
+from score_sde.hosts import in_cluster
+from score_sde.training.checkpoints import restore_newest
+from tests.command import finish, start
+
+STEPS = ("--config.training.num_steps=20", "--config.training.sample_every=20")
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+def start_two(workdir, *flags):
+    address = f"--coordinator=127.0.0.1:{free_port()}"
+    return [start(workdir, *flags, address, "--num_processes=2", f"--process_id={i}", devices=4) for i in range(2)]
+
+
+def test_two_processes_are_one_run(tmp_path):
+    """The same parameters, log and pictures, and one of each; shards, a signal to one of them, and a resume by one."""
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    finish(start(alone, *STEPS, devices=8))
+    printed = [finish(process) for process in start_two(together, *STEPS)]
+    assert "8 cpu device(s) of 2 processes, batch 8, 1 a device" in printed[0]
+    assert "trained 20 steps" in printed[0] and "trained" not in printed[1]
+    first, second = restore_newest(alone), restore_newest(together)
+    assert int(second["step"]) == 20
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    lines = [(folder / "metrics.jsonl").read_text().count("\n") for folder in (alone, together)]
+    assert lines[0] == lines[1] == 2
+    images = [np.load(folder / "samples" / "step_00000020.npz")["images"].astype(int) for folder in (alone, together)]
+    assert np.abs(images[0] - images[1]).max() <= 1
+
+    more = (
+        "--config.training.num_steps=4000",
+        "--config.training.sample_every=4000",
+        "--config.training.strategy=fsdp",
+    )
+    processes = start_two(together, *more)
+    end = time.monotonic() + 200
+    while (together / "metrics.jsonl").read_text().count("\n") < 3 and time.monotonic() < end:
+        time.sleep(0.1)
+    processes[1].send_signal(signal.SIGTERM)  # as a pod's machine that is taken away
+    printed = [finish(process) for process in processes]
+    assert "stopped by another process and saved at step" in printed[0]
+    step = int(restore_newest(together)["step"])
+    assert 30 <= step < 4000 and f"saved at step {step};" in printed[0]
+    finish(start(together, f"--config.training.num_steps={step + 10 - step % 10}", devices=1))
+
+
+def test_a_cluster_is_known_by_its_environment():
+    assert not in_cluster({})
+    assert in_cluster({"SLURM_NTASKS": "4", "SLURM_STEP_ID": "0"})
+    assert not in_cluster({"SLURM_NTASKS": "4"})  # the shell of sbatch, before srun
+    assert not in_cluster({"SLURM_NTASKS": "1", "SLURM_STEP_ID": "0"})
+    assert in_cluster({"TPU_WORKER_HOSTNAMES": "10.0.0.1,10.0.0.2"})
+    assert not in_cluster({"TPU_WORKER_HOSTNAMES": "localhost"})
