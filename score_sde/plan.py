@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from score_sde.errors import UserError
 from score_sde.experiment import Experiment
-from score_sde.flops import loop_factor_of
+from score_sde.flops import flops_of_repetitions
 from score_sde.settings import check_divides
 from score_sde.topology import Machine, find
 from score_sde.training.devices import make_layout
@@ -38,7 +38,7 @@ class Compiled(NamedTuple):
     outputs: float
     program: float
     flops: float
-    traffic: float  # bytes read and written
+    traffic: float  # bytes read and written, of a loop those of one time: at least
     collectives: dict[str, float]  # kind -> bytes
 
     @property
@@ -100,14 +100,14 @@ def compile_step(experiment: Experiment, machine: Machine, each: int) -> Compile
         raise
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
     one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), batches)
-    factor = loop_factor_of(train_step_of(experiment, levels, None), state, one)
+    repeated = flops_of_repetitions(train_step_of(experiment, levels, None), state, one) / len(machine.devices)
     return Compiled(
         memory.argument_size_in_bytes,
         memory.temp_size_in_bytes,
         memory.output_size_in_bytes - memory.alias_size_in_bytes,
         memory.generated_code_size_in_bytes,
-        cost.get("flops", math.nan) * factor,
-        cost.get("bytes accessed", math.nan) * factor,
+        cost.get("flops", math.nan) + repeated,
+        cost.get("bytes accessed", math.nan),
         collectives(compiled.as_text()),
     )
 
