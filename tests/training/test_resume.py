@@ -58,9 +58,9 @@ def assert_same_run(workdir, undisturbed):
     np.testing.assert_array_equal(*[np.load(d / "samples" / "step_00000200.npz")["images"] for d in folders])
 
 
-def kill_after_a_save(workdir, when):
+def kill_after_a_save(workdir, when, *flags):
     """Starts the run, waits until it has saved anew and then for `when`, and kills it."""
-    process = start(workdir)
+    process = start(workdir, *flags)
     before = max(saved_steps(workdir), default=0)
     wait_for(lambda: max(saved_steps(workdir), default=0) > before, process)
     when(process)
@@ -70,7 +70,7 @@ def kill_after_a_save(workdir, when):
 
 
 def test_kill_9_at_random_and_in_the_middle_of_a_save(undisturbed, tmp_path):
-    for _ in range(2):
+    for _ in range(4):
         kill_after_a_save(tmp_path, lambda process: time.sleep(random.uniform(0.0, 0.05)))
     for _ in range(4):  # a save may end between the look and the kill
         kill_after_a_save(tmp_path, lambda process: wait_for(lambda: saving(tmp_path), process))
@@ -79,6 +79,15 @@ def test_kill_9_at_random_and_in_the_middle_of_a_save(undisturbed, tmp_path):
     assert saving(tmp_path), "no kill fell into a save"
     finish(start(tmp_path))
     assert_same_run(tmp_path, undisturbed)
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random(undisturbed, tmp_path):
+    often = "--config.training.checkpoint_every=5"
+    for _ in range(20):
+        kill_after_a_save(tmp_path, lambda process: time.sleep(random.uniform(0.0, 0.05)), often)
+    finish(start(tmp_path))
+    assert_same_state(tmp_path, undisturbed)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
