@@ -17,7 +17,6 @@ import io
 import tempfile
 import time
 
-import jax
 import numpy as np
 from absl import app, flags
 from array_record.python.array_record_data_source import ArrayRecordDataSource

@@ -14,6 +14,8 @@ from score_sde.parameterization import PREDICTIONS
 from score_sde.randomness import make_draw
 from score_sde.sde import SDES
 from score_sde.time_samplers import TIME_SAMPLERS
+from score_sde.training.preparation import train_step_of
+from score_sde.training.state import initial_state
 from score_sde.weightings import WEIGHTINGS
 
 IMAGES = np.random.default_rng(0).uniform(-1, 1, (3, 8, 8, 8, 1)).astype("float32")
@@ -187,10 +189,30 @@ def test_labels_reach_the_network_in_training_and_are_hidden_by_option():
         rng = np.random.default_rng(0)
         shapes = jax.eval_shape(experiment.init_params)
         params = jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), leaf.dtype), shapes)
-        loss = jax.jit(lambda given: experiment.loss_fn(params, IMAGES[0], draw, given))
+        loss = jax.jit(lambda given: experiment.loss_fn(params, IMAGES[0], draw, labels=given))
         told, untold = loss(labels), loss(None)
         return np.asarray(told), np.asarray(untold)
 
     told, untold = losses(num_classes=10)
     assert np.abs(told - untold).min() > 1e-6
     np.testing.assert_array_equal(*losses(num_classes=10, label_dropout=0.9999999))
+
+
+def test_augmentations_reach_the_network_and_are_told_to_it():
+    """A train step on augmented images, whose labels change the network; without a place for them they are refused."""
+    kwargs = {"channels": 4, "multipliers": (1,), "num_res_blocks": 1, "attention_resolutions": (), "dropout": 0.0}
+    with pytest.raises(UserError, match=r"augment_dim=9"):
+        make_experiment(small(model__name="ddpmpp", model__kwargs=kwargs, data__augment=0.5), jax.devices()[:1])
+    config = small(model__name="ddpmpp", model__kwargs=kwargs | {"augment_dim": 9}, data__augment=0.5)
+    experiment = make_experiment(config, jax.devices()[:1])
+    rng = np.random.default_rng(0)  # away from layers of zeros, through which no gradient passes
+    shapes = jax.eval_shape(experiment.init_params)
+    params = jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), leaf.dtype), shapes)
+    state = initial_state(params, experiment.optimizer, experiment.averages)
+    batch = {"image": rng.integers(0, 17, (8, *experiment.event_shape), np.uint8)}
+    train_step = jax.jit(train_step_of(experiment, 17, None))
+    for _ in range(2):  # the rate is 0 in the first
+        state, metrics = train_step(state, batch)
+    assert np.isfinite(float(metrics["loss"]))
+    moved = state.params["noise"]["augment"]["kernel"] - params["noise"]["augment"]["kernel"]
+    assert float(jnp.abs(moved).max(1).min()) > 0  # each of the nine numbers
