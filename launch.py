@@ -29,6 +29,7 @@ flags.DEFINE_string("workdir", None, "folder of the run; default runs/<config na
 flags.DEFINE_string("coordinator", "", "host:port of process 0, where several are started by hand")
 flags.DEFINE_integer("num_processes", 0, "how many processes run this command; 0: one, or what the cluster says")
 flags.DEFINE_integer("process_id", -1, "which of them this is, from 0")
+flags.DEFINE_bool("cluster", False, "join the processes that JAX finds by itself, as on TPU pods")
 flags.DEFINE_string("topology", "", "of plan: a TPU slice, v5e:4x4 (v4, v5e, v5p, v6e), or cpu:8")
 flags.DEFINE_bool("search", True, "of plan: look for the largest batch a device can take, by several compilations")
 flags.DEFINE_bool("json", False, "of plan: the figures as JSON")
@@ -124,9 +125,10 @@ def main(argv: list[str]) -> None:
         compile_here(FLAGS.topology)
     name = config_flags.get_config_filename(FLAGS["config"])
     workdir = Path(FLAGS.workdir or Path("runs") / Path(name).stem)
-    hosts.start(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+    hosts.start(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id, FLAGS.cluster)
     experiment = make_experiment(FLAGS.config, jax.local_devices())
-    check_config(workdir, experiment.config)
+    if FLAGS.mode != "plan":  # which neither reads the folder nor writes to it
+        check_config(workdir, experiment.config)
     if workdir.is_dir() and not os.access(workdir, os.W_OK):
         raise UserError(f"cannot write to {workdir} (set --workdir to a folder you may write)")
     said = run(experiment, workdir)

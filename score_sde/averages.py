@@ -122,7 +122,7 @@ def reconstruction(steps: Sequence[int], lengths: Sequence[float], step: int, le
     times = np.array([*steps, step], np.float64) / step
     powers = np.array([exponent(each) for each in [*lengths, length]])
     early = np.minimum(times[:, None], times)
-    both = powers[:, None] + powers
-    scale = (powers + 1) / times ** (powers + 1)
-    products = scale[:, None] * scale * early ** (both + 1) / (both + 1)
+    own = (early / times[:, None]) ** powers[:, None]  # of the first at the end of the earlier: a share, so no overflow
+    both = powers[:, None] + powers + 1
+    products = own * own.T * early / np.outer(times, times) * np.outer(powers + 1, powers + 1) / both
     return np.linalg.lstsq(products[:-1, :-1], products[:-1, -1], rcond=None)[0]

@@ -50,7 +50,9 @@ def build(
       kwargs_key: the group's key that holds the keyword arguments.
     """
     factory = lookup(kind, table, name, f"{where}.{key}" if where else "")
-    known = [parameter for parameter in signature(factory).parameters if parameter not in ("parent", "name")]
+    # What Flax adds to every module, and what a partial has chosen.
+    hidden = ("parent", "name") if isinstance(factory, type) else getattr(factory, "keywords", {})
+    known = [parameter for parameter in signature(factory).parameters if parameter not in hidden]
     for given in kwargs:
         if given not in known:
             accepted = f"it takes {', '.join(known)}" if known else "it takes none"

@@ -11,17 +11,19 @@ from jax.experimental import multihost_utils
 from score_sde.errors import UserError
 
 
-def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -> None:
+def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1, cluster: bool = False) -> None:
     """Joins the other processes, if there are any; call it before anything else touches JAX.
 
     Args:
-      coordinator: host:port of process 0; "" leaves all three to the cluster's environment (Slurm, TPU pods, Open MPI),
-        and without one there is one process.
+      coordinator: host:port of process 0; "" leaves all three to the cluster's environment, as of `in_cluster`, and
+        without one there is one process.
       num_processes: how many there are.
       process_id: which this is, from 0.
+      cluster: join what JAX finds in the environment or at the cloud's metadata server, also where `in_cluster` sees
+        nothing.
 
     Raises:
-      UserError: some of the three are given, but not all, or they don't fit.
+      UserError: some of the three are given, but not all, or they don't fit; or there is no cluster to join.
     """
     given = (bool(coordinator), num_processes > 0, process_id >= 0)
     if any(given) and not all(given):
@@ -33,16 +35,21 @@ def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -
         if process_id >= num_processes:
             raise UserError(f"--process_id={process_id} of --num_processes={num_processes}: they are counted from 0")
         jax.distributed.initialize(coordinator, num_processes, process_id)
-    elif in_cluster(os.environ):
-        jax.distributed.initialize()
+    elif cluster or in_cluster(os.environ):
+        try:
+            jax.distributed.initialize()
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).split("\n")[0]
+            raise UserError(
+                f"JAX finds no cluster to join here: {reason} (give --coordinator, --num_processes and --process_id)"
+            ) from error
 
 
 def in_cluster(environment: Mapping[str, str]) -> bool:
-    """Whether a cluster's environment says that this is one of several processes."""
-    counted = (environment.get(name, "1") for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
+    """Whether the environment says that this is one of several processes, of Slurm's srun or of a pod's machines."""
     pod = "," in environment.get("TPU_WORKER_HOSTNAMES", "") or "," in environment.get("TPU_PROCESS_ADDRESSES", "")
-    stepped = "SLURM_STEP_ID" in environment or "SLURM_NTASKS" not in environment  # under srun, not in sbatch's shell
-    return pod or (stepped and any(number.isdigit() and int(number) > 1 for number in counted))
+    tasks = environment.get("SLURM_STEP_NUM_TASKS", "1") if "SLURM_STEP_ID" in environment else "1"  # not sbatch's own
+    return pod or (tasks.isdigit() and int(tasks) > 1)
 
 
 def first() -> bool:
@@ -54,6 +61,11 @@ def wait(name: str) -> None:
     """Until every process has come here; the name is this place's own."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+def any_of(answer: bool) -> bool:
+    """Whether any process says so; all have to ask."""
+    return bool(np.any(all_rows(np.array([answer]))))
 
 
 def my_rows(rows: int) -> slice:

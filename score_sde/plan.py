@@ -6,7 +6,6 @@ from the chips' published figures: nothing has run. A real step is slower than i
 
 import json
 import math
-import re
 import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from score_sde.collectives import collectives
 from score_sde.errors import UserError
 from score_sde.experiment import Experiment
 from score_sde.flops import flops_of_repetitions
@@ -23,11 +23,8 @@ from score_sde.training.devices import make_layout
 from score_sde.training.preparation import train_step_of
 from score_sde.training.state import initial_state
 
-BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
-BYTES |= {"s64": 8, "u64": 8, "f64": 8, "c64": 8}
 CLOSE = 0.9  # of the memory: near enough to its limit
 COMPILATIONS = 6  # to look for the largest batch, at most
-COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 
 class Compiled(NamedTuple):
@@ -126,25 +123,6 @@ def _batches(experiment: Experiment, batch: int, levels: int | None) -> dict[str
     return {"image": image, "label": number, "index": number}
 
 
-def collectives(program: str) -> dict[str, float]:
-    """Bytes of the results of a compiled program's collectives, by kind; of its text, HLO.
-
-    An asynchronous one is counted where it starts, for its result alone.
-    """
-    total = dict.fromkeys(COLLECTIVES, 0.0)
-    kinds = "|".join(COLLECTIVES)
-    for line in program.splitlines():
-        found = re.match(rf"\s*(?:ROOT )?%?[\w.-]+ = (.*?) ({kinds})(-start)?\(", line)
-        if found:
-            sizes = [_size(kind, shape) for kind, shape in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", found.group(1))]
-            total[found.group(2)] += sum(sizes) / (2 if found.group(3) and found.group(1).startswith("((") else 1)
-    return {kind: size for kind, size in total.items() if size}
-
-
-def _size(kind: str, shape: str) -> float:
-    return BYTES.get(kind, 0) * math.prod(int(size) for size in shape.split(",") if size)
-
-
 def _of_a_step(compiled: Compiled, machine: Machine, experiment: Experiment) -> dict[str, Any]:
     figures: dict[str, Any] = {
         "argument_bytes": compiled.arguments,
@@ -181,7 +159,8 @@ def _of_a_step(compiled: Compiled, machine: Machine, experiment: Experiment) -> 
 def _sent(sizes: Mapping[str, float], number: int) -> float:
     """Bytes that a chip sends at least; an all-reduce is a reduce-scatter and an all-gather, of all but its part."""
     share = (number - 1) / number
-    times = {"all-reduce": 2 * share, "reduce-scatter": number * share}  # the result of the latter is a part
+    # The result of a reduce-scatter is a part.
+    times = {"all-reduce": 2 * share, "reduce-scatter": number * share, "collective-permute": 1.0}
     return sum(times.get(kind, share) * size for kind, size in sizes.items())
 
 

@@ -119,10 +119,11 @@ def make_sampler(
             # The last batch is drawn whole and cut, so that nothing is compiled for its size.
             indices = np.arange(first, first + batch_size)[hosts.my_rows(batch_size)].reshape(len(devices), -1)
             solution = compiled(params, indices)
-            check_finite(solution)
             mine = {"x": solution.x} | ({} if solution.nfe is None else {"nfe": solution.nfe})
             mine = {name: np.asarray(part).reshape(-1, *part.shape[2:]) for name, part in mine.items()}
+            mine["broken_at"] = np.asarray(solution.broken_at).reshape(-1)
             drawn = {name: part[: num_samples - first] for name, part in hosts.all_rows(mine).items()}
+            check_finite(solution._replace(broken_at=drawn["broken_at"]))  # on all hosts alike
             yield Drawn(drawn["x"], drawn.get("nfe"))
 
     if run_trajectory is None:

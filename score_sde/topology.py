@@ -53,6 +53,8 @@ def find(topology: str) -> Machine:
             f"no topology {topology!r}: give a chip and a shape, --topology=v5e:4x4, of {', '.join(CHIPS)}, or cpu:8"
         )
     kind, shape = match.group(1), [int(size) for size in match.group(2).split("x")]
+    if 0 in shape:
+        raise UserError(f"--topology={topology} has no devices")
     if kind == "cpu":
         return Machine(topology, _virtual(math.prod(shape)), None)
     chip = lookup("chip", CHIPS, kind, "--topology")

@@ -9,6 +9,7 @@ import pytest
 
 from configs import mixture, toy2d, vp_digits
 from score_sde import plan
+from score_sde.collectives import collectives
 from score_sde.errors import UserError
 from score_sde.experiment import make_experiment
 from score_sde.flops import flops_of_repetitions
@@ -78,15 +79,31 @@ def test_accumulation_takes_the_multiplications_of_the_whole_batch():
 
 
 def test_collectives_are_read_from_a_program():
-    program = """
+    program = """HloModule jit_step, is_scheduled=true
+
+%inside.1 (p: f32[2,3]) -> f32[2,3] {
+  ROOT %again = f32[2,3]{1,0} all-reduce(%p), channel_id=2
+}
+
+%body.2 (arg: (s32[], f32[2,3])) -> (s32[], f32[2,3]) {
+  %there = f32[2,3]{1,0} fusion(%arg), kind=kCustom, calls=%inside.1
+  %sent = (f32[5]{0}, f32[5]{0}, u32[], u32[]) collective-permute-start(%arg)
+}
+
+ENTRY %main.3 (a: f32[4]) -> f32[8] {
   %psum.1 = (f32[256,256]{1,0:T(8,128)}, f32[3]{0}) all-reduce(%a, %b), channel_id=1, replica_groups={{0,1}}
-  ROOT %gather.2 = bf16[8,16]{1,0} all-gather(%c), dimensions={0}
+  %gather.2 = bf16[8,16]{1,0} all-gather(%c), dimensions={0}
   %start = ((f32[4]{0}), (f32[8]{0})) all-gather-start(%d), dimensions={0}
+  %other = (f32[4]{0}, f32[16]{0:T(128)}) all-gather-start(%d), dimensions={0}
   %done = f32[8]{0} all-gather-done(%start)
-  %fusion = f32[256]{0} fusion(%all-reduce), calls=%x
+  %loop = (s32[], f32[2,3]) while(%t), condition=%c, body=%body.2, backend_config={"known_trip_count":{"n":"7"}}
+}
 """
-    found = plan.collectives(program)
-    assert found == {"all-reduce": 4 * (256 * 256 + 3), "all-gather": 2 * 128 + (16 + 32) / 2}
+    assert collectives(program) == {
+        "all-reduce": 4 * (256 * 256 + 3) + 7 * 4 * 6,
+        "all-gather": 2 * 128 + 4 * 8 + 4 * 16,
+        "collective-permute": 7 * 4 * 5,
+    }
 
 
 @pytest.mark.parametrize(
@@ -97,6 +114,7 @@ def test_collectives_are_read_from_a_program():
         ("v5f:2x2", "Did you mean 'v5p'|Did you mean 'v5e'"),
         ("v4:2x2", "v4 slices have 3 dimensions, as in v4:2x2x2"),
         ("cpu:4096", "JAX has 8 CPU devices here"),
+        ("cpu:0", "has no devices"),
         ("cpu:7", "16 doesn't divide among 7 devices"),
     ],
 )

@@ -47,6 +47,7 @@ def draw_map(key: jax.Array, probability: float, shape: tuple[int, int]) -> tupl
     mirror_x, mirror_y, scaled, turned, stretched, shifted = jax.random.bernoulli(apply_key, chances).astype("float32")
     scale, stretch, *shift = jax.random.normal(value_key, (4,))
     angle, direction = jax.random.uniform(jax.random.fold_in(value_key, 1), (2,), minval=-jnp.pi, maxval=jnp.pi)
+    direction = direction * jax.random.bernoulli(jax.random.fold_in(value_key, 2))  # along an axis as often as not
     scale, stretch, angle = scale * scaled, stretch * stretched, angle * turned
     shift = jnp.stack(shift) * shifted
     size = jnp.array(shape[::-1]) / 8
@@ -54,8 +55,8 @@ def draw_map(key: jax.Array, probability: float, shape: tuple[int, int]) -> tupl
     matrix = (
         jnp.diag(jnp.stack([1 - 2 * mirror_x, 1 - 2 * mirror_y, jnp.ones(())]))
         @ jnp.diag(jnp.stack([2.0 ** (-0.2 * scale)] * 2 + [jnp.ones(())]))
-        @ _rotation(-angle)
-        @ (_rotation(direction) @ squeeze @ _rotation(-direction) * stretched + jnp.eye(3) * (1 - stretched))
+        @ _rotation(angle)
+        @ (_rotation(-direction) @ squeeze @ _rotation(direction) * stretched + jnp.eye(3) * (1 - stretched))
         @ jnp.eye(3).at[:2, 2].set(-shift * size)
     )
     done = [mirror_x, mirror_y, scale, jnp.cos(angle) - 1, jnp.sin(angle)]

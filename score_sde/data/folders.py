@@ -1,5 +1,7 @@
 """Images of one's own: a folder of pictures, or arrays in an .npz file."""
 
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -55,16 +57,29 @@ def image_folder(split: str, path: str, channels: int = 3, test_share: float = 0
     if named and not split_folders:
         raise UserError(f"image_folder: {path} has no sub-folder {' or '.join(NAMES[split])}")
     root = split_folders[0] if named else root
-    paths = sorted(file for file in root.rglob("*") if file.suffix.lower() in SUFFIXES)
+    paths = _pictures(root)
     if not paths:
         raise UserError(f"image_folder: no {', '.join(SUFFIXES)} files in {root} (set --config.data.path)")
-    classes = sorted({file.relative_to(root).parts[0] for file in paths if file.parent != root})
-    numbers = {name: i for i, name in enumerate(classes)}
-    labels = [numbers.get(file.relative_to(root).parts[0], 0) for file in paths]
+    trained = Path(path) / "train" if named else root  # whose classes are numbered, for both splits
+    classes = sorted({_class_of(file, trained) for file in _pictures(trained)})
+    strange = sorted({_class_of(file, root) for file in paths} - set(classes))
+    if strange or ("" in classes and len(classes) > 1):
+        loose = strange or [file.name for file in paths if file.parent == root]
+        raise UserError(f"image_folder: of which class is {loose[0]!r} in {root}? Known are {', '.join(classes)}")
+    labels = [classes.index(_class_of(file, root)) for file in paths]
     if not named:
         chosen = part(split, len(paths), test_share)
         paths, labels = [paths[i] for i in chosen], [labels[i] for i in chosen]
     return Source(Pictures(paths, labels, MODES[channels]), (None, None, channels), 256, max(len(classes), 1))
+
+
+def _pictures(root: Path) -> list[Path]:
+    return sorted(file for file in root.rglob("*") if file.suffix.lower() in SUFFIXES)
+
+
+def _class_of(file: Path, root: Path) -> str:
+    """The sub-folder that a picture lies in; "" for none."""
+    return file.relative_to(root).parts[0] if file.parent != root else ""
 
 
 def npz(split: str, path: str, test_share: float = 0.1) -> Source:
@@ -80,6 +95,8 @@ def npz(split: str, path: str, test_share: float = 0.1) -> Source:
         raise UserError(f"npz: no file {path!r} (set --config.data.path)")
     try:
         archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise UserError(f"npz: {path} is a single array, not an .npz file of several (set --config.data.path)")
         names = archive.files
         pairs = ((f"{split}_images", f"{split}_labels"), (f"x_{split}", f"y_{split}"), ("images", "labels"))
         found = next((pair for pair in pairs if pair[0] in names), None)
@@ -87,7 +104,7 @@ def npz(split: str, path: str, test_share: float = 0.1) -> Source:
             raise UserError(f"npz: {path} holds {', '.join(names)}, none of {', '.join(pair[0] for pair in pairs)}")
         images = archive[found[0]]
         labels = archive[found[1]].reshape(-1) if found[1] in names else np.zeros(len(images), np.int32)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"npz: {path} can't be read: {error} (set --config.data.path)") from error

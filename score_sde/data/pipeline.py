@@ -4,6 +4,7 @@ Grain's `MapDataset` is random access all the way through, so a run that resumes
 position in the data is the step, and no iterator state is saved, which would be tied to a number of processes.
 """
 
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -91,8 +92,14 @@ def batches(
     if num_workers:
         if not flags.FLAGS.is_parsed():  # Grain's workers read flags, also where no command line was
             flags.FLAGS.mark_as_parsed()
-        calls = calls.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
+        calls = calls.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers), worker_init_fn=_outlive)
     return iter(calls)
+
+
+def _outlive(worker: int, workers: int) -> None:
+    """Ctrl-C and SIGTERM go to the whole group of processes: the training asks for more until it has saved."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def to_unit_range(images: jnp.ndarray, levels: int | None) -> jnp.ndarray:

@@ -134,7 +134,11 @@ def tfds(split: str, path: str, name: str, test_split: str = "test") -> Source:
     """
     import tensorflow_datasets
 
-    builder = tensorflow_datasets.builder(name, data_dir=path or None)
+    try:
+        builder = tensorflow_datasets.builder(name, data_dir=path or None)
+    except (tensorflow_datasets.core.DatasetNotFoundError, ValueError) as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(f"TensorFlow Datasets: {reason} (set --config.data.kwargs.name)") from error
     folder = Path(os.fspath(builder.data_path))
     root = path or folder.parents[1]
     command = f"tfds build {name} --file_format=array_record --data_dir={root}"
@@ -152,7 +156,9 @@ def tfds(split: str, path: str, name: str, test_split: str = "test") -> Source:
             f"{name} has the splits {', '.join(builder.info.splits)} and the features {', '.join(info)}; an image and "
             f"the split {split!r} are needed (set --config.data.kwargs.test_split)"
         )
-    classes = info["label"].num_classes if "label" in info else 1
+    classes = getattr(info["label"], "num_classes", None) if "label" in info else 1
+    if classes is None:
+        raise UserError(f"{name}: its label is no class, and the network would be told it as one")
     examples = builder.as_data_source(split)
     return Source(examples if "label" in info else Unlabelled(examples), info["image"].shape, 256, classes)
 

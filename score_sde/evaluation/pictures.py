@@ -1,8 +1,10 @@
 """What samples look like: DIR/samples/step_<8 digits>.png and, with the samples one by one, .npz."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from score_sde import hosts
@@ -25,7 +27,13 @@ def strip_path(workdir: Path, step: int) -> Path:
     return workdir / "samples" / f"step_{step:08d}_denoising.png"
 
 
-def draw_samples(experiment: Experiment, params: Any, step: int, workdir: Path) -> Path:
+def draw_samples(
+    experiment: Experiment,
+    params: Any,
+    step: int,
+    workdir: Path,
+    interrupted: Callable[[], Any] = lambda: None,
+) -> Path:
     """Draws the experiment's samples and writes them as a picture and as numbers.
 
     Images become a grid, with `images` (n, height, width, channels) uint8 in the .npz; points a scatter plot over the
@@ -36,12 +44,17 @@ def draw_samples(experiment: Experiment, params: Any, step: int, workdir: Path) 
       params: the network's parameters (the moving average).
       step: the step they are of, which names the files.
       workdir: the run's folder.
+      interrupted: asked after each batch; where it says so, nothing is written (by one process alone: several draw on).
 
     Returns:
       The path of the PNG.
     """
-    samples = np.concatenate([batch.x for batch in experiment.sampler.draw(params, experiment.num_samples)])
-    path = picture_path(workdir, step)
+    path, drawn = picture_path(workdir, step), []
+    for batch in experiment.sampler.draw(params, experiment.num_samples):
+        drawn.append(batch.x)
+        if interrupted() and jax.process_count() == 1:
+            return path
+    samples = np.concatenate(drawn)
     if not hosts.first():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)

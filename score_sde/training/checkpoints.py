@@ -10,8 +10,8 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,8 @@ def open_checkpoints(folder: Path, keep: int, every: int = 0, best: int = 0) -> 
     folder = folder.absolute()
     options = ocp.CheckpointManagerOptions(
         preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+        best_fn=(lambda metrics: metrics["loss"]) if best else None,  # so that the losses are on disk, for a resume
+        best_mode="min",
         cleanup_tmp_directories=True,
     )
     return ocp.CheckpointManager(folder, options=options)
@@ -69,7 +71,8 @@ def save(manager: ocp.CheckpointManager, state: TrainState, loss: float | None =
     if step == manager.latest_step():
         return
     metrics = None if loss is None else {"loss": loss}
-    _on_disk(manager, lambda: manager.save(step, args=ocp.args.StandardSave(state._asdict()), metrics=metrics))
+    with on_disk(manager):
+        manager.save(step, args=ocp.args.StandardSave(state._asdict()), metrics=metrics)
     threading.Thread(target=_seal_when_there, args=(Path(manager.directory), step), daemon=True).start()
 
 
@@ -79,15 +82,18 @@ def finish(manager: ocp.CheckpointManager) -> None:
     Raises:
       UserError: the disk is full.
     """
-    _on_disk(manager, manager.wait_until_finished)
+    with on_disk(manager):
+        manager.wait_until_finished()
     seal(Path(manager.directory))
 
 
-def _on_disk(manager: ocp.CheckpointManager, action: Callable[[], Any]) -> None:
+@contextmanager
+def on_disk(manager: ocp.CheckpointManager) -> Iterator[None]:
+    """Within the block, a full disk is a `UserError` that says which checkpoint is whole."""
     try:
-        action()
+        yield
     except Exception as error:  # Orbax wraps the system's errors in many of its own
-        if not _is_full(error):
+        if isinstance(error, UserError) or not _is_full(error):
             raise
         saved = [step for step in manager.all_steps(read=True) if (manager.directory / str(step)).is_dir()]
         raise UserError(

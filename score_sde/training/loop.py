@@ -61,6 +61,7 @@ def train(experiment: Experiment, workdir: Path, devices: list[jax.Device]) -> s
     metrics, losses = None, []
 
     with (
+        checkpoints.on_disk(manager),
         interruptible() as interrupted,
         progress_bar(schedule.num_steps, step, "step", workdir.name) as bar,
     ):
@@ -84,7 +85,7 @@ def train(experiment: Experiment, workdir: Path, devices: list[jax.Device]) -> s
                     schedule.snapshot_every,
                 )
             )
-            if log_due or save_due:
+            if log_due or save_due or sample_due:
                 check_finite(window, step, experiment, source, workdir, manager)
             if log_due:
                 record = window.summary()
@@ -92,13 +93,13 @@ def train(experiment: Experiment, workdir: Path, devices: list[jax.Device]) -> s
                 losses.append(record["loss"])
                 bar.set_postfix_str(_postfix(record), refresh=False)
             window.pause()
-            if save_due:
+            if save_due or sample_due:  # a picture takes a while, in which a machine may be taken away
                 checkpoints.save(manager, layout.to_save(state), sum(losses) / len(losses) if losses else None)
                 losses = []
             if snapshot_due and experiment.averages.lengths:
                 snapshots.save(workdir, step, layout.whole(state.averages), experiment.averages.lengths)
             if sample_due and not stopping:
-                draw_samples(experiment, layout.whole(state.ema_params), step, workdir)
+                draw_samples(experiment, layout.whole(state.ema_params), step, workdir, interrupted)
             window.resume()
         if stopping and step < schedule.num_steps:
             check_finite(window, step, experiment, source, workdir, manager)

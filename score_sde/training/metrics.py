@@ -1,6 +1,7 @@
 """What a run reports while it trains: metrics.jsonl, TensorBoard's event files (no TensorFlow) and a progress bar."""
 
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -66,6 +67,7 @@ class Window:
         self._batch_size = batch_size
         self._metrics: list[dict[str, jax.Array]] = []
         self._lengths: list[int] = []
+        self._bad_before = 0  # steps that were not finite up to the last log, without a break
         self._last: float | None = None
         self._seconds, self._steps = 0.0, 0
 
@@ -87,38 +89,34 @@ class Window:
     def resume(self) -> None:
         self._last = time.perf_counter()
 
-    @property
-    def steps(self) -> int:
-        """Since the last log."""
-        return sum(self._lengths)
-
-    def nonfinite(self, step: int) -> tuple[int, int]:
-        """(the first step whose loss or gradient was not finite, how many there were since the last log).
+    def nonfinite(self, step: int) -> tuple[int, int, int]:
+        """Of the steps whose loss or gradient was not finite: the first since the last log, how many there were since
+        then, and how many the last ones are without a break.
 
         Steps are counted from 0; within a call the bad ones are the last, as NaN stays for good.
 
         Args:
           step: how many are finished.
         """
-        counts = [
-            round(float(metrics["nonfinite"]) * steps)
-            for metrics, steps in zip(jax.device_get(self._metrics), self._lengths, strict=True)
-        ]
-        first, passed = step, step - self.steps
-        for count, steps in zip(counts, self._lengths, strict=True):
+        first, total, unbroken, passed = step, 0, self._bad_before, step - sum(self._lengths)
+        for metrics, steps in zip(jax.device_get(self._metrics), self._lengths, strict=True):
+            count = round(float(metrics["nonfinite"]) * steps)
             passed += steps
-            if count:
+            if count and not total:
                 first = passed - count
-                break
-        return first, sum(counts)
+            total += count
+            unbroken = unbroken + count if count == steps else count
+        return first, total, unbroken
 
     def summary(self) -> dict[str, float]:
         """Means since the last summary, with steps and images a second once there is something to time."""
+        _, _, self._bad_before = self.nonfinite(0)
         values = jax.device_get(self._metrics)
         record = {name: float(np.mean([value[name] for value in values])) for name in values[0] if name != "stop"}
         skipped = record.pop("nonfinite", 0.0)
         if skipped:  # those steps add 0 to the sums
-            record = {name: value / (1 - skipped) for name, value in record.items()} | {"skipped": skipped}
+            share = 1 - skipped or math.nan
+            record = {name: value / share for name, value in record.items()} | {"skipped": skipped}
         self.pause()
         if self._steps:
             rate = self._steps / self._seconds

@@ -9,8 +9,11 @@ from score_sde import hosts
 from score_sde.data import Source
 from score_sde.errors import UserError
 from score_sde.experiment import Experiment
+from score_sde.training.checkpoints import finish
 from score_sde.training.metrics import Window
 from score_sde.training.workdir import write_atomically
+
+PATIENCE = 100  # steps that may be left out one after another
 
 
 def check_finite(window: Window, step: int, experiment: Experiment, source: Source, workdir: Path, manager) -> None:
@@ -22,13 +25,15 @@ def check_finite(window: Window, step: int, experiment: Experiment, source: Sour
       experiment, source, workdir, manager: of the run.
 
     Raises:
-      UserError: the loss or the gradient was not finite, or under on_nonfinite=skip was not in a single step;
+      UserError: the loss or the gradient was not finite, or under on_nonfinite=skip in so many steps without a break;
         DIR/nonfinite_<step>.json then holds the step, its key and its examples' places in the data.
     """
-    first, count = window.nonfinite(step)
-    if count == 0 or (experiment.step_options["skip_nonfinite"] and count < window.steps):
+    first, count, unbroken = window.nonfinite(step)
+    skipping = experiment.step_options["skip_nonfinite"]
+    if count == 0 or (skipping and unbroken < PATIENCE):
         return
-    manager.wait_until_finished()
+    first = step - unbroken if skipping else first
+    finish(manager)
     saved = manager.latest_step()
     path = workdir / f"nonfinite_{first:08d}.json"
     if hosts.first():
@@ -41,7 +46,7 @@ def check_finite(window: Window, step: int, experiment: Experiment, source: Sour
             "last_checkpoint": saved,
         }
         write_atomically(path, json.dumps(figures) + "\n")
-    every = "every step" if experiment.step_options["skip_nonfinite"] else "the loss or its gradient"
+    every = "every step" if skipping else "the loss or its gradient"
     raise UserError(
         f"{every} is not finite from step {first} on; {path} says with which examples and key. "
         f"{'No checkpoint was saved' if saved is None else f'The last checkpoint is of step {saved}'}: the same "

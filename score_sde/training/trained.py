@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from score_sde import hosts
 from score_sde.experiment import Experiment
 from score_sde.models import pretrained
 from score_sde.training.checkpoints import has_checkpoint, restore_newest
@@ -36,6 +37,8 @@ def export(experiment: Experiment, workdir: Path) -> Path:
     """Writes what `trained` gives as safetensors, with all that is needed to use it elsewhere; returns the file."""
     params, step = trained(experiment, workdir)
     path = workdir / f"ema_{step:08d}.safetensors"
+    if not hosts.first():
+        return path
     config = experiment.config
     shown = {name: config["data"][name] for name in ("image_size", "channels", "sigma_data")}
     pretrained.save(path, params, config["model"], {"sde": config["sde"]} | shown)

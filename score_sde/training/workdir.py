@@ -72,14 +72,15 @@ def prepare(workdir: Path, config: Mapping[str, Any]) -> None:
     Raises:
       UserError: the folder cannot be made or written.
     """
-    if not hosts.first():
-        return hosts.wait(f"prepare {workdir}")
+    problem = ""
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_atomically(workdir / "config.json", json.dumps(config, indent=2) + "\n")
+        if hosts.first():
+            workdir.mkdir(parents=True, exist_ok=True)
+            write_atomically(workdir / "config.json", json.dumps(config, indent=2) + "\n")
     except OSError as error:
-        raise UserError(f"cannot write to {workdir}: {error.strerror} (set --workdir to one you may write)") from None
-    hosts.wait(f"prepare {workdir}")
+        problem = f": {error.strerror}"
+    if hosts.any_of(bool(problem)):
+        raise UserError(f"cannot write to {workdir}{problem} (set --workdir to one you may write)")
 
 
 def write_atomically(path: Path, text: str) -> None:

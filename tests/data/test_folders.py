@@ -46,6 +46,19 @@ def test_sub_folders_name_the_splits(tmp_path):
     assert train.examples[0]["image"].mean() < 20 and test.examples[0]["image"].mean() > 190
 
 
+def test_classes_are_those_of_the_training_folder(tmp_path):
+    for name in ("train/a", "train/b", "train/c", "test/a", "test/c"):
+        picture(tmp_path / name / "0.png", (8, 8, 3), 10)
+    test = load("image_folder", "test", 8, 3, str(tmp_path))
+    assert [test.examples[i]["label"] for i in range(2)] == [0, 2] and test.num_classes == 3
+    picture(tmp_path / "test" / "d" / "0.png", (8, 8, 3), 10)
+    with pytest.raises(UserError, match="of which class is 'd'"):
+        load("image_folder", "test", 8, 3, str(tmp_path))
+    picture(tmp_path / "train" / "loose.png", (8, 8, 3), 10)
+    with pytest.raises(UserError, match=r"of which class is 'loose\.png'"):
+        load("image_folder", "train", 8, 3, str(tmp_path))
+
+
 def test_the_middle_is_cut_out_and_resized(tmp_path):
     image = np.zeros((8, 24), np.uint8)
     image[:, 8:16] = 200  # the square about the centre
@@ -101,6 +114,13 @@ def test_arrays_that_are_no_images_are_refused(tmp_path):
     np.savez(tmp_path / "floats.npz", images=np.zeros((4, 8, 8, 1)))
     with pytest.raises(UserError, match="needed are uint8 images"):
         load("npz", "train", 8, 1, str(tmp_path / "floats.npz"))
+    cut = tmp_path / "cut.npz"
+    cut.write_bytes((tmp_path / "floats.npz").read_bytes()[:100])
+    with pytest.raises(UserError, match="can't be read"):
+        load("npz", "train", 8, 1, str(cut))
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    with pytest.raises(UserError, match="a single array"):
+        load("npz", "train", 8, 1, str(tmp_path / "one.npy"))
     np.savez(tmp_path / "code.npz", images=np.array([{}, {}], object))
     with pytest.raises(UserError, match="can't be read"):
         load("npz", "train", 8, 1, str(tmp_path / "code.npz"))

@@ -70,6 +70,12 @@ def test_tensorflow_datasets_are_read_without_tensorflow(tfds_folder):
         assert train.examples[i]["label"] == i % 10
     np.testing.assert_array_equal(test.examples[0]["image"], images[12])
     assert "tensorflow" not in sys.modules
+    again = load("tfds", "test", 32, 3, str(folder), {"name": "cifar10"})
+    np.testing.assert_array_equal(again.examples[0]["image"], images[12])
+    with pytest.raises(UserError, match=r"splits .*train"):
+        load("tfds", "test", 32, 3, str(folder), {"name": "cifar10", "test_split": "validation"})
+    with pytest.raises(UserError, match=r"TensorFlow Datasets: .*kwargs\.name"):
+        load("tfds", "train", 32, 3, str(folder), {"name": "cifar1O"})
 
 
 def test_a_missing_data_set_is_named_with_the_command_that_makes_it(tmp_path):

@@ -60,8 +60,8 @@ def test_two_processes_are_one_run(tmp_path):
 
 def test_a_cluster_is_known_by_its_environment():
     assert not in_cluster({})
-    assert in_cluster({"SLURM_NTASKS": "4", "SLURM_STEP_ID": "0"})
+    assert in_cluster({"SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_ID": "0"})
     assert not in_cluster({"SLURM_NTASKS": "4"})  # the shell of sbatch, before srun
-    assert not in_cluster({"SLURM_NTASKS": "1", "SLURM_STEP_ID": "0"})
+    assert not in_cluster({"SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_ID": "0"})
     assert in_cluster({"TPU_WORKER_HOSTNAMES": "10.0.0.1,10.0.0.2"})
     assert not in_cluster({"TPU_WORKER_HOSTNAMES": "localhost"})
