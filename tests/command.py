@@ -23,6 +23,16 @@ TINY = (
     "--config.sampling.batch_size=8",
 )
 
+POINTS = (  # the same of a perceptron on points, which compiles at once
+    "--config=configs/toy2d.py",
+    "--config.model.kwargs.features=(8,)",
+    "--config.training.batch_size=8",
+    "--config.training.num_steps=2000",
+    *TINY[7:10],
+    "--config.training.sample_every=2000",
+    *TINY[11:],
+)
+
 
 def environment(devices: int = 1) -> dict[str, str]:
     """For a program of its own on so many virtual devices; what one test compiles, no other compiles again."""

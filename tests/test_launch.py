@@ -188,7 +188,7 @@ def test_devices_must_divide_the_batch(tmp_path):
 def test_a_run_that_diverges_stops_and_saves_nothing_of_it(tmp_path):
     wild = ("--config.optimizer.learning_rate=1e30", "--config.optimizer.warmup_steps=0")
     printed = finish(start(tmp_path, *wild), expected=2)
-    assert "the loss is nan at step 10; no checkpoint was saved" in printed
+    assert "is not finite from step 1 on" in printed and "No checkpoint was saved" in printed
     assert not any(path.name.isdigit() for path in (tmp_path / "checkpoints").iterdir())
 
 

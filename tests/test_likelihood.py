@@ -178,14 +178,25 @@ def test_dequantized_pixels_fill_their_levels():
 
 @pytest.mark.parametrize("name", ["vp", "edm", "flow"])
 def test_encoding_and_decoding(name):
-    """Round trip to 1e-3; a temperature scales the latent; in float32."""
+    """Round trip to 1e-3; a temperature scales the latent; in float32.
+
+    Tolerances bound the estimate of a step's error, not the error: at 1e-5 one in some hundred round trips is off by
+    more than 1e-3, which one is a matter of rounding, so there it is the 95th percentile.
+    """
     sde, model = SDES[name](), mixture(2)
     denoiser = exact_denoiser(model, sde)
-    x = data(model, sde, 8).astype(jnp.float32)
-    there = jax.jit(lambda x: encode(sde, denoiser, x))
-    back = jax.jit(lambda z, temperature: decode(sde, denoiser, z, temperature))
-    z = there(x)
-    assert np.abs(back(z, 1.0) - x).max() < 1e-3
+    x = data(model, sde, 64).astype(jnp.float32)
+
+    def there(x, tolerance):
+        return jax.jit(lambda x: encode(sde, denoiser, x, rtol=tolerance, atol=tolerance))(x)
+
+    @partial(jax.jit, static_argnums=2)
+    def back(z, temperature, tolerance=1e-5):
+        return decode(sde, denoiser, z, temperature, rtol=tolerance, atol=tolerance)
+
+    errors = [np.abs(back(there(x, tolerance), 1.0, tolerance) - x).max(1) for tolerance in (1e-5, 1e-6)]
+    assert np.quantile(errors[0], 0.95) < 1e-3 and errors[1].max() < 1e-3
+    z = there(x[:8], 1e-5)
     np.testing.assert_allclose(back(z, 0.5), back(0.5 * z, 1.0), atol=1e-4)
 
 

@@ -1,7 +1,7 @@
 """Checkpoints by Orbax: asynchronous, and atomic, as a step's folder gets its name only when it is complete.
 
-Beside what Orbax writes, each complete folder gets a manifest of its files' sizes and SHA-256, so that a flipped byte
-is found. A checkpoint that can't be read is reported and moved to DIR/damaged, and the one before it is taken.
+Each complete checkpoint gets a manifest of its files' sizes and SHA-256, DIR/manifests/<step>.json, so that a flipped
+byte is found. A checkpoint that can't be read is reported and moved to DIR/damaged, and the one before it is taken.
 """
 
 import errno
@@ -25,7 +25,6 @@ from score_sde.errors import UserError
 from score_sde.training.state import TrainState
 from score_sde.training.workdir import write_atomically
 
-MANIFEST = "manifest.json"
 _SEALING = threading.Lock()
 
 
@@ -71,6 +70,8 @@ def save(manager: ocp.CheckpointManager, state: TrainState, loss: float | None =
     if step == manager.latest_step():
         return
     metrics = None if loss is None else {"loss": loss}
+    if hosts.first():
+        manifest_of(Path(manager.directory) / str(step)).unlink(missing_ok=True)  # of one of this step that is gone
     with on_disk(manager):
         manager.save(step, args=ocp.args.StandardSave(state._asdict()), metrics=metrics)
     threading.Thread(target=_seal_when_there, args=(Path(manager.directory), step), daemon=True).start()
@@ -185,6 +186,7 @@ def _set_aside(path: Path) -> None:
         damaged.mkdir(exist_ok=True)
         free = next(name for n in range(1000) if not (name := damaged / f"{path.name}.{n}").exists())
         path.rename(free)
+        manifest_of(path).unlink(missing_ok=True)
         print(f"it is kept in {free}", file=sys.stderr)
     hosts.wait(f"set aside {path.name}")
 
@@ -196,16 +198,26 @@ def _restore(manager: ocp.CheckpointManager, step: int, like: Any) -> Any:
 
 
 def seal(folder: Path) -> None:
-    """Writes the manifest of every complete checkpoint that has none."""
+    """Writes the manifest of every complete checkpoint that has none, and removes those of which there is none."""
     if not hosts.first():
         return
     with _SEALING:
         for path in (folder / str(step) for step in _steps(folder)):
+            manifest = manifest_of(path)
             # A checkpoint may be removed meanwhile; on a full disk one goes without.
             with suppress(OSError):
-                if not (path / MANIFEST).exists():
+                if not manifest.exists():
                     files = {name: _digest(path / name) for name in _files(path)}
-                    write_atomically(path / MANIFEST, json.dumps(files, indent=1))
+                    manifest.parent.mkdir(exist_ok=True)
+                    write_atomically(manifest, json.dumps(files, indent=1))
+        for manifest in manifest_of(folder / "0").parent.glob("*.json"):
+            if not (folder / manifest.stem).is_dir():
+                manifest.unlink(missing_ok=True)
+
+
+def manifest_of(path: Path) -> Path:
+    """Where the manifest of a checkpoint lies: not in its folder, which Orbax may be about to remove."""
+    return path.parents[1] / "manifests" / f"{path.name}.json"
 
 
 def _seal_when_there(folder: Path, step: int, seconds: float = 600.0) -> None:
@@ -223,9 +235,10 @@ def check(path: Path) -> None:
     Raises:
       ValueError: a file is missing or differs.
     """
-    if not (path / MANIFEST).is_file():
+    manifest = manifest_of(path)
+    if not manifest.is_file():
         return
-    expected = json.loads((path / MANIFEST).read_text())
+    expected = json.loads(manifest.read_text())
     for name, digest in expected.items():
         if not (path / name).is_file():
             raise ValueError(f"{name} is missing")
@@ -234,8 +247,7 @@ def check(path: Path) -> None:
 
 
 def _files(path: Path) -> list[str]:
-    found = (str(file.relative_to(path)) for file in sorted(path.rglob("*")) if file.is_file())
-    return [name for name in found if not name.startswith(MANIFEST)]
+    return [str(file.relative_to(path)) for file in sorted(path.rglob("*")) if file.is_file()]
 
 
 def _digest(path: Path) -> list[Any]:

@@ -4,6 +4,7 @@ import errno
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -15,7 +16,7 @@ from score_sde.errors import UserError
 from score_sde.experiment import make_experiment
 from score_sde.training import checkpoints
 from score_sde.training.loop import train
-from tests.command import TINY, environment, finish, start
+from tests.command import POINTS, ROOT, environment
 
 
 def config(**training):
@@ -38,8 +39,8 @@ def config(**training):
     return config
 
 
-def run(workdir, config):
-    devices = jax.devices()[:1]
+def run(workdir, config, num_devices=1):
+    devices = jax.devices()[:num_devices]
     return train(make_experiment(config, devices), workdir, devices)
 
 
@@ -84,9 +85,10 @@ def test_the_checkpoint_before_a_damaged_one_is_used(finished, tmp_path, damage,
 def test_a_flip_that_the_format_does_not_notice_is_noticed(finished, tmp_path):
     """In every file of a checkpoint, one after another."""
     folder = finished / "checkpoints" / "40"
-    for file in (path for path in folder.rglob("*") if path.is_file() and path.name != checkpoints.MANIFEST):
-        copy = tmp_path / "copy"
+    for file in (path for path in folder.rglob("*") if path.is_file()):
+        copy = tmp_path / "copy" / "checkpoints" / "40"
         shutil.copytree(folder, copy)
+        shutil.copytree(finished / "manifests", tmp_path / "copy" / "manifests")
         checkpoints.check(copy)
         target = copy / file.relative_to(folder)
         if target.stat().st_size:
@@ -95,7 +97,7 @@ def test_a_flip_that_the_format_does_not_notice_is_noticed(finished, tmp_path):
             target.write_bytes(b"x")
         with pytest.raises(ValueError, match="is not what was saved"):
             checkpoints.check(copy)
-        shutil.rmtree(copy)
+        shutil.rmtree(tmp_path / "copy")
 
 
 def test_when_no_checkpoint_can_be_read_nothing_is_moved(finished, tmp_path):
@@ -157,11 +159,11 @@ def test_a_full_disk_is_one_error_and_loses_nothing(tmp_path):
     """On a file system of 900 kB, in a mount name space of its own; where that is not allowed, by the error's name."""
     small = tmp_path / "small"
     small.mkdir()
-    flags = " ".join(f"'{flag}'" for flag in TINY)
-    script = f"mount -t tmpfs -o size=900k tmpfs {small} && exec python launch.py {flags} --workdir={small}/run"
-    keep = "--config.training.keep_checkpoints=100"
+    flags = " ".join(f"'{flag}'" for flag in (*POINTS, "--config.training.keep_checkpoints=1000"))
+    command = f"{sys.executable} launch.py {flags} --workdir={small}/run"
     done = subprocess.run(
-        ["unshare", "-rm", "sh", "-c", f"{script} {keep}; status=$?; ls {small}/run/checkpoints; exit $status"],
+        ["unshare", "-rm", "sh", "-c", f"mount -t tmpfs -o size=900k tmpfs {small} && {command}"],
+        cwd=ROOT,
         env=environment(),
         capture_output=True,
         text=True,
@@ -180,11 +182,10 @@ def test_a_full_disk_is_one_error_and_loses_nothing(tmp_path):
 def test_training_goes_on_under_another_strategy_and_number_of_devices(tmp_path):
     """8 devices, then 4 in shards, then 8 again: the same batches and noise, so the same parameters to rounding."""
     whole, changing = tmp_path / "whole", tmp_path / "changing"
-    steps = ("--config.training.num_steps=30", "--config.training.sample_every=30")
-    finish(start(whole, *steps, devices=8))
+    run(whole, config(num_steps=30), 8)
     for num_steps, devices, strategy in ((10, 8, "pmap"), (20, 4, "fsdp"), (30, 8, "pmap")):
-        flags = (f"--config.training.num_steps={num_steps}", f"--config.training.strategy={strategy}")
-        finish(start(changing, *flags, f"--config.training.sample_every={num_steps}", devices=devices))
+        run(changing, config(num_steps=num_steps, strategy=strategy), devices)
     first, second = (checkpoints.restore_newest(workdir) for workdir in (whole, changing))
-    for a, b in zip(jax.tree.leaves(first["params"]), jax.tree.leaves(second["params"]), strict=True):
+    assert int(second["step"]) == 30
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
