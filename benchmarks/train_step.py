@@ -7,7 +7,8 @@ Medians over rounds, the first call of every turn excluded. The peers' steps alt
 our time over the peer's, the median over rounds. "torch" is DDPM++ written in PyTorch, the same function, in both
 memory layouts; "diffusers" is UNet2DModel of the same channels, levels and blocks, for DDPM the same function;
 "compiled" is the last of these that there is, through torch.compile. Memory is XLA's own account of arguments and
-temporaries, FLOPs too; "of matmul" is their rate over that of a large matrix product in the same run.
+temporaries, FLOPs too, of a loop all its repetitions; "of matmul" is their rate over that of a large matrix product in
+the same run.
 """
 
 import sys
@@ -26,6 +27,7 @@ from absl import app, flags
 
 from benchmarks.report import ARCHITECTURES, MODELS, interleaved, load_config, matmul_rate, median, show
 from score_sde.experiment import make_experiment
+from score_sde.flops import flops_of_repetitions
 from score_sde.training.preparation import train_step_of
 from score_sde.training.state import initial_state
 from score_sde.training.step import scan_steps
@@ -52,12 +54,13 @@ def ours(config, steps_per_call: int):
     compiled = jax.jit(partial(scan_steps, step), donate_argnums=0).lower(state, batch).compile()
     seconds = time.perf_counter() - started
     memory = compiled.memory_analysis()
-    one_step = jax.jit(step).lower(state, jax.tree.map(lambda leaf: leaf[0], batch))
+    one = jax.tree.map(lambda leaf: leaf[0], batch)
+    flops = (jax.jit(step).lower(state, one).cost_analysis() or {}).get("flops", float("nan"))
     facts = {
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         "compile s": seconds,
         "memory MiB": (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**20,
-        "GFLOP": (one_step.cost_analysis() or {}).get("flops", float("nan")) / 1e9,
+        "GFLOP": (flops + flops_of_repetitions(step, state, one)) / 1e9,
     }
     held = [state]
 
