@@ -108,7 +108,7 @@ def _is_full(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
-        if any(words in str(error) for words in ("No space left", "ENOSPC", "quota exceeded", "RESOURCE_EXHAUSTED")):
+        if any(words in str(error) for words in ("No space left", "ENOSPC", "quota exceeded")):
             return True
         error = error.__cause__ or error.__context__
     return False

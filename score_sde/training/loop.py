@@ -1,5 +1,6 @@
 """The training loop: batch, step, and now and then a log, a picture, a checkpoint."""
 
+import math
 from pathlib import Path
 
 import jax
@@ -90,7 +91,7 @@ def train(experiment: Experiment, workdir: Path, devices: list[jax.Device]) -> s
             if log_due:
                 record = window.summary()
                 log.write(step, record)
-                losses.append(record["loss"])
+                losses += [record["loss"]] if math.isfinite(record["loss"]) else []  # all steps may have been left out
                 bar.set_postfix_str(_postfix(record), refresh=False)
             window.pause()
             if save_due or sample_due:  # a picture takes a while, in which a machine may be taken away
