@@ -36,6 +36,7 @@ def train(experiment: Experiment, workdir: Path, devices: list[jax.Device]) -> s
     schedule = experiment.schedule
     source = experiment.source("train")
     check_data(experiment, source, len(devices))
+    layout = make_layout(experiment.strategy, devices)
     prepare(workdir, experiment.config)
     if not experiment.trainable:
         draw_samples(experiment, experiment.init_params(), 0, workdir)
@@ -45,7 +46,6 @@ def train(experiment: Experiment, workdir: Path, devices: list[jax.Device]) -> s
     state = first_state(experiment, manager)
     step = int(state.step)
     describe(experiment, source, state, devices)
-    layout = make_layout(experiment.strategy, devices)
     if step >= schedule.num_steps:
         if not picture_path(workdir, step).exists():  # killed after the last save
             draw_samples(experiment, state.ema_params, step, workdir)
