@@ -1,6 +1,6 @@
 """Sequences of examples, {"image": an array, "label": int}, and what is done to their images."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,52 +29,38 @@ class Arrays:
         return {"image": self.images[index], "label": int(self.labels[index])}
 
 
-class Padded:
-    """A sequence of examples whose images are padded with the level 0, evenly on both sides, to size x size."""
+class Changed:
+    """A sequence of examples, each changed when it is asked for."""
 
-    def __init__(self, examples: Sequence[dict[str, Any]], size: int):
-        self.examples, self.size = examples, size
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        example = self.examples[index]
-        margins = [self.size - n for n in example["image"].shape[:2]]
-        pads = [(margin // 2, margin - margin // 2) for margin in margins]
-        return example | {"image": np.pad(example["image"], [*pads, (0, 0)])}
-
-
-class Cropped:
-    """A sequence of examples whose images are cut to a square about their centre, and resized by a Lanczos filter."""
-
-    def __init__(self, examples: Sequence[dict[str, Any]], size: int):
-        self.examples, self.size = examples, size
+    def __init__(self, examples: Sequence[dict[str, Any]], change: Callable[[dict[str, Any]], dict[str, Any]]):
+        self.examples, self.change = examples, change
 
     def __len__(self) -> int:
         return len(self.examples)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        example = self.examples[index]
-        image = np.asarray(example["image"])
-        if image.shape[:2] == (self.size, self.size):
-            return example
-        side = min(image.shape[:2])
-        top, left = ((n - side) // 2 for n in image.shape[:2])
-        square = image[top : top + side, left : left + side]
+        return self.change(self.examples[index])
+
+
+def pad(example: dict[str, Any], size: int) -> dict[str, Any]:
+    """The image padded with the level 0, evenly on both sides, to size x size."""
+    margins = [size - n for n in example["image"].shape[:2]]
+    pads = [(margin // 2, margin - margin // 2) for margin in margins]
+    return example | {"image": np.pad(example["image"], [*pads, (0, 0)])}
+
+
+def crop(example: dict[str, Any], size: int) -> dict[str, Any]:
+    """The image cut to a square about its centre, and resized to size x size by a Lanczos filter."""
+    image = np.asarray(example["image"])
+    side = min(image.shape[:2])
+    top, left = ((n - side) // 2 for n in image.shape[:2])
+    square = image[top : top + side, left : left + side]
+    if side != size:
         picture = Image.fromarray(square[..., 0] if image.shape[-1] == 1 else square)
-        resized = np.asarray(picture.resize((self.size, self.size), Image.Resampling.LANCZOS))
-        return example | {"image": resized.reshape(self.size, self.size, image.shape[-1])}
+        square = np.asarray(picture.resize((size, size), Image.Resampling.LANCZOS)).reshape(size, size, -1)
+    return example | {"image": square}
 
 
-class Unlabelled:
-    """A sequence of examples without labels, as of one class."""
-
-    def __init__(self, examples: Sequence[dict[str, Any]]):
-        self.examples = examples
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"image": self.examples[index]["image"], "label": 0}
+def without_label(example: dict[str, Any]) -> dict[str, Any]:
+    """The image of an example that has no label, as of one class."""
+    return {"image": example["image"], "label": 0}

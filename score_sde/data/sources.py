@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from score_sde.data import toys
-from score_sde.data.examples import Arrays, Cropped, Padded, Source, Unlabelled
+from score_sde.data.examples import Arrays, Changed, Source, crop, pad, without_label
 from score_sde.data.folders import image_folder, npz
 from score_sde.data.idx import idx
 from score_sde.errors import UserError, build
@@ -28,7 +28,7 @@ def load(
     channels: int,
     path: str = "",
     kwargs: Mapping[str, Any] | None = None,
-    crop: bool = False,
+    cropped: bool = False,
 ) -> Source:
     """Opens a data set.
 
@@ -39,8 +39,8 @@ def load(
       channels: what the images must have; the number of features of data that are not images.
       path: the folder the data set is in; "" is its usual place.
       kwargs: what the source takes beside these.
-      crop: whether images of another size are cut to a square about their centre and resized; those of a source whose
-        images differ in size always are.
+      cropped: whether images of another size are cut to a square about their centre and resized; those of a source
+        whose images differ in size always are.
 
     Raises:
       UserError: the name or split is unknown, the data set is missing, or its images don't fit.
@@ -63,14 +63,14 @@ def load(
     shape = (image_size, image_size, channels)
     if (height, width) == (image_size, image_size):
         return source
-    if crop or None in (height, width):
-        return source._replace(examples=Cropped(source.examples, image_size), image_shape=shape)
+    if cropped or None in (height, width):
+        return source._replace(examples=Changed(source.examples, partial(crop, size=image_size)), image_shape=shape)
     if max(height, width) > image_size:
         raise UserError(
             f"{name}: the images are {height}x{width}, larger than {image_size} (set --config.data.image_size, or "
             "--config.data.crop=True to cut and resize them)"
         )
-    return source._replace(examples=Padded(source.examples, image_size), image_shape=shape)
+    return source._replace(examples=Changed(source.examples, partial(pad, size=image_size)), image_shape=shape)
 
 
 def digits(split: str, path: str = "") -> Source:
@@ -160,7 +160,7 @@ def tfds(split: str, path: str, name: str, test_split: str = "test") -> Source:
     if classes is None:
         raise UserError(f"{name}: its label is no class, and the network would be told it as one")
     examples = builder.as_data_source(split)
-    return Source(examples if "label" in info else Unlabelled(examples), info["image"].shape, 256, classes)
+    return Source(examples if "label" in info else Changed(examples, without_label), info["image"].shape, 256, classes)
 
 
 def _idx_or_tfds(split: str, path: str, name: str) -> Source:

@@ -130,5 +130,5 @@ def test_other_sizes_are_cut_and_resized_where_that_is_asked_for(tmp_path):
     np.savez(tmp_path / "data.npz", images=np.full((10, 12, 20, 1), 7, np.uint8))
     with pytest.raises(UserError, match=r"larger than 8.*data\.crop=True"):
         load("npz", "train", 8, 1, str(tmp_path / "data.npz"))
-    source = load("npz", "train", 8, 1, str(tmp_path / "data.npz"), crop=True)
+    source = load("npz", "train", 8, 1, str(tmp_path / "data.npz"), cropped=True)
     np.testing.assert_array_equal(source.examples[0]["image"], np.full((8, 8, 1), 7))
