@@ -270,6 +270,7 @@ def test_an_exact_network_is_accepted_by_every_mode(tmp_path):
     assert 0 < figures["sliced_wasserstein_samples_train"] < 0.3  # 500 of 2 features: a few times 0.6 / sqrt(500)
 
 
+@pytest.mark.slow
 def test_points_are_trained_on_and_the_run_resumes(tmp_path):
     short = ("--config=configs/toy2d.py", "--config.training.num_steps=20", "--config.training.steps_per_call=10")
     short += tuple(f"--config.training.{every}_every=10" for every in ("log", "checkpoint", "sample"))

@@ -106,6 +106,7 @@ def test_a_signal_saves_says_where_and_goes_on(undisturbed, tmp_path, number):
     assert_same_state(tmp_path, undisturbed)
 
 
+@pytest.mark.slow
 def test_steps_a_call_may_change_at_a_resume(undisturbed, tmp_path):
     finish(start(tmp_path, "--config.training.num_steps=100"))
     printed = finish(start(tmp_path, "--config.training.steps_per_call=5"))
