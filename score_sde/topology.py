@@ -24,7 +24,8 @@ class Chip(NamedTuple):
     options: dict[str, str]  # of the topology
 
 
-# cloud.google.com/tpu/docs/v4, v5e, v5p and v6e: peak, HBM capacity and bandwidth, and interchip interconnect.
+# Peak, HBM capacity and bandwidth, interchip interconnect: of v5e and v6e by cloud.google.com/tpu/docs/v5e and v6e, of
+# v5p as reported of its announcement; v4's bandwidth and interconnect were not checked against its page.
 CHIPS = {
     "v4": Chip(275e12, 32 * 2**30, 1228e9, 2400e9 / 8, 3, {"chip_config_name": "megacore"}),
     "v5e": Chip(197e12, 16 * 2**30, 819e9, 1600e9 / 8, 2, {}),

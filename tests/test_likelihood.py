@@ -180,8 +180,8 @@ def test_dequantized_pixels_fill_their_levels():
 def test_encoding_and_decoding(name):
     """Round trip to 1e-3; a temperature scales the latent; in float32.
 
-    Tolerances bound the estimate of a step's error, not the error: at 1e-5 one in some hundred round trips is off by
-    more than 1e-3, which one is a matter of rounding, so there it is the 95th percentile.
+    Tolerances bound the estimate of a step's error, not the error: at 1e-5 a rare round trip is off by more than
+    1e-3, which one is a matter of rounding, so there it is the 95th percentile.
     """
     sde, model = SDES[name](), mixture(2)
     denoiser = exact_denoiser(model, sde)
