@@ -42,6 +42,15 @@ def train(experiment: Experiment, workdir: Path) -> str:
     return train(experiment, workdir, hosts.devices())
 
 
+def check_draws(experiment: Experiment, mode: str) -> None:
+    """A classifier draws nothing, and has no density."""
+    if experiment.sampler is None and mode in ("sample", "likelihood", "certify"):
+        raise UserError(
+            f"a classifier has nothing to {mode}: --mode=evaluate measures its accuracy, --mode=export writes its "
+            "weights, for --config.sampling.guide of another run"
+        )
+
+
 def sample(experiment: Experiment, workdir: Path) -> str:
     from score_sde.evaluation.pictures import draw_denoising, draw_samples
     from score_sde.training.trained import trained
@@ -127,6 +136,7 @@ def main(argv: list[str]) -> None:
     workdir = Path(FLAGS.workdir or Path("runs") / Path(name).stem)
     hosts.start(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id, FLAGS.cluster)
     experiment = make_experiment(FLAGS.config, jax.local_devices())
+    check_draws(experiment, FLAGS.mode)
     if FLAGS.mode != "plan":  # which neither reads the folder nor writes to it
         check_config(workdir, experiment.config)
     if workdir.is_dir() and not os.access(workdir, os.W_OK):

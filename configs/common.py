@@ -84,7 +84,18 @@ def default() -> ConfigDict:
                 "threshold": "none",  # of the predicted x0: clip, dynamic
                 "threshold_kwargs": {},
                 "off_grid": False,  # let a network that was trained at a chain's steps be asked between them
-                "label": -1,  # the class of every sample, of a network with classes; -1: each class in turn
+                "label": -1,  # the class of every sample, where network or guide knows classes; -1: each in turn
+                "guidance_scale": 1.0,  # 0: unconditional, 1: the class alone, above: sharper
+                "guidance_interval": (),  # (low, high) of sigma / alpha outside of which the scale is 1
+                "guidance_rescale": 0.0,  # how far x0 is brought to the conditional one's contrast
+                "guide": "",  # weights, or a run that exported some: a classifier, or a weaker network
+                "guide_family": "",  # as model.family
+                "task": "",  # inpaint, colorize, super_resolve, deblur or sdedit, of the first test images
+                "task_kwargs": {},
+                "task_noise": 0.0,  # standard deviation of the measurement; images are from -1 to 1
+                "method": "pigdm",  # or replacement, repaint, dps, ddrm
+                "method_kwargs": {},
+                "completions": 4,  # samples an image
                 "ema_decay": 0.0,  # one of training.ema_decays to take; 0: training.ema_decay
                 "ema_length": 0.0,  # an average to put together from the stored ones and to take; 0: none
                 "denoise": True,  # replace the last x by its denoised E[x0 | x]

@@ -8,24 +8,24 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from ml_collections import ConfigDict
 
 from score_sde import data, ddpm, models
 from score_sde.averages import Averages, check_averages, check_choice
+from score_sde.conditioning import load_guide, num_classes_of
 from score_sde.errors import UserError, build, lookup
 from score_sde.loss import CHAIN_OBJECTIVES, Subject, make_loss
 from score_sde.models import pretrained
 from score_sde.models.network import network
 from score_sde.optimizer import make_optimizer
-from score_sde.parameterization import Denoiser, check_parameterization, make_denoiser, through
+from score_sde.parameterization import Denoiser, check_parameterization, make_denoiser, show, through
 from score_sde.randomness import make_draw
-from score_sde.sampling import Sampler, check_run, make_label_of, make_sampler, run_adaptive, run_on_grid
+from score_sde.sampling import Sampler, make_label_of
+from score_sde.sampling_settings import Prior, sampler_of, task_of
 from score_sde.sde import SDE, SDES, log_snr
 from score_sde.settings import check_augment, check_certify, check_likelihood, check_number, check_training
-from score_sde.solvers import ADAPTIVE, SOLVERS, Solver, evaluation_times, time_grid, to_chain
-from score_sde.thresholding import THRESHOLDS
+from score_sde.tasks import Task
 
 
 class Schedule(NamedTuple):
@@ -48,7 +48,8 @@ class Experiment(NamedTuple):
     config: dict[str, Any]  # resolved, plain: what config.json holds
     event_shape: tuple[int, ...]  # of one example
     sde: SDE
-    denoiser: Callable[..., Denoiser]  # (params, keys=None, **told) -> denoiser; told: labels (n,), ...
+    denoiser: Callable[..., Denoiser] | None  # (params, keys=None, **told) -> denoiser; told: labels (n,), ...
+    logits: Callable | None  # of a classifier, in place of a denoiser: (params, x, t) -> (n, num_classes)
     trainable: bool  # False for an exact network
     init_params: Callable[[], Any]  # () -> params, a function of the seed
     pretrained: bool  # init_params gives weights that were loaded
@@ -64,7 +65,9 @@ class Experiment(NamedTuple):
     schedule: Schedule
     source: Callable[[str], data.Source]  # split -> images
     batches: Callable[[data.Source, int, slice | None], Any]  # (source, first step, rows) -> batches of a call
-    sampler: Sampler
+    sampler: Sampler | None  # None of a classifier
+    class_of: Callable[[jax.Array], jax.Array | None]  # indices of samples -> the classes that they are asked for
+    task: Task | None  # an inverse problem that the sampler answers
     num_samples: int  # in a grid
     evaluation: dict[str, int]
     likelihood: dict[str, Any]
@@ -92,7 +95,7 @@ def make_experiment(config: ConfigDict, devices: list[jax.Device]) -> Experiment
     likelihood, certify = _plain(config.likelihood), _plain(config.certify)
     check_likelihood(likelihood)
     check_certify(certify)
-    sde, chain = _make_sde(config)
+    sde, chain = _make_sde(config.sde.name, _plain(config.sde.kwargs))
     model = models.create(config.model.name, **_plain(config.model.kwargs))
     if getattr(model, "scale_by_sigma", False) and config.model.preconditioning != "log_sigma":
         raise UserError(
@@ -101,7 +104,6 @@ def make_experiment(config: ConfigDict, devices: list[jax.Device]) -> Experiment
             f"{config.model.preconditioning!r}"
         )
     lookup("data set", data.SOURCES, config.data.name, "--config.data.name")
-    size, channels = config.data.image_size, config.data.channels
     event_shape = _event_shape(config)
     init_key, training_key, sampling_key = jax.random.split(jax.random.key(config.seed), 3)
     example, level = jnp.zeros((1, *event_shape)), jnp.zeros((1,))
@@ -109,9 +111,11 @@ def make_experiment(config: ConfigDict, devices: list[jax.Device]) -> Experiment
     apply = partial(network, model)
     num_classes = getattr(model, "num_classes", 0)
     check_augment(config.data.augment, getattr(model, "augment_dim", 0), event_shape)
-    label_of = make_label_of(num_classes, config.sampling.label)
-    denoiser = _make_denoiser(config, sde, apply, channels)
-    _check_outputs(config, output_shape, event_shape)
+    classifies = _classifies(config, model)
+    guide = load_guide(config.sampling.guide, config.sampling.guide_family, _make_sde, sde, event_shape)
+    class_of = make_label_of(num_classes_of(num_classes, guide), config.sampling.label)
+    denoiser = _make_denoiser(config, sde, apply, config.data.channels)
+    _check_outputs(config, output_shape, event_shape, classifies)
     subject = Subject(
         sde,
         chain,
@@ -124,19 +128,33 @@ def make_experiment(config: ConfigDict, devices: list[jax.Device]) -> Experiment
         _truth(config, sde),
     )
     loss_fn = make_loss(subject, **_plain(config.loss))
-    _check_loss(config, loss_fn, variables.get("params", {}), event_shape)
+    _check_loss(config, loss_fn, variables.get("params", {}), event_shape, classifies)
+    test = partial(_source, config, "test")
+    prior = Prior(
+        sde,
+        chain if _knows_the_chain_alone(config) else None,
+        denoiser,
+        num_classes,
+        getattr(model, "label_dropout", 0.0) > 0,
+        guide,
+        event_shape,
+        class_of,
+        test,
+    )
+    task = task_of(_plain(config.sampling), event_shape)
     return Experiment(
         config=_plain(config),
         event_shape=event_shape,
         sde=sde,
-        denoiser=denoiser,
+        denoiser=None if classifies else denoiser,
+        logits=partial(_logits, config, sde, apply) if classifies else None,
         trainable=bool(jax.tree.leaves(variables)),
         init_params=jax.jit(lambda: model.init(init_key, example, level).get("params", {}))
         if loaded is None
         else lambda: jax.tree.map(jnp.asarray, loaded),
         pretrained=loaded is not None,
         num_classes=num_classes,
-        label_of=label_of,
+        label_of=class_of if num_classes else lambda indices: None,
         loss_fn=loss_fn,
         optimizer=make_optimizer(**config.optimizer),
         averages=averages,
@@ -151,9 +169,7 @@ def make_experiment(config: ConfigDict, devices: list[jax.Device]) -> Experiment
         training_key=training_key,
         batch_size=config.training.batch_size,
         schedule=schedule,
-        source=lambda split: data.load(
-            config.data.name, split, size, channels, config.data.path, _plain(config.data.kwargs), config.data.crop
-        ),
+        source=partial(_source, config),
         batches=lambda source, first_step, rows=None: data.batches(
             source,
             config.seed,
@@ -165,7 +181,9 @@ def make_experiment(config: ConfigDict, devices: list[jax.Device]) -> Experiment
             config.data.num_workers,
             rows,
         ),
-        sampler=_make_sampler(config, sde, chain, denoiser, event_shape, sampling_key, devices, label_of),
+        sampler=None if classifies else sampler_of(_plain(config.sampling), prior, task, sampling_key, devices),
+        class_of=class_of,
+        task=task,
         num_samples=config.sampling.num_samples,
         evaluation=_plain(config.evaluation),
         likelihood=likelihood,
@@ -200,6 +218,11 @@ def _adopt(config: ConfigDict) -> tuple[ConfigDict, Any]:
     return adopted, found.params
 
 
+def _source(config: ConfigDict, split: str) -> data.Source:
+    shown = config.data
+    return data.load(shown.name, split, shown.image_size, shown.channels, shown.path, _plain(shown.kwargs), shown.crop)
+
+
 def _event_shape(config: ConfigDict) -> tuple[int, ...]:
     size, channels = config.data.image_size, config.data.channels
     return (size, size, channels) if size else (channels,)
@@ -224,19 +247,19 @@ def _check_numbers(config: ConfigDict) -> None:
         raise UserError(f"need sigma_data > 0, got {config.data.sigma_data} (set --config.data.sigma_data)")
 
 
-def _make_sde(config: ConfigDict) -> tuple[SDE, ddpm.Schedule | None]:
+def _make_sde(name: str, kwargs: dict[str, Any]) -> tuple[SDE, ddpm.Schedule | None]:
     """The SDE, and the chain that it passes through if it is one.
 
     Raises:
       UserError: the SDE is unknown, or its data are still seen at t_max, so that N(0, sigma(t_max)^2) is not its prior.
     """
-    made = build("SDE", SDES | ddpm.SCHEDULES, config.sde.name, _plain(config.sde.kwargs), "--config.sde")
+    made = build("SDE", SDES | ddpm.SCHEDULES, name, kwargs, "--config.sde")
     chain = made if isinstance(made, ddpm.Schedule) else None
     sde = made if chain is None else ddpm.to_sde(chain)
     terminal = float(log_snr(sde, sde.t_max))
     if terminal > -3.0:
         raise UserError(
-            f"{config.sde.name}: the prior is N(0, sigma(t_max)^2), but at t_max = {sde.t_max:g} the data are still "
+            f"{name}: the prior is N(0, sigma(t_max)^2), but at t_max = {sde.t_max:g} the data are still "
             f"seen: log-SNR {terminal:.2f}, above -3 (set --config.sde.kwargs so that the noise grows further)"
         )
     return sde, chain
@@ -258,8 +281,30 @@ def _trace_model(config: ConfigDict, model: nn.Module, x: jax.Array, level: jax.
     return variables, output.shape[1:]
 
 
-def _check_outputs(config: ConfigDict, shape: tuple[int, ...], event_shape: tuple[int, ...]) -> None:
-    """A learned variance takes two outputs of the data's shape; everything else one."""
+def _classifies(config: ConfigDict, model: nn.Module) -> bool:
+    """Whether this trains a classifier.
+
+    Raises:
+      UserError: a classifier and another objective, or the other way round.
+    """
+    classifier = isinstance(model, models.Classifier)
+    if classifier != (config.loss.objective == "classification"):
+        raise UserError(
+            f"model {config.model.name!r} and objective {config.loss.objective!r}: a classifier, and it alone, is "
+            "trained by classification (set --config.model.name=classifier and --config.loss.objective=classification, "
+            "or neither)"
+        )
+    return classifier
+
+
+def _logits(config: ConfigDict, sde: SDE, apply: Callable, params: Any, x: jax.Array, t: jax.Array) -> jax.Array:
+    return show(apply(params), sde, config.model.preconditioning, config.data.sigma_data)(x, t)
+
+
+def _check_outputs(config: ConfigDict, shape: tuple[int, ...], event_shape: tuple[int, ...], classifies: bool) -> None:
+    """A learned variance takes two outputs of the data's shape, a classifier a number a class; everything else one."""
+    if classifies:
+        return
     outputs = 2 if config.loss.objective == "ddpm_hybrid" else 1
     if shape != (*event_shape[:-1], outputs * event_shape[-1]):
         raise UserError(
@@ -268,12 +313,15 @@ def _check_outputs(config: ConfigDict, shape: tuple[int, ...], event_shape: tupl
         )
 
 
-def _check_loss(config: ConfigDict, loss_fn: Callable, params: Any, event_shape: tuple[int, ...]) -> None:
+def _check_loss(
+    config: ConfigDict, loss_fn: Callable, params: Any, event_shape: tuple[int, ...], classifies: bool
+) -> None:
     """Refuses a loss that can't be computed, as with a word where a number belongs, by tracing it."""
     x0 = jax.ShapeDtypeStruct((2, *event_shape), jnp.float32)
     draw = make_draw(jax.random.key(0), 0, jnp.arange(2), 2)
+    told = {"labels": jnp.zeros(2, int)} if classifies else {}
     try:
-        jax.eval_shape(lambda params, x0: loss_fn(params, x0, draw), params, x0)
+        jax.eval_shape(lambda params, x0: loss_fn(params, x0, draw, **told), params, x0)
     except UserError:
         raise
     except (TypeError, ValueError) as error:
@@ -316,58 +364,8 @@ def _truth(config: ConfigDict, sde: SDE) -> Denoiser | None:
     return make_denoiser(lambda x, level: exact.apply({}, x, level), sde, preconditioning="log_snr")
 
 
-def _make_sampler(config, sde, chain, denoiser, event_shape, sampling_key, devices, label_of) -> Sampler:
-    """The sampler of config.sampling; its solver, grid and threshold are checked here."""
-    sampling, where = config.sampling, "--config.sampling"
-    kwargs = _plain(sampling.threshold_kwargs)
-    threshold = build("threshold", THRESHOLDS, sampling.threshold, kwargs, where, "threshold", "threshold_kwargs")
-    solver = build("solver", SOLVERS | ADAPTIVE, sampling.solver, _plain(sampling.kwargs), where, "solver")
-    if isinstance(solver, Solver):
-        times = _make_times(config, sde, chain, solver)
-        run = partial(run_on_grid, solver, sde, times, denoise=sampling.denoise)
-        run_trajectory = partial(run, trajectory=True)
-    else:
-        if _knows_the_chain_alone(config):
-            _refuse_off_grid(config, "chain's")
-        run, run_trajectory = partial(run_adaptive, solver, sde, denoise=sampling.denoise), None
-    check_run(run, event_shape)
-    return make_sampler(
-        sde,
-        lambda params, labels: threshold(denoiser(params, labels=labels), sde),
-        run,
-        event_shape,
-        sampling_key,
-        sampling.batch_size,
-        devices,
-        run_trajectory,
-        label_of,
-    )
-
-
-def _make_times(config: ConfigDict, sde: SDE, chain: ddpm.Schedule | None, solver: Solver) -> np.ndarray:
-    """The grid; for a network that knows a chain's steps alone, among those."""
-    sampling = config.sampling
-    times = time_grid(
-        sde, sampling.num_steps, sampling.spacing, sampling.end, spacing_kwargs=_plain(sampling.spacing_kwargs)
-    )
-    if not _knows_the_chain_alone(config):
-        return times
-    times = to_chain(times, len(chain.betas))
-    index = evaluation_times(solver, sde, times) * (len(chain.betas) - 1)
-    if np.abs(index - np.rint(index)).max() > 1e-2:
-        _refuse_off_grid(config, len(chain.betas))
-    return times
-
-
 def _knows_the_chain_alone(config: ConfigDict) -> bool:
     return config.loss.objective in CHAIN_OBJECTIVES and not config.sampling.off_grid
-
-
-def _refuse_off_grid(config: ConfigDict, steps) -> None:
-    raise UserError(
-        f"solver {config.sampling.solver!r} asks the network between the {steps} steps that it was trained at (set "
-        "--config.sampling.off_grid=True if it may, or another --config.sampling.solver)"
-    )
 
 
 def _make_schedule(config: ConfigDict) -> Schedule:

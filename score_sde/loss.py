@@ -5,13 +5,14 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
 
 from score_sde import ddpm
 from score_sde.errors import UserError, build, lookup
-from score_sde.parameterization import Denoiser, to_prediction
+from score_sde.parameterization import Denoiser, show, to_prediction
 from score_sde.randomness import Draw, fold_each, noise
 from score_sde.score_matching import OBJECTIVES
-from score_sde.sde import SDE
+from score_sde.sde import SDE, marginal
 from score_sde.time_samplers import TIME_SAMPLERS, TimeSampler, check_time_sampler
 from score_sde.weightings import WEIGHTINGS, Weighting
 
@@ -20,6 +21,7 @@ LossFn = Callable[[Any, jax.Array, Draw, jax.Array | None], jax.Array]
 # Trained at the steps of a chain alone: L_simple (Ho et al. 2020), and with a learned variance (Nichol and Dhariwal
 # 2021).
 CHAIN_OBJECTIVES = ("ddpm", "ddpm_hybrid")
+CLASSIFICATION = "classification"  # of a noise-conditional classifier
 
 
 class Subject(NamedTuple):
@@ -50,11 +52,12 @@ def make_loss(
     """Makes (params, x0, draw, **told) -> (n,) losses; what the network is told beside the noise level may be its
     `labels` and `augment`, (n,) and (n, augment_dim).
 
-    They are averaged over dimensions: the scale at which the papers clip gradients.
+    They are averaged over dimensions: the scale at which the papers clip gradients. The cross-entropy of a
+    classifier is in nats, of the example.
 
     Args:
       subject: what it is a loss of.
-      objective: a key of `OBJECTIVES`, or one of `CHAIN_OBJECTIVES`.
+      objective: a key of `OBJECTIVES`, one of `CHAIN_OBJECTIVES`, or "classification".
       weighting: a key of `WEIGHTINGS`.
       time_sampler: a key of `TIME_SAMPLERS`.
       objective_kwargs, weighting_kwargs, time_sampler_kwargs: of the functions chosen.
@@ -64,13 +67,19 @@ def make_loss(
       UserError: a name or keyword is unknown, or the parts don't fit each other.
     """
     where = "--config.loss"
-    lookup("objective", dict.fromkeys((*OBJECTIVES, *CHAIN_OBJECTIVES)), objective, f"{where}.objective")
+    known = dict.fromkeys((*OBJECTIVES, *CHAIN_OBJECTIVES, CLASSIFICATION))
+    lookup("objective", known, objective, f"{where}.objective")
     if weighting == "edm":
         weighting_kwargs = {"sigma_data": subject.sigma_data} | dict(weighting_kwargs)
     weigh = build("weighting", WEIGHTINGS, weighting, weighting_kwargs, where, "weighting", "weighting_kwargs")
     sample_times = build(
         "time sampler", TIME_SAMPLERS, time_sampler, time_sampler_kwargs, where, "time_sampler", "time_sampler_kwargs"
     )
+    if objective == CLASSIFICATION:
+        _check_keys(objective, objective_kwargs, ())
+        _check_simple(objective, weighting)
+        check_time_sampler(time_sampler, subject.sde, t_min)
+        return _cross_entropy(subject, sample_times, t_min)
     if objective in CHAIN_OBJECTIVES:
         _check_chain(subject, objective, weighting, time_sampler)
         losses = _CHAIN_LOSSES[objective](subject, sample_times, objective_kwargs)
@@ -93,6 +102,19 @@ def _continuous_losses(
         keys = fold_each(draw.network_keys, 1)  # apart from dropout's
         denoiser = subject.denoiser(params, draw.network_keys, **told)
         return factor * objective(denoiser, subject.sde, x0, t, epsilon, keys, weighting)
+
+    return losses
+
+
+def _cross_entropy(subject: Subject, sample_times: TimeSampler, t_min: float) -> LossFn:
+    """-log p_t(y | x_t) of a noise-conditional classifier (Dhariwal and Nichol 2021, Section 4.1)."""
+
+    def losses(params, x0, draw, *, labels, **told):
+        t, factor = sample_times(draw, subject.sde, t_min)
+        x = marginal(subject.sde, x0, noise(draw.noise_keys, x0), t)
+        network = subject.network(params, draw.network_keys, **told)
+        logits = show(network, subject.sde, subject.preconditioning, subject.sigma_data)(x, t)
+        return factor * optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
     return losses
 
@@ -163,13 +185,17 @@ def _check_chain(subject: Subject, objective: str, weighting: str, time_sampler:
             f"objective {objective!r}: a chain's network is told its index n, which preconditioning "
             f"{subject.preconditioning!r} replaces by a noise level (set --config.model.preconditioning=none)"
         )
-    if weighting != "simple":
-        raise UserError(
-            f"objective {objective!r} is L_simple, so weighting {weighting!r} would not be read (set "
-            "--config.loss.weighting=simple, or --config.loss.objective=denoising)"
-        )
+    _check_simple(objective, weighting)
     if time_sampler not in ("uniform", "stratified"):
         raise UserError(
             f"objective {objective!r} draws the steps of the chain evenly, time sampler {time_sampler!r} doesn't (set "
             "--config.loss.time_sampler to uniform or stratified)"
+        )
+
+
+def _check_simple(objective: str, weighting: str) -> None:
+    if weighting != "simple":
+        raise UserError(
+            f"objective {objective!r} has no weighting, so {weighting!r} would not be read (set "
+            "--config.loss.weighting=simple, or --config.loss.objective=denoising)"
         )

@@ -24,6 +24,14 @@ class Prediction(NamedTuple):
 Denoiser = Callable[[jax.Array, jax.Array], Prediction]
 
 
+def move_x0(pair: Prediction, shift: jax.Array, t: jax.Array, sde: SDE) -> Prediction:
+    """The pair with x0 + shift; eps follows, so that alpha x0 + sigma eps is the same x_t.
+
+    As a difference, so that what isn't moved stays exact where sigma is small.
+    """
+    return Prediction(pair.x0 + shift, pair.epsilon - lift(sde.alpha(t) / sde.sigma(t), shift) * shift)
+
+
 class Row(NamedTuple):
     """A prediction p as scale p = a x0 + b eps; each of the shape of t, or a Python 0 or 1 where it always is that."""
 
@@ -206,7 +214,7 @@ def make_denoiser(
     preconditioning: str = "none",
     sigma_data: float = 0.5,
 ) -> Denoiser:
-    """Makes a denoiser of a network: the only place where a network meets an SDE.
+    """Makes a denoiser of a network: here a network meets an SDE.
 
     Args:
       network: (x, noise_level) -> raw output of the shape of x; noise_level is (batch,).
@@ -223,16 +231,27 @@ def make_denoiser(
       UserError: prediction or preconditioning is unknown; the message lists the known ones.
     """
     chosen_row = lookup("prediction", PREDICTIONS, prediction, "--config.model.prediction")
-    chosen = lookup("preconditioning", PRECONDITIONINGS, preconditioning, "--config.model.preconditioning")
+    output_of = show(network, sde, preconditioning, sigma_data)
+    decided_row = PRECONDITIONINGS[preconditioning].row
 
     def denoiser(x, t):
         t = jnp.asarray(t, x.dtype)
-        level = jnp.broadcast_to(chosen.c_noise(sde, t, sigma_data), x.shape[:1])
-        output = network(lift(chosen.c_in(sde, t, sigma_data), x) * x, level)
-        row = chosen.row(sde, t, sigma_data) if chosen.row else chosen_row(sde, t)
-        return _solve(row, output, x, sde.alpha(t), sde.sigma(t))
+        row = decided_row(sde, t, sigma_data) if decided_row else chosen_row(sde, t)
+        return _solve(row, output_of(x, t), x, sde.alpha(t), sde.sigma(t))
 
     return denoiser
+
+
+def show(network: Callable, sde: SDE, preconditioning: str = "none", sigma_data: float = 0.5) -> Callable:
+    """A network of (scaled x_t, noise level) as a function of (x_t, t); arguments and errors of `make_denoiser`."""
+    chosen = lookup("preconditioning", PRECONDITIONINGS, preconditioning, "--config.model.preconditioning")
+
+    def output(x, t):
+        t = jnp.asarray(t, x.dtype)
+        level = jnp.broadcast_to(chosen.c_noise(sde, t, sigma_data), x.shape[:1])
+        return network(lift(chosen.c_in(sde, t, sigma_data), x) * x, level)
+
+    return output
 
 
 def check_parameterization(sde: SDE, prediction: str, preconditioning: str) -> None:

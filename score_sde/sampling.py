@@ -1,5 +1,6 @@
 """Drawing samples on all devices; sample i is a function of (seed, i) alone."""
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -15,7 +16,8 @@ from score_sde.randomness import sample_keys
 from score_sde.sde import SDE, prior_sample
 from score_sde.solvers import Solution, Solver, check_finite, solve
 
-Run = Callable[[Denoiser, jax.Array, jax.Array], Solution]
+# (params, beside, indices (n,), x (n, *event) from the prior, keys (n,)) -> Solution
+Run = Callable[[Any, Any, jax.Array, jax.Array, jax.Array], Solution]
 
 
 class Drawn(NamedTuple):
@@ -30,17 +32,18 @@ class Sampler(NamedTuple):
 
     draw: Callable[[Any, int], Iterator[Drawn]]  # (params, num_samples) -> batches, num_samples in all, in order
     trajectory: Callable[[Any, int], np.ndarray] | None  # (params, n) -> (num_steps + 1, n, *event_shape)
+    beside: Callable[[], Any] = tuple  # what samples are drawn with beside the parameters
 
 
 def run_on_grid(
     solver: Solver, sde: SDE, times, denoiser, x, keys, denoise: bool, trajectory: bool = False
 ) -> Solution:
-    """A solver on a grid, as a `Run`; arguments as for `solve`."""
+    """A solver on a grid; arguments as for `solve`."""
     return solve(solver, sde, denoiser, x, times, keys, trajectory=trajectory, denoise=denoise)
 
 
 def run_adaptive(adaptive: Callable[..., Solution], sde: SDE, denoiser, x, keys, denoise: bool) -> Solution:
-    """What `ADAPTIVE` makes, as a `Run`; with denoise the last x is replaced by E[x0 | x], 1 NFE."""
+    """What `ADAPTIVE` makes; with denoise the last x is replaced by E[x0 | x], 1 NFE."""
     solution = adaptive(sde, denoiser, x, keys)
     if not denoise:
         return solution
@@ -48,7 +51,7 @@ def run_adaptive(adaptive: Callable[..., Solution], sde: SDE, denoiser, x, keys,
     return solution._replace(x=denoiser(solution.x, sde.t_min).x0, nfe=nfe)
 
 
-def check_run(run: Run, event_shape: tuple[int, ...]) -> None:
+def check_run(run: Callable[[Denoiser, jax.Array, jax.Array], Solution], event_shape: tuple[int, ...]) -> None:
     """Refuses what a solver can't do with its process, by tracing it with a denoiser of no network."""
     x = jax.ShapeDtypeStruct((1, *event_shape), jnp.float32)
     jax.eval_shape(lambda x: run(lambda x, t: Prediction(x, x), x, sample_keys(jax.random.key(0), 1)), x)
@@ -73,28 +76,26 @@ def make_label_of(num_classes: int, label: int) -> Callable[[jax.Array], jax.Arr
 
 def make_sampler(
     sde: SDE,
-    make_denoiser: Callable[..., Denoiser],
     run: Run,
     event_shape: tuple[int, ...],
     seed_key: jax.Array,
     batch_size: int,
     devices: Sequence[jax.Device],
     run_trajectory: Run | None = None,
-    label_of: Callable[[jax.Array], jax.Array | None] = lambda indices: None,
+    beside: Callable[[], Any] = tuple,
 ) -> Sampler:
     """Makes a sampler, compiled once for all devices.
 
     Args:
       sde: the forward process.
-      make_denoiser: (params, labels) -> denoiser.
-      run: (denoiser, x, keys) -> Solution, from the prior to data.
+      run: (params, beside, indices, x, keys) -> Solution, from the prior to data.
       event_shape: the shape of one sample.
       seed_key: sample i draws its prior and its noise with fold_in(seed_key, i).
       batch_size: how many are drawn at a time on all devices together, at least; rounded up to a multiple of their
         number.
       devices: this process's; of several processes each draws its part, and all get the whole.
       run_trajectory: `run` with the trajectory in its solution, if it can give one.
-      label_of: indices of samples -> their labels.
+      beside: () -> arrays that samples are drawn with, as a guide's parameters; asked for once, at the first draw.
 
     Returns:
       A Sampler. What it draws raises UserError where the network gave NaN or a solver didn't arrive.
@@ -107,18 +108,19 @@ def make_sampler(
         prior_keys, solver_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
         return jax.vmap(lambda key: prior_sample(sde, key, event_shape))(prior_keys), solver_keys
 
-    def draw_on_one(params, indices):
-        solution = run(make_denoiser(params, label_of(indices)), *start(indices))
+    def draw_on_one(params, beside, indices):
+        solution = run(params, beside, indices, *start(indices))
         nfe = None if solution.nfe is None else jnp.broadcast_to(solution.nfe, indices.shape)
         return solution._replace(nfe=nfe)
 
-    compiled = jax.pmap(draw_on_one, in_axes=(None, 0), devices=devices)
+    beside = functools.cache(beside)
+    compiled = jax.pmap(draw_on_one, in_axes=(None, None, 0), devices=devices)
 
     def draw(params, num_samples):
         for first in range(0, num_samples, batch_size):
             # The last batch is drawn whole and cut, so that nothing is compiled for its size.
             indices = np.arange(first, first + batch_size)[hosts.my_rows(batch_size)].reshape(len(devices), -1)
-            solution = compiled(params, indices)
+            solution = compiled(params, beside(), indices)
             mine = {"x": solution.x} | ({} if solution.nfe is None else {"nfe": solution.nfe})
             mine = {name: np.asarray(part).reshape(-1, *part.shape[2:]) for name, part in mine.items()}
             mine["broken_at"] = np.asarray(solution.broken_at).reshape(-1)
@@ -127,10 +129,10 @@ def make_sampler(
             yield Drawn(drawn["x"], drawn.get("nfe"))
 
     if run_trajectory is None:
-        return Sampler(draw, None)
+        return Sampler(draw, None, beside)
 
     @jax.jit
-    def path(params, indices):
-        return run_trajectory(make_denoiser(params, label_of(indices)), *start(indices)).trajectory
+    def path(params, beside, indices):
+        return run_trajectory(params, beside, indices, *start(indices)).trajectory
 
-    return Sampler(draw, lambda params, n: np.asarray(path(params, jnp.arange(n))))
+    return Sampler(draw, lambda params, n: np.asarray(path(params, beside(), jnp.arange(n))), beside)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from score_sde.errors import UserError
-from score_sde.parameterization import Denoiser, Prediction
+from score_sde.parameterization import Denoiser, move_x0
 from score_sde.sde import SDE, lift
 
 Threshold = Callable[[Denoiser, SDE], Denoiser]
@@ -61,10 +61,9 @@ def dynamic_threshold(percentile: float = 99.5, largest: float = math.inf) -> Th
 def _moving(move: Callable[[jax.Array], jax.Array]) -> Threshold:
     def threshold(denoiser, sde):
         def moved(x, t):
-            x0, epsilon = denoiser(x, t)
-            kept = move(x0)
-            # As a difference, so that what isn't moved stays exact where sigma is small.
-            return Prediction(kept, epsilon + lift(sde.alpha(t) / sde.sigma(t), x) * (x0 - kept))
+            pair = denoiser(x, t)
+            kept = move(pair.x0)
+            return move_x0(pair, kept - pair.x0, t, sde)._replace(x0=kept)
 
         return moved
 

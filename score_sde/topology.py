@@ -79,6 +79,8 @@ def _slice(topology: str, chip: Chip) -> list[jax.Device]:
     from jax.experimental import topologies
 
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no metadata server to ask
+    # Its lock keeps two programs off one TPU: plans touch none, and any other JAX program here may hold it.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     try:
         with _silence():
             found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **chip.options)

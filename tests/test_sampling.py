@@ -19,17 +19,14 @@ PARAMS = {"weight": np.float32(0.8)}
 def sampler(name, batch_size, num_devices):
     sde = vp()
 
-    def denoiser(params, labels):
-        return make_denoiser(lambda x, level: params["weight"] * jnp.tanh(x), sde)
-
     times, solver = time_grid(sde, 20), SOLVERS[name]()
 
-    def run(denoiser, x, keys, trajectory=False):
+    def run(params, beside, indices, x, keys, trajectory=False):
+        denoiser = make_denoiser(lambda x, level: params["weight"] * jnp.tanh(x), sde)
         return solve(solver, sde, denoiser, x, times, keys, trajectory=trajectory, denoise=True)
 
     return make_sampler(
         sde,
-        denoiser,
         run,
         (4, 4, 1),
         jax.random.key(3),
@@ -76,16 +73,15 @@ def test_the_trajectory_ends_in_the_samples():
 def test_each_sample_is_told_its_class_whatever_the_batch():
     sde = vp()
 
-    def run(denoiser, x, keys):
-        return solve(SOLVERS["ddim"](), sde, denoiser, x, time_grid(sde, 1), keys, denoise=True)
-
-    def denoiser(params, labels):
-        return lambda x, t: Prediction(jnp.zeros_like(x) + labels[:, None], x)
-
     def told(label, batch_size):
+        def run(params, beside, indices, x, keys):
+            labels = beside["more"] + make_label_of(3, label)(indices)
+            denoiser = lambda x, t: Prediction(jnp.zeros_like(x) + labels[:, None], x)  # noqa: E731
+            return solve(SOLVERS["ddim"](), sde, denoiser, x, time_grid(sde, 1), keys, denoise=True)
+
         key, devices = jax.random.key(0), jax.devices()[:2]
-        made = make_sampler(sde, denoiser, run, (1,), key, batch_size, devices, label_of=make_label_of(3, label))
-        return np.concatenate(draw(made, {}, 7))[:, 0].tolist()
+        made = make_sampler(sde, run, (1,), key, batch_size, devices, beside=lambda: {"more": np.int32(10)})
+        return [value - 10 for value in np.concatenate(draw(made, {}, 7))[:, 0].tolist()]
 
     assert told(-1, 4) == told(-1, 8) == [0, 1, 2, 0, 1, 2, 0]
     assert told(2, 4) == [2] * 7

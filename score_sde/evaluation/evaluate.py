@@ -8,9 +8,11 @@ import jax
 import numpy as np
 
 from score_sde.data import Source, to_levels, to_unit_range
+from score_sde.evaluation.accuracy import accuracy
 from score_sde.evaluation.classifier import fit_svm, top_class
 from score_sde.evaluation.figures import write_figures
 from score_sde.evaluation.frechet import frechet_distance
+from score_sde.evaluation.restorations import draw_restorations, figures_of
 from score_sde.evaluation.wasserstein import sliced_wasserstein
 from score_sde.experiment import Experiment
 from score_sde.training.metrics import progress_bar
@@ -20,12 +22,22 @@ from score_sde.training.trained import trained
 def evaluate(experiment: Experiment, workdir: Path) -> str:
     """Compares samples with real data, in pixels or coordinates, and writes the figures to evaluation.json.
 
+    Of a classifier it is its accuracy by noise level, of an inverse problem what its completions are worth, under
+    "accuracy" and "restore".
+
     Returns:
       The figures as a short text.
 
     Raises:
       UserError: the folder has no checkpoint, or the data set is missing.
     """
+    if experiment.logits is not None:
+        params, step = trained(experiment, workdir)
+        return _written(workdir, "accuracy", {"step": step, "levels": accuracy(experiment, params)})
+    if experiment.task is not None:
+        params, step = trained(experiment, workdir)
+        figures = figures_of(experiment, draw_restorations(experiment, params))
+        return _written(workdir, "restore", {"step": step, "sampling": experiment.config["sampling"]} | figures)
     num_samples = experiment.evaluation["num_samples"]
     sources = {split: experiment.source(split) for split in ("train", "test")}
     real = {split: _images(source, experiment.evaluation["num_real"]) for split, source in sources.items()}
@@ -48,6 +60,11 @@ def evaluate(experiment: Experiment, workdir: Path) -> str:
     else:
         figures |= compare(np.concatenate(samples), *real["train"], *real["test"])
     write_figures(workdir, figures)
+    return json.dumps(figures, indent=2)
+
+
+def _written(workdir: Path, section: str, figures: dict[str, Any]) -> str:
+    write_figures(workdir, {section: figures})
     return json.dumps(figures, indent=2)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from score_sde import hosts
 from score_sde.training.workdir import write_atomically
 
-SECTIONS = ("likelihood", "certify")  # modes with a place of their own; `evaluate` has the rest
+SECTIONS = ("likelihood", "certify", "accuracy", "restore")  # modes with a place of their own; `evaluate` has the rest
 
 
 def write_figures(workdir: Path, figures: dict[str, Any]) -> None:

@@ -28,7 +28,22 @@ def grid(images: np.ndarray, margin: int = 1, columns: int | None = None) -> np.
     return np.pad(sheet, ((0, margin), (0, margin), (0, 0)))
 
 
-def save_grid(path: Path, images: np.ndarray, min_side: int = 512, columns: int | None = None) -> None:
+def by_class(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, int]:
+    """Images for a grid with a row for each class, and its columns; rows are filled up with black images.
+
+    Args:
+      images: (n, height, width, channels) uint8.
+      labels: (n,) integers.
+    """
+    classes, counts = np.unique(labels, return_counts=True)
+    cells = np.zeros((len(classes), counts.max(), *images.shape[1:]), np.uint8)
+    for row, label in zip(cells, classes, strict=True):
+        chosen = images[labels == label]
+        row[: len(chosen)] = chosen
+    return cells.reshape(-1, *images.shape[1:]), int(counts.max())
+
+
+def save_grid(path: Path, images: np.ndarray, columns: int | None = None, min_side: int = 512) -> None:
     """Writes a grid of (n, height, width, channels) uint8 images as PNG, small pixels enlarged to squares."""
     sheet = grid(images, columns=columns)
     factor = max(1, math.ceil(min_side / max(sheet.shape[:2])))

@@ -9,7 +9,9 @@ import numpy as np
 
 from score_sde import hosts
 from score_sde.data import to_levels
-from score_sde.evaluation.grids import save_grid
+from score_sde.evaluation.accuracy import draw_accuracy
+from score_sde.evaluation.grids import by_class, save_grid
+from score_sde.evaluation.restorations import draw_restorations, save_restorations
 from score_sde.evaluation.scatter import save_paths, save_scatter
 from score_sde.experiment import Experiment
 
@@ -36,8 +38,10 @@ def draw_samples(
 ) -> Path:
     """Draws the experiment's samples and writes them as a picture and as numbers.
 
-    Images become a grid, with `images` (n, height, width, channels) uint8 in the .npz; points a scatter plot over the
-    data beside the score field, with `samples` (n, features) float32.
+    Images become a grid, a row for each class where all are asked for in turn, with `images` (n, height, width,
+    channels) uint8 and their `labels`, if they have any, in the .npz; points a scatter plot over the data beside the
+    score field, with `samples` (n, features) float32. Of an inverse problem a row shows the truth, what was measured,
+    and completions; of a classifier the picture is its accuracy by noise level.
 
     Args:
       experiment: the parts of a run.
@@ -49,7 +53,19 @@ def draw_samples(
     Returns:
       The path of the PNG.
     """
-    path, drawn = picture_path(workdir, step), []
+    path = picture_path(workdir, step)
+    if hosts.first():
+        path.parent.mkdir(parents=True, exist_ok=True)
+    if experiment.logits is not None:
+        draw_accuracy(experiment, params, path)
+        return path
+    if experiment.task is not None:
+        restored = draw_restorations(experiment, params, interrupted)
+        path = path.with_name(f"{path.stem}_{experiment.task.name}.png")
+        if restored is not None and hosts.first():
+            save_restorations(path, experiment, restored)
+        return path
+    drawn = []
     for batch in experiment.sampler.draw(params, experiment.num_samples):
         drawn.append(batch.x)
         if interrupted() and jax.process_count() == 1:
@@ -57,14 +73,18 @@ def draw_samples(
     samples = np.concatenate(drawn)
     if not hosts.first():
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"partial_{path.name}")
+    labels = experiment.class_of(np.arange(len(samples)))
+    told = {} if labels is None else {"labels": np.asarray(labels)}
     if len(experiment.event_shape) == 3:
         images = to_levels(samples, 256)
-        np.savez_compressed(path.with_suffix(".npz"), images=images)
-        save_grid(partial, images)
+        np.savez_compressed(path.with_suffix(".npz"), images=images, **told)
+        if told and experiment.config["sampling"]["label"] < 0:
+            save_grid(partial, *by_class(images, told["labels"]))
+        else:
+            save_grid(partial, images)
     else:
-        np.savez_compressed(path.with_suffix(".npz"), samples=samples)
+        np.savez_compressed(path.with_suffix(".npz"), samples=samples, **told)
         save_scatter(partial, experiment, params, samples)
     partial.replace(path)  # last and in one step: where the PNG is, both are whole
     return path

@@ -3,7 +3,15 @@
 from score_sde.solvers.adaptive import METHODS, adaptive, solve_adaptive
 from score_sde.solvers.adaptive_sde import adaptive_sde, solve_adaptive_sde
 from score_sde.solvers.ancestral import ancestral, exponential_sde, reverse_diffusion
-from score_sde.solvers.base import Solution, Solver, check_finite, check_times, evaluation_times, solve
+from score_sde.solvers.base import (
+    Solution,
+    Solver,
+    check_finite,
+    check_memoryless,
+    check_times,
+    evaluation_times,
+    solve,
+)
 from score_sde.solvers.ddim import ddim
 from score_sde.solvers.deis import deis
 from score_sde.solvers.dpm_solver import dpm_solver_pp, dpm_solver_pp_sde
@@ -52,6 +60,7 @@ __all__ = [
     "ancestral",
     "annealed_langevin",
     "check_finite",
+    "check_memoryless",
     "check_times",
     "ddim",
     "deis",

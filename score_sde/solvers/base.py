@@ -115,6 +115,19 @@ def solve(
     return solution
 
 
+def check_memoryless(solver: Solver, name: str, where: str = "--config.sampling.solver") -> None:
+    """Refuses a multistep solver where x is changed between its steps.
+
+    Raises:
+      UserError: with what changes x.
+    """
+    if jax.eval_shape(solver.init, jnp.zeros((1, 1))).__class__ is not Memoryless:
+        raise UserError(
+            f"{name} changes x between steps, and a multistep method computes x anew from what it remembers, which "
+            f"undoes that (set {where} to another, or its kwargs to {{'multistep': False}})"
+        )
+
+
 def check_finite(solution: Solution) -> None:
     """Refuses a solution with NaN or infinity.
 

@@ -3,13 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
-from score_sde.errors import UserError, build
+from score_sde.errors import build
 from score_sde.randomness import parts
 from score_sde.solvers.ancestral import ancestral, exponential_sde, reverse_diffusion
-from score_sde.solvers.base import Memoryless, Solver
+from score_sde.solvers.base import Solver, check_memoryless
 from score_sde.solvers.ddim import ddim
 from score_sde.solvers.dpm_solver import dpm_solver_pp
 from score_sde.solvers.edm import edm_stochastic
@@ -62,11 +59,7 @@ def predictor_corrector(
         )
     )
 
-    if jax.eval_shape(predict.init, jnp.zeros((1, 1))).__class__ is not Memoryless:
-        raise UserError(
-            "predictor_corrector: a multistep predictor computes x anew from what it remembers, which undoes what the "
-            f"corrector did (set {where}.predictor to another, or {where}.predictor_kwargs to {{'multistep': False}})"
-        )
+    check_memoryless(predict, "predictor_corrector's corrector", f"{where}.predictor")
 
     def step(sde, denoiser, state, t, t_next, source):
         first, second = _share(source, predict.stochastic, correct.stochastic)

@@ -1,0 +1,17 @@
+"""vp_digits with classes, hidden from the network in a tenth of the examples, for classifier-free guidance.
+
+python launch.py --config=configs/vp_digits_conditional.py
+python launch.py --config=configs/vp_digits_conditional.py --mode=sample --config.sampling.guidance_scale=2.0
+python launch.py --config=configs/vp_digits_conditional.py --mode=sample --config.sampling.label=3
+
+Ho and Salimans 2021, "Classifier-Free Diffusion Guidance".
+"""
+
+from configs import common
+
+
+def get_config():
+    config = common.digits()
+    config.model.kwargs.num_classes = 10
+    config.model.kwargs.label_dropout = 0.1
+    return config
