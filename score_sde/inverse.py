@@ -9,7 +9,7 @@ where it is exact; `benchmarks/inverse_problems.py` measures it against closed f
 | repaint | likewise, and each step is repeated so that the rest settles | both | the same, nearer the posterior |
 | dps | the residual at E[x0 | x_t], a step down its gradient | solver | no prior: a point-like posterior |
 | pigdm | N(A E[x0 | x_t], r^2 A A^T + noise^2), r^2 that of Gaussian data | denoiser | data N(m, sigma_data^2 I) |
-| ddrm | y holds of each singular direction as soon as x_t is noisier | its own solver | what y doesn't bear on |
+| ddrm | y holds of each singular direction as soon as x_t is noisier | its own solver | the same, with eta = 0 |
 """
 
 from functools import partial
@@ -168,7 +168,8 @@ def ddrm(
     sigma / alpha. It is a solver of its own, and the one given is not used.
 
     Args:
-      eta: the share of new noise where y says nothing or less than x_t, in [0, 1].
+      eta: the share of new noise a step where y says nothing or less than x_t, in [0, 1]. Above 0 it narrows what is
+        drawn, the more the finer the grid: the paper takes 20 steps.
       eta_b: how far the mean is y's where y says more, in [0, 1].
 
     Raises:

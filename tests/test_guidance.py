@@ -190,8 +190,7 @@ def test_outside_of_its_interval_the_scale_is_one():
 
 
 def test_rescaling_brings_back_the_conditional_contrast():
-    """At rescale 1 the standard deviation over the example is the conditional one's, at 0.5 half the way; the pair still
-    makes x_t."""
+    """At rescale 1 the standard deviation over an example is the conditional one's, at 0.5 half the way there."""
     sde, t, n = vp(), 0.5, 4
     x = jax.random.normal(jax.random.key(0), (n, 6))
     strong, weak = (
@@ -210,7 +209,7 @@ def test_rescaling_brings_back_the_conditional_contrast():
 
 
 def test_autoguidance_leads_away_from_the_weaker_network():
-    """A weaker network that is too wide: at scale 2 the guided x0 lies as far beyond the denoiser as the weaker behind."""
+    """A weaker network that is too wide: at scale 2 x0 lies as far beyond the denoiser's as the weaker one's behind."""
     sde, t, x = vp(), 0.4, jax.random.normal(jax.random.key(0), (5, 2))
     wide = create("mixture", **PARTS | {"stds": [0.4, 0.5, 0.6]})
     weaker = make_denoiser(lambda x, level: wide.apply({}, x, level), sde, preconditioning="log_snr")
