@@ -123,7 +123,7 @@ def compile_here(topology: str) -> None:
 
 
 def main(argv: list[str]) -> None:
-    logging.set_verbosity(logging.WARNING)  # what the libraries do is not news
+    logging.set_verbosity(logging.ERROR)  # what the libraries do is not news
     keep_compiled_programs()
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}: values are given as --flag=value")

@@ -81,10 +81,10 @@ def default() -> ConfigDict:
                 "spacing": "uniform",
                 "spacing_kwargs": {},
                 "end": "t_min",  # or "zero": the last step goes from t_min to 0, as Karras et al. 2022 do
-                "threshold": "none",  # of the predicted x0: clip, dynamic
+                "threshold": "auto",  # of the predicted x0: none, clip, dynamic; auto: clip for a task, else none
                 "threshold_kwargs": {},
                 "off_grid": False,  # let a network that was trained at a chain's steps be asked between them
-                "label": -1,  # the class of every sample, where network or guide knows classes; -1: each in turn
+                "label": -1,  # the class of every sample, where any are known; -1: each in turn, of a task none
                 "guidance_scale": 1.0,  # 0: unconditional, 1: the class alone, above: sharper
                 "guidance_interval": (),  # (low, high) of sigma / alpha outside of which the scale is 1
                 "guidance_rescale": 0.0,  # how far x0 is brought to the conditional one's contrast

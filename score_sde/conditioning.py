@@ -153,6 +153,8 @@ def make_guided(
       UserError: a scale other than 1, and nothing to guide by; or options that the guidance at hand doesn't read.
     """
     bounds = _bounds(how, sde)
+    some = label_of(np.zeros(1, int))
+    unnamed = some is not None and int(some[0]) < 0
 
     def told(indices):
         return label_of(indices) if own_classes else None
@@ -166,10 +168,11 @@ def make_guided(
             )
         return lambda params, beside, indices: denoiser(params)
     if guide is None:
-        if how.scale != 1 and not hidden_labels:
+        if (how.scale != 1 or unnamed) and not hidden_labels:
+            asked = "a task without --config.sampling.label" if unnamed else f"guidance_scale={how.scale}"
             raise UserError(
-                f"guidance_scale={how.scale} asks the network without its label too, which it was never trained for "
-                "(train with --config.model.kwargs.label_dropout=0.1)"
+                f"{asked} asks the network without a label, which it was never trained for (train with "
+                "--config.model.kwargs.label_dropout=0.1)"
             )
         classifier_free(_nothing, _nothing, how.scale, **bounds)  # refuses now what it would refuse while sampling
         return lambda params, beside, indices: classifier_free_labelled(

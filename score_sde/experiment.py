@@ -113,7 +113,8 @@ def make_experiment(config: ConfigDict, devices: list[jax.Device]) -> Experiment
     check_augment(config.data.augment, getattr(model, "augment_dim", 0), event_shape)
     classifies = _classifies(config, model)
     guide = load_guide(config.sampling.guide, config.sampling.guide_family, _make_sde, sde, event_shape)
-    class_of = make_label_of(num_classes_of(num_classes, guide), config.sampling.label)
+    task = task_of(_plain(config.sampling), event_shape)
+    class_of = make_label_of(num_classes_of(num_classes, guide), config.sampling.label, in_turn=task is None)
     denoiser = _make_denoiser(config, sde, apply, config.data.channels)
     _check_outputs(config, output_shape, event_shape, classifies)
     subject = Subject(
@@ -141,7 +142,6 @@ def make_experiment(config: ConfigDict, devices: list[jax.Device]) -> Experiment
         class_of,
         test,
     )
-    task = task_of(_plain(config.sampling), event_shape)
     return Experiment(
         config=_plain(config),
         event_shape=event_shape,

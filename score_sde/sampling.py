@@ -57,8 +57,10 @@ def check_run(run: Callable[[Denoiser, jax.Array, jax.Array], Solution], event_s
     jax.eval_shape(lambda x: run(lambda x, t: Prediction(x, x), x, sample_keys(jax.random.key(0), 1)), x)
 
 
-def make_label_of(num_classes: int, label: int) -> Callable[[jax.Array], jax.Array | None]:
+def make_label_of(num_classes: int, label: int, in_turn: bool = True) -> Callable[[jax.Array], jax.Array | None]:
     """indices of samples -> their classes, None for a network without: all `label`, or for -1 each class in turn.
+
+    Not in turn, -1 is the null label: no class.
 
     Raises:
       UserError: there is no such class.
@@ -66,12 +68,18 @@ def make_label_of(num_classes: int, label: int) -> Callable[[jax.Array], jax.Arr
     if label != -1 and not 0 <= label < num_classes:
         raise UserError(
             f"label {label}: the network knows "
-            + (f"the classes 0 to {num_classes - 1} (-1: each in turn)" if num_classes else "no classes")
+            + (
+                f"the classes 0 to {num_classes - 1} (-1: each in turn, of a task none)"
+                if num_classes
+                else "no classes"
+            )
             + " (set --config.sampling.label)"
         )
     if not num_classes:
         return lambda indices: None
-    return lambda indices: indices % num_classes if label < 0 else jnp.full_like(indices, label)
+    if label < 0 and in_turn:
+        return lambda indices: indices % num_classes
+    return lambda indices: jnp.full_like(indices, label)
 
 
 def make_sampler(

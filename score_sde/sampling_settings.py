@@ -17,7 +17,7 @@ from score_sde.sampling import Sampler, check_run, make_sampler, run_adaptive, r
 from score_sde.sde import SDE
 from score_sde.solvers import ADAPTIVE, SOLVERS, Solver, evaluation_times, time_grid, to_chain
 from score_sde.tasks import Task, check_task, make_task, measure
-from score_sde.thresholding import THRESHOLDS
+from score_sde.thresholding import THRESHOLDS, Threshold
 
 WHERE = "--config.sampling"
 
@@ -54,21 +54,13 @@ def sampler_of(
     Raises:
       UserError: a name, number or combination that can't be.
     """
-    threshold = build(
-        "threshold",
-        THRESHOLDS,
-        settings["threshold"],
-        settings["threshold_kwargs"],
-        WHERE,
-        "threshold",
-        "threshold_kwargs",
-    )
+    threshold = _threshold(settings, task)
     solver = build("solver", SOLVERS | ADAPTIVE, settings["solver"], settings["kwargs"], WHERE, "solver")
     how = Guidance(settings["guidance_scale"], tuple(settings["guidance_interval"]), settings["guidance_rescale"])
     guided = make_guided(
         prior.denoiser, prior.num_classes, prior.hidden_labels, prior.guide, prior.sde, how, prior.class_of
     )
-    solve_for = _answer(settings, prior, task, solver)
+    solve_for = _answer(settings, prior, task, solver, threshold)
 
     def run(params, beside, indices, x, keys, trajectory=False):
         denoiser = threshold(guided(params, beside["guide"], indices), prior.sde)
@@ -92,7 +84,16 @@ def sampler_of(
     )
 
 
-def _answer(settings: Mapping[str, Any], prior: Prior, task: Task | None, solver: Any) -> Callable:
+def _threshold(settings: Mapping[str, Any], task: Task | None) -> Threshold:
+    """The bounds of x0; "auto" are the data's where a method differentiates x0, of noise alone 1 / alpha too large."""
+    name, kwargs = settings["threshold"], settings["threshold_kwargs"]
+    name = ("none" if task is None else "clip") if name == "auto" else name
+    return build("threshold", THRESHOLDS, name, kwargs, WHERE, "threshold", "threshold_kwargs")
+
+
+def _answer(
+    settings: Mapping[str, Any], prior: Prior, task: Task | None, solver: Any, threshold: Threshold
+) -> Callable:
     """(denoiser, x, keys, y, trajectory) -> Solution, checked."""
     sde, denoise = prior.sde, settings["denoise"]
     if not isinstance(solver, Solver):
@@ -113,7 +114,7 @@ def _answer(settings: Mapping[str, Any], prior: Prior, task: Task | None, solver
         )
     check_task(task, solver, sde, times, prior.event_shape)
     return lambda denoiser, x, keys, y, trajectory: task.run(
-        solver, sde, times, denoiser, x, keys, y, trajectory=trajectory, denoise=denoise
+        solver, sde, times, denoiser, x, keys, y, threshold, trajectory, denoise
     )
 
 

@@ -12,12 +12,13 @@ from PIL import Image
 
 from score_sde import operators
 from score_sde.errors import UserError, build, lookup
-from score_sde.inverse import METHODS, Problem, check_strength, restore, sdedit
+from score_sde.inverse import METHODS, Problem, change, check_strength, sdedit
 from score_sde.operators import Operator
 from score_sde.parameterization import Denoiser, Prediction
 from score_sde.randomness import sample_keys
 from score_sde.sde import SDE
-from score_sde.solvers import Solution, Solver
+from score_sde.solvers import Solution, Solver, solve
+from score_sde.thresholding import Threshold, none
 
 Shape = tuple[int, ...]
 
@@ -71,7 +72,8 @@ class Task(NamedTuple):
     operator: Operator | None  # None: the images themselves are shown
     noise: float  # standard deviation of the measurement, on the data's scale
     completions: int  # samples an image
-    # (solver, sde, times, denoiser, x, keys, y, trajectory, denoise) -> Solution
+    # (solver, sde, times, denoiser, x, keys, y, threshold, trajectory, denoise) -> Solution; threshold: of the x0 that
+    # the solver gets
     run: Callable[..., Solution]
 
 
@@ -132,7 +134,7 @@ def check_task(task: Task, solver: Solver, sde: SDE, times: np.ndarray, event_sh
     def run(x):
         y = x if task.operator is None else task.operator.forward(x)
         keys = sample_keys(jax.random.key(0), 1)
-        return task.run(solver, sde, times, lambda x, t: Prediction(x, x), x, keys, y, trajectory=False, denoise=False)
+        return task.run(solver, sde, times, lambda x, t: Prediction(x, x), x, keys, y, none(), False, False)
 
     jax.eval_shape(run, x)
 
@@ -153,13 +155,27 @@ def measure(task: Task, x0: jax.Array, keys: jax.Array) -> jax.Array:
 
 
 def _restore(
-    solver: Solver, sde: SDE, times, denoiser: Denoiser, x, keys, y, trajectory, denoise, operator, noise, method, how
+    solver: Solver,
+    sde: SDE,
+    times: np.ndarray,
+    denoiser: Denoiser,
+    x: jax.Array,
+    keys: jax.Array,
+    y: jax.Array,
+    threshold: Threshold,
+    trajectory: bool,
+    denoise: bool,
+    *,
+    operator: Operator,
+    noise: float,
+    method: str,
+    how: Mapping[str, Any],
 ) -> Solution:
-    problem = Problem(operator, y, noise)
-    return restore(solver, sde, denoiser, x, times, problem, keys, method, trajectory, denoise, **how)
+    solver, denoiser = change(solver, denoiser, sde, Problem(operator, y, noise), method, **how)
+    return solve(solver, sde, threshold(denoiser, sde), x, times, keys, trajectory, denoise)
 
 
-def _edit(solver: Solver, sde: SDE, times, denoiser: Denoiser, x, keys, y, trajectory, denoise, strength) -> Solution:
+def _edit(solver, sde, times, denoiser, x, keys, y, threshold, trajectory, denoise, *, strength) -> Solution:
     return sdedit(solver, sde, denoiser, y, times, keys, strength, trajectory, denoise)
 
 

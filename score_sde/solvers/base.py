@@ -143,7 +143,8 @@ def check_finite(solution: Solution) -> None:
     if broken_at >= 0:
         raise UserError(
             f"the denoiser gave NaN or infinity: x was last finite at t = {broken_at:.6g} (a training that diverged, "
-            "or a guidance or step too large there; another --config.sampling.solver or more num_steps may help)"
+            "or a guidance or step too large there; --config.sampling.threshold=clip, another solver or more "
+            "num_steps may help)"
         )
 
 

@@ -1,0 +1,111 @@
+"""Fidelity and diversity of guided digits: does a machine trained on real images see the class that was asked for?
+
+python benchmarks/guidance.py --workdir=runs/vp_digits_conditional [--picture=PATH]
+python benchmarks/guidance.py --config=vp_digits --workdir=runs/vp_digits --guide=runs/vp_digits_classifier
+
+The run must have been trained, and the guide exported. The machine is the support vector machine of `--mode=evaluate`.
+Diversity is the mean distance between two samples of a class, in pixels from -1 to 1, its mean over classes; the
+table's last rows are of real images. `--picture` draws both against the scale.
+"""
+
+import importlib
+import sys
+from itertools import combinations
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # runs as a file, too
+
+import jax
+import numpy as np
+from absl import app, flags
+
+from benchmarks.report import show
+from score_sde.data import to_levels, to_unit_range
+from score_sde.evaluation.classifier import fit_svm, top_class
+from score_sde.experiment import make_experiment
+from score_sde.training.trained import trained
+from score_sde.training.workdir import check_config
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("config", "vp_digits_conditional", "the config of the run")
+flags.DEFINE_string("workdir", "runs/vp_digits_conditional", "the run")
+flags.DEFINE_string("guide", "", "a classifier's or a weaker network's run; none: classifier-free guidance")
+flags.DEFINE_list("scales", ["0", "0.5", "1", "1.5", "2", "3", "5"], "guidance scales")
+flags.DEFINE_integer("samples", 1000, "samples a scale, of each class in turn")
+flags.DEFINE_string("picture", None, "where to write the plot, a PNG")
+
+
+def images_of(source):
+    examples = [source.examples[i] for i in range(len(source.examples))]
+    images = np.stack([example["image"] for example in examples])
+    return to_unit_range(images, source.levels), np.array([example["label"] for example in examples])
+
+
+def draw(config, scale, levels):
+    """Samples of a scale, at the data's levels."""
+    config.sampling.guidance_scale = scale
+    experiment = make_experiment(config, jax.local_devices())
+    check_config(Path(FLAGS.workdir), experiment.config)
+    params, _ = trained(experiment, Path(FLAGS.workdir))
+    drawn = np.concatenate([batch.x for batch in experiment.sampler.draw(params, FLAGS.samples)])
+    return to_unit_range(to_levels(drawn, levels), levels), np.asarray(experiment.class_of(np.arange(FLAGS.samples)))
+
+
+def diversity(images, labels):
+    """Of each class the mean distance of two of its images."""
+    spread = []
+    for label in np.unique(labels):
+        own = images[labels == label].reshape(-1, images[0].size)
+        spread.append(float(np.mean([np.linalg.norm(a - b) for a, b in combinations(own[:100], 2)])))
+    return spread
+
+
+def row_of(name, machine, images, labels):
+    found, sure = top_class(machine, images)
+    spread = diversity(images, labels)
+    row = {"scale": name, "seen as asked": float(np.mean(found == labels)), "top-class probability": float(sure.mean())}
+    row |= {"diversity": float(np.mean(spread))}
+    return row | {f"of {label}": value for label, value in enumerate(spread)}
+
+
+def save_picture(path, rows, real):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.5), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    scales = [row["scale"] for row in rows]
+    panels = figure.subplots(1, 2)
+    for panel, key, title in zip(
+        panels,
+        ("seen as asked", "diversity"),
+        ("fidelity: share seen as the class asked for", "diversity: mean distance within a class"),
+        strict=True,
+    ):
+        panel.plot(scales, [row[key] for row in rows], marker="o", color="black")
+        panel.axhline(real[key], color="gray", linestyle=":")
+        panel.set(title=title, xlabel="guidance scale (dotted: real test images)")
+        panel.set_ylim(0, 1.05 * max(real[key], *(row[key] for row in rows)))
+    figure.savefig(path)
+
+
+def main(argv):
+    del argv
+    config = importlib.import_module(f"configs.{FLAGS.config}").get_config()
+    config.sampling.guide = FLAGS.guide
+    source = make_experiment(config, jax.local_devices()).source
+    train, test = source("train"), source("test")
+    machine = fit_svm(*images_of(train))
+    rows = [
+        row_of(scale, machine, *draw(config, scale, train.levels)) for scale in (float(text) for text in FLAGS.scales)
+    ]
+    real = [row_of(f"real {name}", machine, *images_of(split)) for name, split in (("test", test), ("train", train))]
+    show(
+        f"Guidance of {FLAGS.config}{' by ' + FLAGS.guide if FLAGS.guide else ''}, {FLAGS.samples} samples", rows + real
+    )
+    if FLAGS.picture:
+        save_picture(FLAGS.picture, rows, real[0])
+
+
+if __name__ == "__main__":
+    app.run(main)
