@@ -36,6 +36,7 @@ def of_svd(svd: SVD) -> Operator:
     """The operator of an SVD."""
 
     def scaled(spectrum):
+        spectrum = jnp.asarray(spectrum)
         return jnp.asarray(svd.singular, spectrum.real.dtype)[None] * spectrum
 
     return Operator(lambda x: svd.u(scaled(svd.vt(x))), lambda y: svd.v(scaled(svd.ut(y))), svd)

@@ -82,7 +82,7 @@ REFUSED = [
     ),
     (
         ("--config.sde.name=ddpm_linear", "--config.loss.objective=ddpm", "--config.loss.weighting=edm"),
-        ("is L_simple",),
+        ("has no weighting, so 'edm' would not be read",),
     ),
     (
         ("--config.sde.name=ddpm_linear", "--config.loss.objective=ddpm", "--config.loss.time_sampler=importance"),
@@ -113,6 +113,13 @@ REFUSED = [
     (
         ("--config.model.pretrained=x.safetensors", "--config.sde.name=ve"),
         ("decided by the weights", "model.kwargs.channels", ", sde.name", "can be given", "model.kwargs.dtype"),
+    ),
+    (("--config.loss.objective=classification",), ("a classifier, and it alone, is trained by classification",)),
+    (("--config=configs/vp_digits_classifier.py", "--mode=sample"), ("a classifier has nothing to sample",)),
+    (("--config.sampling.task_kwargs.share=0.5",), ("there is no task", "--config.sampling.task")),
+    (
+        ("--config=configs/toy2d.py", "--config.sampling.task=inpaint"),
+        ("tasks are of images, the data have the shape (2,)",),
     ),
     (("--config.training.strategy=fsdb",), ("unknown strategy", "Did you mean 'fsdp'?")),
     (("--config.training.on_nonfinite=skp",), ("Did you mean 'skip'?",)),
@@ -165,7 +172,7 @@ for line in sys.stdin:
 
 def test_wrong_flags_get_one_sentence(tmp_path):
     """One process forks for each case, so that it imports but once."""
-    bases = [() if flags[0] == "--config=configs/vp_digits.py" else TINY for flags, _ in REFUSED]
+    bases = [() if flags[0].startswith("--config=configs/") else TINY for flags, _ in REFUSED]
     folder = f"--workdir={tmp_path / 'run'}"
     calls = [["launch.py", *base, folder, *flags] for base, (flags, _) in zip(bases, REFUSED, strict=True)]
     done = subprocess.run(
