@@ -4,6 +4,7 @@ python launch.py --config=configs/vp_digits.py [--workdir=DIR] [--mode=train] [-
 """
 
 import ast
+import errno
 import os
 import re
 import sys
@@ -241,6 +242,11 @@ def run() -> None:
         app.run(main, flags_parser=parse_flags)
     except UserError as error:
         print(f"launch.py: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"launch.py: the disk is full: {error}; what was saved before is whole, make room", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("launch.py: stopped at once; a run goes on from its last checkpoint", file=sys.stderr)

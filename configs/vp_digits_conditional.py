@@ -14,4 +14,5 @@ def get_config():
     config = common.digits()
     config.model.kwargs.num_classes = 10
     config.model.kwargs.label_dropout = 0.1
+    config.training.num_steps = 3000
     return config

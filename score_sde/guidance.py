@@ -110,7 +110,7 @@ def classifier_free(
       unconditional: likewise.
       scale: a number or (batch,).
       interval: (low, high) times; for t in (low, high] the scale is as given, elsewhere it is 1, so that there the
-        conditional denoiser is asked alone (Kynkäänniemi et al. 2024, eq. 6, with t = sigma). None: everywhere.
+        conditional denoiser is asked alone (Kynkäänniemi et al. 2024, of sigma). None: everywhere.
       rescale: phi in [0, 1]; x0 is brought so far to the conditional x0's standard deviation over the example (Lin et
         al. 2023, Section 3.4, where it is the network's output that is rescaled).
       sde: the forward process, which only rescaling needs.

@@ -133,9 +133,9 @@ def dps(solver: Solver, denoiser: Denoiser, sde: SDE, problem: Problem, step_siz
 
 
 def pigdm(solver: Solver, denoiser: Denoiser, sde: SDE, problem: Problem, sigma_data: float = 1.0) -> Changed:
-    """The score of p(y | x_t) = N(A E[x0 | x_t], r^2 A A^T + noise^2 I) is added (Song et al. 2023, eq. 7, "PiGDM").
+    """The score of p(y | x_t) = N(A E[x0 | x_t], r^2 A A^T + noise^2 I) is added (Song et al. 2023, "PiGDM").
 
-    r^2 is the variance that is left of x0 given x_t, for data of variance sigma_data^2 (their Section 3.3, with 1).
+    r^2 is the variance that is left of x0 given x_t, for data of variance sigma_data^2 (they take 1).
 
     Args:
       sigma_data: the data's standard deviation, positive.
@@ -164,8 +164,7 @@ def ddrm(
 ) -> Changed:
     """Each singular direction by itself: y where x_t is noisier than y, E[x0 | x_t] where y says nothing.
 
-    Kawar et al. 2022, "Denoising Diffusion Restoration Models", eq. 7 and 8, in x_t / alpha, whose noise is
-    sigma / alpha. It is a solver of its own, and the one given is not used.
+    Kawar et al. 2022, "Denoising Diffusion Restoration Models", in x_t / alpha, whose noise is sigma / alpha. It is a solver of its own, and the one given is not used.
 
     Args:
       eta: the share of new noise a step where y says nothing or less than x_t, in [0, 1]. Above 0 it narrows what is

@@ -107,7 +107,7 @@ def _continuous_losses(
 
 
 def _cross_entropy(subject: Subject, sample_times: TimeSampler, t_min: float) -> LossFn:
-    """-log p_t(y | x_t) of a noise-conditional classifier (Dhariwal and Nichol 2021, Section 4.1)."""
+    """-log p_t(y | x_t) of a noise-conditional classifier (Dhariwal and Nichol 2021, Section 4)."""
 
     def losses(params, x0, draw, *, labels, **told):
         t, factor = sample_times(draw, subject.sde, t_min)

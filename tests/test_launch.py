@@ -1,6 +1,8 @@
 """The command line from end to end, and what it answers to wrong flags."""
 
+import errno
 import json
+import os
 import re
 import subprocess
 import sys
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import launch
 from tests.command import ROOT, TINY, environment, finish, start
 from tests.tiny_cifar10 import write_cifar10
 
@@ -192,6 +195,21 @@ def test_wrong_flags_get_one_sentence(tmp_path):
         missing = [words for words in expected if words not in text]
         assert not missing and status == "2", (flags, text)
         assert "Traceback" not in text and len(text.strip().splitlines()) == 1, (flags, text)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
+def test_a_disk_that_is_full_anywhere_is_one_sentence_and_no_other_error_is(number, monkeypatch, capsys):
+    def fail(*args, **kwargs):
+        raise OSError(number, os.strerror(number), "runs/a/evaluation.json")
+
+    monkeypatch.setattr(launch.app, "run", fail)
+    full = number == errno.ENOSPC
+    with pytest.raises(SystemExit if full else PermissionError) as stopped:
+        launch.run()
+    if full:
+        assert stopped.value.code == 2
+        said = capsys.readouterr().err
+        assert "the disk is full" in said and "runs/a/evaluation.json" in said
 
 
 def test_devices_must_divide_the_batch(tmp_path):
