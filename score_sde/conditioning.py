@@ -57,8 +57,14 @@ def load_guide(
       UserError: there are no such weights, or they are of another process or shape.
     """
     if not path:
+        if family:
+            raise UserError("there is no guide, so guide_family would not be read (set --config.sampling.guide)")
         return None
-    found = pretrained.adopt(_exported(path), family)
+    try:
+        found = pretrained.adopt(_exported(path), family)
+    except UserError as error:  # which names the flags of a run's own weights
+        words = str(error).replace("--config.model.pretrained", "--config.sampling.guide")
+        raise UserError(words.replace("--config.model.family", "--config.sampling.guide_family")) from error
     target = found.target
     if found.event_shape != event_shape:
         raise UserError(
@@ -155,6 +161,18 @@ def make_guided(
     bounds = _bounds(how, sde)
     some = label_of(np.zeros(1, int))
     unnamed = some is not None and int(some[0]) < 0
+    if own_classes and unnamed and not hidden_labels:
+        raise UserError(
+            "a task without --config.sampling.label asks the network without a label, which it was never trained for "
+            "(train with --config.model.kwargs.label_dropout=0.1, or name the class)"
+        )
+    if unnamed and (how.scale != 1 if guide is None else guide.logits is not None):
+        raise UserError("a task without a class has nothing to guide to (set --config.sampling.label)")
+    if how.scale == 1 and (how.interval or how.rescale or (guide is not None and guide.logits is None)):
+        raise UserError(
+            "guidance_scale=1 asks the network alone, so guidance_interval, guidance_rescale and a weaker network "
+            "would not be read (set --config.sampling.guidance_scale)"
+        )
 
     def told(indices):
         return label_of(indices) if own_classes else None
@@ -168,11 +186,10 @@ def make_guided(
             )
         return lambda params, beside, indices: denoiser(params)
     if guide is None:
-        if (how.scale != 1 or unnamed) and not hidden_labels:
-            asked = "a task without --config.sampling.label" if unnamed else f"guidance_scale={how.scale}"
+        if how.scale != 1 and not hidden_labels:
             raise UserError(
-                f"{asked} asks the network without a label, which it was never trained for (train with "
-                "--config.model.kwargs.label_dropout=0.1)"
+                f"guidance_scale={how.scale} asks the network without a label, which it was never trained for (train "
+                "with --config.model.kwargs.label_dropout=0.1)"
             )
         classifier_free(_nothing, _nothing, how.scale, **bounds)  # refuses now what it would refuse while sampling
         return lambda params, beside, indices: classifier_free_labelled(

@@ -1,5 +1,7 @@
-"""From a config to the parts of a run. The only file that reads config.* by name; all checks happen here, before any
-compilation."""
+"""From a config to the parts of a run; all checks happen here, before any compilation.
+
+The only file that reads config.* by name, but for `sampling_settings.py`, which gets config.sampling as plain values.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -115,7 +117,10 @@ def make_experiment(config: ConfigDict, devices: list[jax.Device]) -> Experiment
     guide = load_guide(config.sampling.guide, config.sampling.guide_family, _make_sde, sde, event_shape)
     task = task_of(_plain(config.sampling), event_shape)
     class_of = make_label_of(num_classes_of(num_classes, guide), config.sampling.label, in_turn=task is None)
-    denoiser = _make_denoiser(config, sde, apply, config.data.channels)
+    if classifies:  # it predicts nothing that alpha = 0 could make infinite, but may be shown log(sigma / alpha)
+        decided = config.model.preconditioning not in ("none", "log_sigma")
+        check_parameterization(sde, "epsilon" if decided else "v", config.model.preconditioning)
+    denoiser = None if classifies else _make_denoiser(config, sde, apply, config.data.channels)
     _check_outputs(config, output_shape, event_shape, classifies)
     subject = Subject(
         sde,
@@ -146,7 +151,7 @@ def make_experiment(config: ConfigDict, devices: list[jax.Device]) -> Experiment
         config=_plain(config),
         event_shape=event_shape,
         sde=sde,
-        denoiser=None if classifies else denoiser,
+        denoiser=denoiser,
         logits=partial(_logits, config, sde, apply) if classifies else None,
         trainable=bool(jax.tree.leaves(variables)),
         init_params=jax.jit(lambda: model.init(init_key, example, level).get("params", {}))
@@ -235,7 +240,7 @@ def _plain(config: ConfigDict) -> dict[str, Any]:
 def _check_numbers(config: ConfigDict) -> None:
     for name, value in config.evaluation.items():
         check_number("evaluation", name, value)
-    for name in ("num_samples", "batch_size"):
+    for name in ("num_samples", "batch_size", "completions"):
         check_number("sampling", name, config.sampling[name])
     check_number("data", "num_threads", config.data.num_threads)
     check_number("data", "num_workers", config.data.num_workers, least=0)

@@ -213,7 +213,8 @@ def _extrapolated(both: Callable, first: Denoiser, second: Denoiser, scale: Any,
 def _rescaled(pair: Prediction, strong: Prediction, t: jax.Array, how: How) -> Prediction:
     """x0 with a standard deviation over each example that is nearer to the conditional one's."""
     axes = tuple(range(1, pair.x0.ndim))
-    ratio = jnp.std(strong.x0, axis=axes) / jnp.std(pair.x0, axis=axes)
+    own = jnp.std(pair.x0, axis=axes)
+    ratio = jnp.where(own > 0, jnp.std(strong.x0, axis=axes) / jnp.where(own > 0, own, 1.0), 1.0)
     return move_x0(pair, lift(how.rescale * (ratio - 1), pair.x0) * pair.x0, t, how.sde)
 
 

@@ -42,11 +42,12 @@ Changed = tuple[Solver, Denoiser]
 
 
 def replacement(solver: Solver, denoiser: Denoiser, sde: SDE, problem: Problem) -> Changed:
-    """E[x0 | x_t] with what y says of it in its place, x0 + A^+ (y - A x0).
+    """E[x0 | x_t] with what y says of it in its place: x0 + A^T (A A^T + noise^2)^-1 (y - A x0), without noise A^+.
 
     Song et al. 2021, Appendix I.2, replace what is seen in x_t by alpha y + sigma z with a z drawn anew each step. A
     solver that is told this x0 does that by itself: what is seen of its x_t is alpha y + sigma z, with one z along the
-    probability flow, with new ones along the reverse SDE. Noise in y is taken for data.
+    probability flow, with new ones along the reverse SDE. The noise of y only keeps what A hardly sees from being made
+    of it; else it is taken for data.
 
     Raises:
       UserError: the operator is not linear.
@@ -54,7 +55,7 @@ def replacement(solver: Solver, denoiser: Denoiser, sde: SDE, problem: Problem) 
 
     def replaced(x, t):
         pair = denoiser(x, t)
-        return move_x0(pair, gain(problem.operator, _residual(problem, pair.x0), 1.0, 0.0), t, sde)
+        return move_x0(pair, gain(problem.operator, _residual(problem, pair.x0), 1.0, problem.noise), t, sde)
 
     return solver, replaced
 
@@ -102,14 +103,14 @@ def resampled(solver: Solver, repeats: int) -> Solver:
 
 
 def dps(solver: Solver, denoiser: Denoiser, sde: SDE, problem: Problem, step_size: float = 1.0) -> Changed:
-    """After each step, down the gradient of |y - A E[x0 | x_t]| in x_t (Chung et al. 2023, Algorithm 1).
+    """After each step, down the gradient of |y - A E[x0 | x_t]| in x_t (Chung et al. 2023, as their code has it).
 
-    Their step is zeta' of a variance-preserving x_t at 1,000 steps; of another process it is that of x_t on that scale.
+    Their step is of a variance-preserving x_t at 1,000 steps; of another process it is that of x_t on that scale.
     One evaluation with its gradient more a step. It seeks where the residual vanishes, and knows nothing of the noise
     of y: its spread is not the posterior's.
 
     Args:
-      step_size: zeta', positive.
+      step_size: positive.
 
     Raises:
       UserError: the solver has a memory, which would undo the step, or step_size is not positive.
@@ -125,7 +126,7 @@ def dps(solver: Solver, denoiser: Denoiser, sde: SDE, problem: Problem, step_siz
 
     def step(sde, denoiser, state, t, t_next, source):
         gradient = jax.grad(misfit)(state.x, t)
-        scale = sde.alpha(t) ** 2 + sde.sigma(t) ** 2
+        scale = jnp.hypot(sde.alpha(t), sde.sigma(t)) * jnp.hypot(sde.alpha(t_next), sde.sigma(t_next))
         moved = solver.step(sde, denoiser, state, t, t_next, source)
         return moved._replace(x=moved.x - step_size * scale * gradient)
 
@@ -164,7 +165,8 @@ def ddrm(
 ) -> Changed:
     """Each singular direction by itself: y where x_t is noisier than y, E[x0 | x_t] where y says nothing.
 
-    Kawar et al. 2022, "Denoising Diffusion Restoration Models", in x_t / alpha, whose noise is sigma / alpha. It is a solver of its own, and the one given is not used.
+    Kawar et al. 2022, "Denoising Diffusion Restoration Models", in x_t / alpha, whose noise is
+    sigma / alpha. It is a solver of its own, and the one given is not used.
 
     Args:
       eta: the share of new noise a step where y says nothing or less than x_t, in [0, 1]. Above 0 it narrows what is

@@ -29,7 +29,7 @@ class Subject(NamedTuple):
 
     sde: SDE
     chain: ddpm.Schedule | None  # what the SDE passes through, if it is a chain
-    denoiser: Callable[..., Denoiser]  # (params, keys, **told) -> denoiser
+    denoiser: Callable[..., Denoiser] | None  # (params, keys, **told) -> denoiser; None of a classifier
     network: Callable  # (params, keys, **told) -> (x, noise_level) -> all outputs
     prediction: str
     preconditioning: str

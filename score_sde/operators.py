@@ -12,6 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_sde.errors import UserError
+from score_sde.sde import lift
+
+FAINT = 1e-5  # of the largest singular value: what is fainter is lost in float32, and counts as unseen
 
 
 class SVD(NamedTuple):
@@ -156,8 +159,9 @@ def blur(kernel: np.ndarray, event_shape: tuple[int, ...]) -> Operator:
     whole[:size, :size] = kernel
     factors = np.fft.fft2(np.roll(whole, (-(size // 2), -(size // 2)), (0, 1)))
     size_of = np.abs(factors)
-    phase = np.where(size_of > 1e-12, factors / np.maximum(size_of, 1e-12), 1.0)[..., None]
-    singular = np.broadcast_to(np.where(size_of > 1e-12, size_of, 0.0)[..., None], event_shape)
+    told = size_of > FAINT * size_of.max()
+    phase = np.where(told, factors / np.where(told, size_of, 1.0), 1.0)[..., None]
+    singular = np.broadcast_to(np.where(told, size_of, 0.0)[..., None], event_shape)
 
     def there(x):
         return jnp.fft.fft2(x, axes=(1, 2), norm="ortho")
@@ -198,7 +202,7 @@ def matrix(a: np.ndarray, event_shape: tuple[int, ...]) -> Operator:
     if a.ndim != 2 or a.shape[1] != dimension:
         raise UserError(f"matrix: got the shape {a.shape}; as many columns as the data {event_shape} have: {dimension}")
     left, values, right = np.linalg.svd(a, full_matrices=True)
-    values = np.where(values > 1e-12 * values.max(initial=0.0), values, 0.0)
+    values = np.where(values > FAINT * values.max(initial=0.0), values, 0.0)
     rank = len(values)
     singular = np.pad(values, (0, dimension - rank))
 
@@ -274,7 +278,7 @@ def gain(operator: Operator, residual: jax.Array, spread: jax.Array | float, noi
     Args:
       operator: linear.
       residual: (batch, *measured).
-      spread: a number.
+      spread: a number, or (batch,).
       noise: the standard deviation of the measurement.
 
     Returns:
@@ -288,10 +292,12 @@ def gain(operator: Operator, residual: jax.Array, spread: jax.Array | float, noi
     if operator.svd is not None:
         singular = jnp.asarray(operator.svd.singular, residual.dtype)
         seen = singular > 0
-        weight = jnp.where(seen, singular / jnp.where(seen, spread * singular**2 + noise**2, 1.0), 0.0)
-        return operator.svd.v(weight[None] * operator.svd.ut(residual))
+        found = operator.svd.ut(residual)
+        variance = lift(spread, found) * singular[None] ** 2 + noise**2
+        weight = jnp.where(seen[None], singular[None] / jnp.where(seen[None], variance, 1.0), 0.0)
+        return operator.svd.v(weight * found)
 
     def normal(u):
-        return spread * operator.forward(operator.transpose(u)) + noise**2 * u
+        return lift(spread, u) * operator.forward(operator.transpose(u)) + noise**2 * u
 
     return operator.transpose(jax.scipy.sparse.linalg.cg(normal, residual, tol=1e-6, maxiter=200)[0])

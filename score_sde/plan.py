@@ -87,7 +87,7 @@ def compile_step(experiment: Experiment, machine: Machine, each: int) -> Compile
     """The train step of a batch of so many a device, compiled; None where it doesn't fit into the devices' memory."""
     layout = make_layout(experiment.strategy, machine.devices)
     levels = 256 if len(experiment.event_shape) == 3 else None  # the data needn't be here; more levels cost nothing
-    step = train_step_of(experiment, levels, layout.axis_name)
+    step = train_step_of(experiment, levels, layout.axis_name, layout.gather)
     state, batches = _state(experiment), _batches(experiment, each * len(machine.devices), levels)
     try:
         compiled = layout.lower(step, state, batches).compile()

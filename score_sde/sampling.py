@@ -24,7 +24,7 @@ class Drawn(NamedTuple):
     """A batch of samples."""
 
     x: np.ndarray  # (n, *event_shape) float32
-    nfe: np.ndarray | None  # (n,) evaluations of the network; None where they can't be known
+    nfe: np.ndarray | None  # (n,) evaluations of the denoiser, guided or not; None where they can't be known
 
 
 class Sampler(NamedTuple):

@@ -20,6 +20,7 @@ from score_sde.tasks import Task, check_task, make_task, measure
 from score_sde.thresholding import THRESHOLDS, Threshold
 
 WHERE = "--config.sampling"
+MEASURING = 2**31 - 1  # an index that no sample has
 
 
 class Prior(NamedTuple):
@@ -119,7 +120,7 @@ def _answer(
 
 
 def _measured(task: Task, prior: Prior, num_samples: int, seed_key: jax.Array) -> dict[str, jax.Array]:
-    """The first test images that are asked for, what is measured of them, and their classes."""
+    """The first test images, and what is measured of them; image i's noise is a function of (seed, i)."""
     source, number = prior.test(), num_samples // task.completions
     if number > len(source.examples):
         raise UserError(
@@ -127,9 +128,8 @@ def _measured(task: Task, prior: Prior, num_samples: int, seed_key: jax.Array) -
             f"split has {len(source.examples)} (set {WHERE}.num_samples)"
         )
     truth = to_unit_range(np.stack([source.examples[i]["image"] for i in range(number)]), source.levels)
-    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(
-        jax.random.fold_in(seed_key, num_samples), jnp.arange(number)
-    )
+    key = jax.random.fold_in(seed_key, MEASURING)
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(number))
     measured = jax.jit(partial(measure, task))(truth, keys)
     return {"truth": truth, "measured": np.asarray(measured)}
 

@@ -121,6 +121,8 @@ def make_task(
             f"{where}.num_samples or {where}.completions)"
         )
     if name == "sdedit":
+        if noise or method_kwargs:
+            raise UserError(f"sdedit measures nothing, so task_noise and method_kwargs would not be read (set {where})")
         return Task(name, None, noise, completions, partial(_edit, strength=made))
     return Task(
         name, made, noise, completions, partial(_restore, operator=made, noise=noise, method=method, how=method_kwargs)
@@ -202,5 +204,5 @@ def _read(path: Path) -> np.ndarray:
         if path.suffix == ".npy":
             return np.load(path, allow_pickle=False)
         return (np.asarray(Image.open(path).convert("L")) > 127).astype(float)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise UserError(f"no mask in {path}: {error} (set --config.sampling.task_kwargs.mask)") from error

@@ -297,6 +297,18 @@ def test_what_can_not_be_answered_is_refused(call, words):
         call()
 
 
+def test_times_of_each_example_are_its_own():
+    """As adaptive solvers of SDEs ask, t (batch,)."""
+    sde = vp()
+    prior = linear_gaussian.denoiser(sde, MEAN, STD**2 * np.eye(2))
+    _, told = change(ddim(), prior, sde, problem(2, 0.1), "pigdm", sigma_data=STD)
+    x, times = jax.random.normal(jax.random.key(0), (2, 2)), jnp.array([0.2, 0.7])
+    together = told(x, times).x0
+    for n in range(2):
+        _, alone = change(ddim(), prior, sde, problem(1, 0.1), "pigdm", sigma_data=STD)
+        np.testing.assert_allclose(together[n : n + 1], alone(x[n : n + 1], times[n]).x0, atol=1e-5)
+
+
 def test_pigdm_is_finite_where_alpha_vanishes():
     sde = flow()
     prior = linear_gaussian.denoiser(sde, MEAN, STD**2 * np.eye(2))

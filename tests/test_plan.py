@@ -43,7 +43,7 @@ def test_a_plan_for_virtual_devices_is_what_running_there_takes(strategy):
     batch = layout.put({"image": image, "label": number, "index": number})
     held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves((placed, batch)))
     assert abs(figures["argument_bytes"] / held - 1) < 0.1
-    run_steps = layout.compile(train_step_of(experiment, None, layout.axis_name), state)
+    run_steps = layout.compile(train_step_of(experiment, None, layout.axis_name, layout.gather), state)
     state, _ = run_steps(placed, batch)  # what was planned does run
     if strategy == "pmap":
         assert 0.9 < figures["collective_bytes"]["all-reduce"] / figures["gradient_bytes"] < 1.1

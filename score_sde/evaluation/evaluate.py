@@ -23,7 +23,7 @@ def evaluate(experiment: Experiment, workdir: Path) -> str:
     """Compares samples with real data, in pixels or coordinates, and writes the figures to evaluation.json.
 
     Of a classifier it is its accuracy by noise level, of an inverse problem what its completions are worth, under
-    "accuracy" and "restore".
+    "accuracy" and "restore_<task>".
 
     Returns:
       The figures as a short text.
@@ -37,7 +37,11 @@ def evaluate(experiment: Experiment, workdir: Path) -> str:
     if experiment.task is not None:
         params, step = trained(experiment, workdir)
         figures = figures_of(experiment, draw_restorations(experiment, params))
-        return _written(workdir, "restore", {"step": step, "sampling": experiment.config["sampling"]} | figures)
+        return _written(
+            workdir,
+            f"restore_{experiment.task.name}",
+            {"step": step, "sampling": experiment.config["sampling"]} | figures,
+        )
     num_samples = experiment.evaluation["num_samples"]
     sources = {split: experiment.source(split) for split in ("train", "test")}
     real = {split: _images(source, experiment.evaluation["num_real"]) for split, source in sources.items()}

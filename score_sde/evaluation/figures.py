@@ -5,9 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from score_sde import hosts
+from score_sde.tasks import TASKS
 from score_sde.training.workdir import write_atomically
 
-SECTIONS = ("likelihood", "certify", "accuracy", "restore")  # modes with a place of their own; `evaluate` has the rest
+SECTIONS = (
+    "likelihood",
+    "certify",
+    "accuracy",
+    *(f"restore_{task}" for task in TASKS),
+)  # modes with a place of their own; `evaluate` has the rest
 
 
 def write_figures(workdir: Path, figures: dict[str, Any]) -> None:

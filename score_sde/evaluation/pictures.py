@@ -19,14 +19,10 @@ FRAMES = 11  # of a strip, the first pure noise, the last the sample
 ROWS = 6
 
 
-def picture_path(workdir: Path, step: int) -> Path:
-    """Where the picture of a step's samples lies."""
-    return workdir / "samples" / f"step_{step:08d}.png"
-
-
-def strip_path(workdir: Path, step: int) -> Path:
-    """Where the picture of how the first samples came about lies."""
-    return workdir / "samples" / f"step_{step:08d}_denoising.png"
+def picture_path(experiment: Experiment, workdir: Path, step: int, suffix: str = "") -> Path:
+    """Where the picture of a step's samples lies; of how they came about with "_denoising"."""
+    task = f"_{experiment.task.name}" if experiment.task else ""
+    return workdir / "samples" / f"step_{step:08d}{task}{suffix}.png"
 
 
 def draw_samples(
@@ -53,15 +49,16 @@ def draw_samples(
     Returns:
       The path of the PNG.
     """
-    path = picture_path(workdir, step)
+    path = picture_path(experiment, workdir, step)
     if hosts.first():
         path.parent.mkdir(parents=True, exist_ok=True)
     if experiment.logits is not None:
-        draw_accuracy(experiment, params, path)
+        draw_accuracy(experiment, params, path.with_name(f"partial_{path.name}"))
+        if hosts.first():
+            path.with_name(f"partial_{path.name}").replace(path)
         return path
     if experiment.task is not None:
         restored = draw_restorations(experiment, params, interrupted)
-        path = path.with_name(f"{path.stem}_{experiment.task.name}.png")
         if restored is not None and hosts.first():
             save_restorations(path, experiment, restored)
         return path
@@ -98,7 +95,7 @@ def draw_denoising(experiment: Experiment, params: Any, step: int, workdir: Path
     """
     if experiment.sampler.trajectory is None:
         return None
-    path = strip_path(workdir, step)
+    path = picture_path(experiment, workdir, step, "_denoising")
     if not hosts.first():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -101,16 +101,5 @@ def bicubic(images: np.ndarray, size: int) -> np.ndarray:
     )
 
 
-def restore_summary(figures: dict[str, Any]) -> str:
-    """The figures in a sentence."""
-    parts = [
-        f"{name.removeprefix('psnr_').replace('_', ' ')} {figures[name]:.2f}" for name in figures if "psnr" in name
-    ]
-    text = f"{figures['task']} of {figures['num_images']} images, PSNR in dB: {', '.join(parts)}"
-    if "consistency" in figures:
-        text += f"; |A x - y| is {figures['consistency']:.4f} a number, the noise {figures['task_noise']:g}"
-    return text
-
-
 def _rank(operator) -> int:
     return max(int((np.asarray(operator.svd.singular) > 0).sum()), 1)

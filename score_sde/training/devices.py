@@ -21,6 +21,7 @@ class Layout(NamedTuple):
     """Where the state and the batches lie."""
 
     axis_name: str | None  # for `make_train_step`
+    gather: Callable[[Any], Any]  # likewise: parameters -> whole on every device, inside a compiled step
     place: Callable[[Any], Any]  # a state on the host -> on the devices
     put: Callable[[Any], Any]  # this process's rows of batches, (steps, rows, ...), on the host -> on its devices
     # (train_step, a state's shapes) -> (placed state, put batches) -> (state, metrics): means over the steps; the
@@ -82,7 +83,9 @@ def pmap_layout(devices: Sequence[jax.Device]) -> Layout:
             state,
         )
 
-    return Layout(AXIS, partial(replicate, devices=mine), put, compile_steps, lower, unreplicate, to_save)
+    return Layout(
+        AXIS, lambda params: params, partial(replicate, devices=mine), put, compile_steps, lower, unreplicate, to_save
+    )
 
 
 def fsdp_layout(devices: Sequence[jax.Device]) -> Layout:
@@ -115,10 +118,15 @@ def fsdp_layout(devices: Sequence[jax.Device]) -> Layout:
             donate_argnums=0,
         )
 
-    gather = jax.jit(lambda tree: tree, out_shardings=everywhere)
+    collect = jax.jit(lambda tree: tree, out_shardings=everywhere)
 
     def whole(tree):
-        return jax.tree.map(lambda leaf: leaf.addressable_data(0), gather(tree))
+        return jax.tree.map(lambda leaf: leaf.addressable_data(0), collect(tree))
+
+    def gather(
+        params,
+    ):  # else the compiler may gather the batch's activations, which are larger, to the weights' shards
+        return jax.lax.with_sharding_constraint(params, everywhere)
 
     def put(batches):
         return jax.tree.map(partial(jax.make_array_from_process_local_data, rows), batches)
@@ -126,7 +134,7 @@ def fsdp_layout(devices: Sequence[jax.Device]) -> Layout:
     def lower(train_step, state, batches):
         return compile_steps(train_step, state).lower(state, batches)
 
-    return Layout(None, place, put, compile_steps, lower, whole, lambda state: state)
+    return Layout(None, gather, place, put, compile_steps, lower, whole, lambda state: state)
 
 
 LAYOUTS = {"pmap": pmap_layout, "fsdp": fsdp_layout}

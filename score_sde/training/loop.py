@@ -47,13 +47,14 @@ def train(experiment: Experiment, workdir: Path, devices: list[jax.Device]) -> s
     step = int(state.step)
     describe(experiment, source, state, devices)
     if step >= schedule.num_steps:
-        if not picture_path(workdir, step).exists():  # killed after the last save
+        if not picture_path(experiment, workdir, step).exists():  # killed after the last save
             draw_samples(experiment, state.ema_params, step, workdir)
         return f"{workdir} has finished its {step} steps; pictures are in {workdir / 'samples'}"
 
     check_step(experiment, workdir, step)
 
-    run_steps = layout.compile(train_step_of(experiment, source.levels, layout.axis_name), state)
+    train_step = train_step_of(experiment, source.levels, layout.axis_name, layout.gather)
+    run_steps = layout.compile(train_step, state)
     batches = experiment.batches(source, step, hosts.my_rows(experiment.batch_size))
     batch = next(batches)
     describe_batch(batch)

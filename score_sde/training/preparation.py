@@ -52,8 +52,10 @@ def first_state(experiment: Experiment, manager) -> TrainState:
     return fresh() if state is None else state
 
 
-def train_step_of(experiment: Experiment, levels: int | None, axis_name: str | None) -> Callable:
-    """The train step of an experiment on data of so many levels."""
+def train_step_of(
+    experiment: Experiment, levels: int | None, axis_name: str | None, gather: Callable = lambda params: params
+) -> Callable:
+    """The train step of an experiment on data of so many levels; axis_name and gather are a layout's."""
     return make_train_step(
         experiment.loss_fn,
         experiment.optimizer,
@@ -61,6 +63,7 @@ def train_step_of(experiment: Experiment, levels: int | None, axis_name: str | N
         experiment.averages,
         levels,
         axis_name,
+        gather,
         **experiment.step_options,
     )
 

@@ -27,6 +27,7 @@ def make_train_step(
     averages: Averages,
     levels: int | None,
     axis_name: str | None = AXIS,
+    gather: Callable[[Any], Any] = lambda params: params,
     dequantized: bool = False,
     labelled: bool = False,
     augment: Mapping[str, float] | None = None,
@@ -42,6 +43,7 @@ def make_train_step(
       averages: the moving averages to keep.
       levels: pixels of a batch are integers 0 .. levels - 1; None for real numbers.
       axis_name: the mapped axis that means are taken over; None where the batch is the global one.
+      gather: parameters as they lie on the devices -> as the network gets them.
       dequantized: spread each pixel evenly over its level, with noise from the example's key.
       labelled: tell the network batch["label"], (n,) integers.
       augment: probabilities of EDM's augmentations (`augment_each`), of which the network is told; None: none.
@@ -71,7 +73,7 @@ def make_train_step(
 
     def mean_loss(params, batch, draw):
         x0, beside = told(batch, draw)
-        return jnp.mean(loss_fn(params, x0, draw, **beside))
+        return jnp.mean(loss_fn(gather(params), x0, draw, **beside))
 
     def loss_and_gradient(params, batch, step):
         num_local = batch["image"].shape[0]

@@ -52,7 +52,9 @@ def compile_step(num_devices, dropout=0.0, strategy="pmap", points=False, **trai
     experiment = make(dropout, points, strategy=strategy, **training)
     layout = make_layout(strategy, jax.devices()[:num_devices])
     shapes = jax.eval_shape(lambda: initial_state(experiment.init_params(), experiment.optimizer, experiment.averages))
-    return layout, layout.compile(train_step_of(experiment, None if points else 17, layout.axis_name), shapes)
+    return layout, layout.compile(
+        train_step_of(experiment, None if points else 17, layout.axis_name, layout.gather), shapes
+    )
 
 
 def prepare(start, layout, calls, steps_per_call=1, points=False):

@@ -1,0 +1,53 @@
+"""Prints what a plan says of a train step's temporaries, and what its first run adds to this process' memory.
+
+python -m tests.plan_memory STRATEGY    (with eight virtual devices, on Linux)
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from configs import toy2d
+from score_sde import plan
+from score_sde.experiment import make_experiment
+from score_sde.training.devices import make_layout
+from score_sde.training.preparation import train_step_of
+from score_sde.training.state import initial_state
+
+NUMBER, EACH = 8, 8192
+
+
+def of_process(name: str) -> int:
+    """Bytes: VmRSS, resident now, or VmHWM, the most since it was last reset."""
+    return 1024 * int(re.search(rf"{name}:\s+(\d+)", Path("/proc/self/status").read_text()).group(1))
+
+
+def main(strategy: str) -> None:
+    config = toy2d.get_config()
+    config.model.kwargs = {"features": (512, 512, 512)}
+    config.training.batch_size = NUMBER * EACH
+    config.training.strategy = strategy
+    experiment = make_experiment(config, jax.devices()[:1])
+    planned = plan.plan(experiment, f"cpu:{NUMBER}")["temporary_bytes"] * NUMBER
+    layout = make_layout(strategy, jax.devices()[:NUMBER])
+    state = initial_state(experiment.init_params(), experiment.optimizer, experiment.averages)
+    batch = {
+        "image": np.zeros((1, NUMBER * EACH, 2), np.float32),
+        "label": np.zeros((1, NUMBER * EACH), np.int32),
+        "index": np.zeros((1, NUMBER * EACH), np.int32),
+    }
+    like = [jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), part) for part in (state, batch)]
+    run = layout.lower(train_step_of(experiment, None, layout.axis_name, layout.gather), *like).compile()
+    placed = layout.place(state), layout.put(batch)
+    before = of_process("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
+    jax.block_until_ready(run(*placed))
+    print(json.dumps({"planned": planned, "measured": of_process("VmHWM") - before}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
