@@ -159,48 +159,19 @@ def make_guided(
       UserError: a scale other than 1, and nothing to guide by; or options that the guidance at hand doesn't read.
     """
     bounds = _bounds(how, sde)
-    some = label_of(np.zeros(1, int))
-    unnamed = some is not None and int(some[0]) < 0
-    if own_classes and unnamed and not hidden_labels:
-        raise UserError(
-            "a task without --config.sampling.label asks the network without a label, which it was never trained for "
-            "(train with --config.model.kwargs.label_dropout=0.1, or name the class)"
-        )
-    if unnamed and (how.scale != 1 if guide is None else guide.logits is not None):
-        raise UserError("a task without a class has nothing to guide to (set --config.sampling.label)")
-    if how.scale == 1 and (how.interval or how.rescale or (guide is not None and guide.logits is None)):
-        raise UserError(
-            "guidance_scale=1 asks the network alone, so guidance_interval, guidance_rescale and a weaker network "
-            "would not be read (set --config.sampling.guidance_scale)"
-        )
+    _check_guidance(own_classes, hidden_labels, guide, how, label_of)
 
     def told(indices):
         return label_of(indices) if own_classes else None
 
     if guide is None and not own_classes:
-        if how != Guidance(1.0, (), 0.0):
-            raise UserError(
-                f"there is nothing to guide by, so guidance_scale={how.scale}, guidance_interval={how.interval} and "
-                f"guidance_rescale={how.rescale} would not be read: the network knows no classes (set "
-                "--config.model.kwargs.num_classes and label_dropout in training, or --config.sampling.guide)"
-            )
         return lambda params, beside, indices: denoiser(params)
     if guide is None:
-        if how.scale != 1 and not hidden_labels:
-            raise UserError(
-                f"guidance_scale={how.scale} asks the network without a label, which it was never trained for (train "
-                "with --config.model.kwargs.label_dropout=0.1)"
-            )
         classifier_free(_nothing, _nothing, how.scale, **bounds)  # refuses now what it would refuse while sampling
         return lambda params, beside, indices: classifier_free_labelled(
             lambda labels: denoiser(params, labels=labels), told(indices), how.scale, **bounds
         )
     if guide.logits is not None:
-        if how.interval or how.rescale:
-            raise UserError(
-                "guidance_interval and guidance_rescale are of classifier-free guidance and of autoguidance; by a "
-                "classifier they would not be read (set --config.sampling.guidance_scale alone)"
-            )
         classifier_guided(_nothing, _nothing, sde, how.scale)
         return lambda params, beside, indices: classifier_guided(
             denoiser(params, labels=told(indices)),
@@ -215,6 +186,40 @@ def make_guided(
         how.scale,
         **bounds,
     )
+
+
+def _check_guidance(
+    own_classes: int, hidden_labels: bool, guide: Guide | None, how: Guidance, label_of: Callable
+) -> None:
+    """Refuses what the guidance at hand can't do, or wouldn't read."""
+    some = label_of(np.zeros(1, int))
+    unnamed = some is not None and int(some[0]) < 0
+    by_classifier = guide is not None and guide.logits is not None
+    if guide is None and not own_classes and how != Guidance(1.0, (), 0.0):
+        raise UserError(
+            f"there is nothing to guide by, so guidance_scale={how.scale}, guidance_interval={how.interval} and "
+            f"guidance_rescale={how.rescale} would not be read: the network knows no classes (set "
+            "--config.model.kwargs.num_classes and label_dropout in training, or --config.sampling.guide)"
+        )
+    unlabelled = unnamed or (guide is None and how.scale != 1)
+    if own_classes and unlabelled and not hidden_labels:
+        asked = "a task without --config.sampling.label" if unnamed else f"guidance_scale={how.scale}"
+        raise UserError(
+            f"{asked} asks the network without a label, which it was never trained for (train with "
+            "--config.model.kwargs.label_dropout=0.1)"
+        )
+    if unnamed and (by_classifier or (guide is None and how.scale != 1)):
+        raise UserError("a task without a class has nothing to guide to (set --config.sampling.label)")
+    if how.scale == 1 and not by_classifier and (how.interval or how.rescale or guide is not None):
+        raise UserError(
+            "guidance_scale=1 asks the network alone, so guidance_interval, guidance_rescale and a weaker network "
+            "would not be read (set --config.sampling.guidance_scale)"
+        )
+    if by_classifier and (how.interval or how.rescale):
+        raise UserError(
+            "guidance_interval and guidance_rescale are of classifier-free guidance and autoguidance; by a classifier "
+            "they would not be read (set --config.sampling.guidance_scale alone)"
+        )
 
 
 def _nothing(x, t):

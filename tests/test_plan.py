@@ -1,6 +1,8 @@
 """A plan agrees with what running does: memory, collectives, multiplications."""
 
 import json
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,7 @@ from score_sde.topology import CHIPS, find
 from score_sde.training.devices import make_layout
 from score_sde.training.preparation import train_step_of
 from score_sde.training.state import initial_state
-from tests.command import POINTS, finish, start
+from tests.command import POINTS, ROOT, environment, finish, start
 
 NUMBER = 8
 
@@ -48,6 +50,29 @@ def test_a_plan_for_virtual_devices_is_what_running_there_takes(strategy):
     if strategy == "pmap":
         assert 0.9 < figures["collective_bytes"]["all-reduce"] / figures["gradient_bytes"] < 1.1
     assert figures["batch_a_device"] == 2 and figures["fits"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["pmap", "fsdp"])
+def test_temporaries_are_what_a_first_run_adds_to_the_process(strategy):
+    """Of eight virtual devices in a process of their own; within 10%, as its threads need some memory, too."""
+    command = [sys.executable, "-m", "tests.plan_memory", strategy]
+    done = subprocess.run(command, cwd=ROOT, env=environment(8), capture_output=True, text=True, timeout=600)
+    figures = json.loads(done.stdout.strip().splitlines()[-1])
+    assert abs(figures["measured"] / figures["planned"] - 1) < 0.1
+
+
+def test_shards_of_the_state_cost_no_copies_of_the_batch():
+    """fsdp gathers parameters, not activations: a step's temporaries are pmap's and at most the whole parameters."""
+    config = toy2d.get_config()
+    config.model.kwargs = {"features": (256, 256, 256)}
+    config.training.batch_size = 8 * 1024
+    figures = {}
+    for strategy in ("pmap", "fsdp"):
+        config.training.strategy = strategy
+        figures[strategy] = plan.plan(make_experiment(config, jax.devices()[:1]), f"cpu:{NUMBER}")
+    spare = 2 * figures["pmap"]["gradient_bytes"]  # the parameters gathered, and their gradient
+    assert figures["fsdp"]["temporary_bytes"] < 1.1 * figures["pmap"]["temporary_bytes"] + spare
 
 
 def test_loops_count_as_often_as_they_run():
