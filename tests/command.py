@@ -56,6 +56,6 @@ def start(workdir, *flags: str, devices: int = 1) -> subprocess.Popen:
 
 def finish(process: subprocess.Popen, expected: int = 0) -> str:
     """Waits for the end; returns what was printed, after checking the exit status."""
-    out, error = process.communicate(timeout=240)
+    out, error = process.communicate(timeout=600)
     assert process.returncode == expected, out + error
     return out + error

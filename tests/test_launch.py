@@ -186,7 +186,7 @@ def test_wrong_flags_get_one_sentence(tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=240,
+        timeout=600,
     )
     assert not (tmp_path / "run" / "checkpoints").exists(), "something was done before the refusal"
     answers = re.findall(r"(.*?)status (-?\d+)\n", done.stdout, re.DOTALL)
@@ -327,14 +327,14 @@ def test_the_cifar10_config_trains_on_a_tiny_set_of_its_format(tmp_path):
         "--config.sampling.batch_size=4",
     ]
     command = [sys.executable, "launch.py", *flags, f"--workdir={tmp_path / 'run'}"]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert "12 images of 32x32x3, 256 levels" in done.stderr
     assert np.load(tmp_path / "run" / "samples" / "step_00000002.npz")["images"].shape == (4, 32, 32, 3)
 
     (tmp_path / "cifar10").rename(tmp_path / "elsewhere")
     command = [word.replace(str(tmp_path / "run"), str(tmp_path / "other")) for word in command]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600)
     assert done.returncode == 2
     assert "tfds build cifar10 --file_format=array_record" in done.stderr
 
