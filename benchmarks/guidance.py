@@ -20,8 +20,8 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks.report import show
-from score_sde.data import to_levels, to_unit_range
-from score_sde.evaluation.classifier import fit_svm, top_class
+from benchmarks.svm import fit_svm, top_class
+from score_sde.data import images_of, to_levels, to_unit_range
 from score_sde.experiment import make_experiment
 from score_sde.training.trained import trained
 from score_sde.training.workdir import check_config
@@ -35,10 +35,9 @@ flags.DEFINE_integer("samples", 1000, "samples a scale, of each class in turn")
 flags.DEFINE_string("picture", None, "where to write the plot, a PNG")
 
 
-def images_of(source):
-    examples = [source.examples[i] for i in range(len(source.examples))]
-    images = np.stack([example["image"] for example in examples])
-    return to_unit_range(images, source.levels), np.array([example["label"] for example in examples])
+def scaled(source):
+    images, labels = images_of(source)
+    return to_unit_range(images, source.levels), labels
 
 
 def draw(config, scale, levels):
@@ -95,11 +94,11 @@ def main(argv):
     config.sampling.guide = FLAGS.guide
     source = make_experiment(config, jax.local_devices()).source
     train, test = source("train"), source("test")
-    machine = fit_svm(*images_of(train))
+    machine = fit_svm(*scaled(train))
     rows = [
         row_of(scale, machine, *draw(config, scale, train.levels)) for scale in (float(text) for text in FLAGS.scales)
     ]
-    real = [row_of(f"real {name}", machine, *images_of(split)) for name, split in (("test", test), ("train", train))]
+    real = [row_of(f"real {name}", machine, *scaled(split)) for name, split in (("test", test), ("train", train))]
     show(
         f"Guidance of {FLAGS.config}{' by ' + FLAGS.guide if FLAGS.guide else ''}, {FLAGS.samples} samples", rows + real
     )

@@ -105,8 +105,11 @@ def default() -> ConfigDict:
             "evaluation": {
                 "num_samples": 1000,
                 "num_real": 10_000,  # real images of each split that are compared with, at most
+                "num_draws": 1,  # sets of num_samples; their distances are given with mean, spread and minimum
+                "neighbours": 8,  # samples that are shown beside their nearest training images; 0: none
             },
             "likelihood": {
+                "t_min": 0.0,  # where the flow starts; 0: the process's own. Below loss.t_min nothing was trained
                 "divergence": "hutchinson",  # or "exact", as many derivatives as there are dimensions
                 "num_probes": 1,
                 "rtol": 1e-4,

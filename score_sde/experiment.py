@@ -95,9 +95,9 @@ def make_experiment(config: ConfigDict, devices: list[jax.Device]) -> Experiment
     averages = check_averages(Averages(training.ema_decay, tuple(training.ema_decays), tuple(training.ema_lengths)))
     check_choice(averages, config.sampling.ema_decay, config.sampling.ema_length)
     likelihood, certify = _plain(config.likelihood), _plain(config.certify)
-    check_likelihood(likelihood)
     check_certify(certify)
     sde, chain = _make_sde(config.sde.name, _plain(config.sde.kwargs))
+    check_likelihood(likelihood, sde.t_max)
     model = models.create(config.model.name, **_plain(config.model.kwargs))
     if getattr(model, "scale_by_sigma", False) and config.model.preconditioning != "log_sigma":
         raise UserError(
@@ -239,7 +239,7 @@ def _plain(config: ConfigDict) -> dict[str, Any]:
 
 def _check_numbers(config: ConfigDict) -> None:
     for name, value in config.evaluation.items():
-        check_number("evaluation", name, value)
+        check_number("evaluation", name, value, least=0 if name == "neighbours" else 1)
     for name in ("num_samples", "batch_size", "completions"):
         check_number("sampling", name, config.sampling[name])
     check_number("data", "num_threads", config.data.num_threads)

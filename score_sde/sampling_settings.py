@@ -10,7 +10,7 @@ import numpy as np
 
 from score_sde import ddpm
 from score_sde.conditioning import Guidance, Guide, make_guided
-from score_sde.data import Source, to_unit_range
+from score_sde.data import Source, images_of, to_unit_range
 from score_sde.errors import UserError, build
 from score_sde.parameterization import Denoiser
 from score_sde.sampling import Sampler, check_run, make_sampler, run_adaptive, run_on_grid
@@ -127,7 +127,7 @@ def _measured(task: Task, prior: Prior, num_samples: int, seed_key: jax.Array) -
             f"task: {num_samples} samples are {number} images with {task.completions} completions each, and the test "
             f"split has {len(source.examples)} (set {WHERE}.num_samples)"
         )
-    truth = to_unit_range(np.stack([source.examples[i]["image"] for i in range(number)]), source.levels)
+    truth = to_unit_range(images_of(source, number)[0], source.levels)
     key = jax.random.fold_in(seed_key, MEASURING)
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(number))
     measured = jax.jit(partial(measure, task))(truth, keys)

@@ -9,9 +9,11 @@ from score_sde.likelihood import DIVERGENCES
 from score_sde.solvers import METHODS, SPACINGS
 
 
-def check_likelihood(how: Mapping[str, Any]) -> None:
+def check_likelihood(how: Mapping[str, Any], t_max: float) -> None:
     """Refuses settings that `log_likelihood` would refuse."""
     where = "--config.likelihood"
+    if not 0 <= how["t_min"] < t_max:
+        raise UserError(f"likelihood: need 0 <= t_min < {t_max:g}, got {how['t_min']} (set {where}.t_min)")
     for name in ("num_probes", "num_draws", "num_examples", "batch_size", "max_steps"):
         check_number("likelihood", name, how[name])
     for name, table in (("divergence", dict.fromkeys(DIVERGENCES)), ("method", METHODS)):

@@ -42,6 +42,7 @@ def environment(devices: int = 1) -> dict[str, str]:
         XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}",
         JAX_COMPILATION_CACHE_DIR=str(ROOT / ".pytest_cache" / "compiled"),
         JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+        XDG_CACHE_HOME=str(ROOT / ".pytest_cache"),
     )
 
 

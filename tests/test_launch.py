@@ -263,7 +263,7 @@ def test_train_sample_and_evaluate_leave_what_the_contract_says(tmp_path):
     figures = json.loads((tmp_path / "evaluation.json").read_text())
     assert (figures["step"], figures["num_samples"], figures["num_train"], figures["num_test"]) == (20, 40, 200, 200)
     assert abs(sum(figures["class_shares"]) - 1) < 1e-6
-    assert figures["frechet_ratio"] > 2  # 20 steps draw no digits
+    assert figures["fd_pixels_ratio"] > 2  # 20 steps draw no digits
 
     # A run killed between its last save and its last picture draws it when it is started again.
     stem.with_suffix(".png").unlink()

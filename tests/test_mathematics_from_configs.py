@@ -8,7 +8,7 @@ import pytest
 
 from configs import ddpm_digits, edm_digits, flow_digits, mixture, subvp_digits, toy2d, ve_digits, vp_digits
 from score_sde.errors import UserError
-from score_sde.evaluation.evaluate import compare_points
+from score_sde.evaluation.comparison import compare_points
 from score_sde.experiment import make_experiment
 from score_sde.parameterization import PREDICTIONS
 from score_sde.randomness import make_draw

@@ -16,6 +16,13 @@ class Source(NamedTuple):
     num_classes: int
 
 
+def images_of(source: Source, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """The first examples of a source, at most so many (None: all): images (n, *image_shape), labels (n,)."""
+    number = len(source.examples) if limit is None else min(limit, len(source.examples))
+    examples = [source.examples[i] for i in range(number)]
+    return np.stack([example["image"] for example in examples]), np.array([example["label"] for example in examples])
+
+
 class Arrays:
     """A sequence of examples over arrays in memory: images (n, height, width, channels), labels (n,)."""
 

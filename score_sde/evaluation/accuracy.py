@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_sde import hosts
-from score_sde.data import to_unit_range
+from score_sde.data import images_of, to_unit_range
 from score_sde.experiment import Experiment
 from score_sde.randomness import noise
 from score_sde.sde import log_snr, marginal
@@ -26,10 +26,8 @@ def accuracy(experiment: Experiment, params: Any) -> list[dict[str, float]]:
       with fold_in(seed, i), the same at every time. Guessing has an accuracy of 1 over the number of classes.
     """
     sde, source = experiment.sde, experiment.source("test")
-    count = min(experiment.evaluation["num_real"], len(source.examples))
-    examples = [source.examples[i] for i in range(count)]
-    images = to_unit_range(np.stack([example["image"] for example in examples]), source.levels)
-    labels = np.array([example["label"] for example in examples])
+    pixels, labels = images_of(source, experiment.evaluation["num_real"])
+    images, count = to_unit_range(pixels, source.levels), len(pixels)
     batch = min(experiment.batch_size, count)
     key = jax.random.key(experiment.config["seed"])
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_sde import ddpm, hosts
-from score_sde.data import to_unit_range
+from score_sde.data import images_of, to_unit_range
 from score_sde.errors import UserError
 from score_sde.evaluation.figures import write_figures
 from score_sde.experiment import Experiment
@@ -39,11 +39,9 @@ def likelihood(experiment: Experiment, workdir: Path) -> str:
     """
     how, source = experiment.likelihood, experiment.source("test")
     params, step = trained(experiment, workdir)
-    count = min(how["num_examples"], len(source.examples))
-    examples = [source.examples[i] for i in range(count)]
-    images, labels = (np.stack([example[key] for example in examples]) for key in ("image", "label"))
+    images, labels = images_of(source, how["num_examples"])
     measure = partial(_over_batches, experiment=experiment, params=params, images=images, labels=labels)
-    figures = {"step": step, "seed": experiment.config["seed"], "num_examples": count, "settings": how}
+    figures = {"step": step, "seed": experiment.config["seed"], "num_examples": len(images), "settings": how}
     if not experiment.knows_the_chain_alone:
         parts = measure(_flow_parts(experiment, source.levels), name="likelihood")
         if not np.isfinite(parts["log_prob"]).all():
@@ -56,8 +54,7 @@ def likelihood(experiment: Experiment, workdir: Path) -> str:
         if how["chain_steps"]:
             bound = measure(_chain_bound(experiment, source.levels), name="chain")
             figures["discrete_bound_bits_per_dim"] = _mean(bound["bits"])
-        train = experiment.source("train")
-        seen = np.stack([train.examples[i]["image"] for i in range(len(train.examples))])
+        seen, _ = images_of(experiment.source("train"))
         figures["histograms_bits_per_dim"] = histogram_bits(seen, images, source.levels)
     write_figures(workdir, {"likelihood": figures})
     return _text(figures)
@@ -65,7 +62,8 @@ def likelihood(experiment: Experiment, workdir: Path) -> str:
 
 def _flow_parts(experiment: Experiment, levels: int | None) -> Callable:
     """(params, images (n, *event), labels (n,), keys (n,)) -> per-example parts, (n,) each, in nats."""
-    sde, how = experiment.sde, experiment.likelihood
+    how = experiment.likelihood
+    sde = experiment.sde._replace(t_min=how["t_min"]) if how["t_min"] else experiment.sde
     options = {name: how[name] for name in ("divergence", "num_probes", "rtol", "atol", "method", "max_steps")}
 
     def once(denoiser, images, keys):

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from score_sde.data import to_levels, to_unit_range
+from score_sde.data import images_of, to_levels, to_unit_range
 from score_sde.evaluation.grids import save_grid
 from score_sde.experiment import Experiment
 from score_sde.operators import gain
@@ -64,8 +64,7 @@ def figures_of(experiment: Experiment, restored: Restored) -> dict[str, Any]:
     """
     task, truth = experiment.task, restored.truth
     source = experiment.source("train")
-    count = min(experiment.evaluation["num_real"], len(source.examples))
-    seen = to_unit_range(np.stack([source.examples[i]["image"] for i in range(count)]), source.levels)
+    seen = to_unit_range(images_of(source, experiment.evaluation["num_real"])[0], source.levels)
     figures = {
         "task": task.name,
         "num_images": len(truth),

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from score_sde.data import images_of
 from score_sde.experiment import Experiment
 from score_sde.parameterization import score_fn
 from score_sde.sde import t_from_log_snr
@@ -19,8 +20,7 @@ def save_scatter(path: Path, experiment: Experiment, params: Any, samples: np.nd
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, no global state
     from matplotlib.figure import Figure
 
-    source = experiment.source("train")
-    data = np.stack([source.examples[i]["image"] for i in range(min(len(samples), len(source.examples)))])
+    data, _ = images_of(experiment.source("train"), len(samples))
     plane = samples.shape[1] == 2
     figure = Figure(figsize=(4 * (2 + plane * len(LEVELS)), 4), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)

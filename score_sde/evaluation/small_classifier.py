@@ -1,0 +1,118 @@
+"""A small convolutional classifier, in whose features samples are compared: trained once a data set, no download."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import traverse_util
+
+from score_sde import hosts
+from score_sde.data import Source, batches, to_unit_range
+from score_sde.errors import UserError
+from score_sde.models.layers import Conv, dense
+from score_sde.models.pretrained import files
+
+BATCH, STEPS, LEARNING_RATE = 128, 1000, 2e-3
+CALL = 10  # steps compiled as one
+
+
+class SmallClassifier(nn.Module):
+    """(batch, height, width, channels) images in [-1, 1] to 128 features and the logits of classes."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x):
+        """Returns (features (batch, 128), logits (batch, num_classes))."""
+        for i, (features, stride) in enumerate(((32, 1), (64, 2), (128, 2))):
+            x = nn.swish(nn.GroupNorm(8, name=f"norm_{i}")(Conv(features, stride=stride, name=f"conv_{i}")(x)))
+        features = jnp.mean(x, axis=(1, 2))
+        return features, dense(self.num_classes, name="logits")(features)
+
+
+class Fitted(NamedTuple):
+    """A classifier of one data set."""
+
+    module: SmallClassifier
+    params: Any
+    fingerprint: str  # of its parameters: figures of two fingerprints are not comparable
+
+
+def fit(source: Source, seed: int = 0) -> Fitted:
+    """Trains a classifier on a split, `STEPS` steps of Adam; a function of the data and the seed.
+
+    Raises:
+      UserError: the data are not images, or have no classes.
+    """
+    if len(source.image_shape) != 3 or source.num_classes < 2:
+        raise UserError(
+            f"a classifier is trained on images of several classes, not on data of the shape {source.image_shape} of "
+            f"{source.num_classes} class(es)"
+        )
+    module = SmallClassifier(source.num_classes)
+    params = jax.jit(module.init)(jax.random.key(seed), jnp.zeros((1, *source.image_shape)))["params"]
+    optimizer = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, STEPS))
+
+    def loss(params, batch):
+        _, logits = module.apply({"params": params}, to_unit_range(batch["image"], source.levels))
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]))
+
+    def step(carried, batch):
+        params, state = carried
+        updates, state = optimizer.update(jax.grad(loss)(params, batch), state)
+        return (optax.apply_updates(params, updates), state), None
+
+    run = jax.jit(lambda carried, calls: jax.lax.scan(step, carried, calls)[0])
+    carried = (params, optimizer.init(params))
+    stream = batches(source, seed, BATCH, CALL)
+    for _ in range(STEPS // CALL):
+        carried = run(carried, next(stream))
+    return Fitted(module, carried[0], _digest(carried[0]))
+
+
+def fitted(source: Source, data: dict[str, Any]) -> Fitted:
+    """`fit` of a training split, kept on disk, in $XDG_CACHE_HOME/score_sde/classifiers, for the next call.
+
+    Args:
+      source: the training split.
+      data: config.data, what the file is named by, with the number of images and some of them.
+    """
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    path = home / "score_sde" / "classifiers" / f"{_name(source, data)}.safetensors"
+    if path.is_file():
+        flat = {tuple(name.split("/")): array for name, array in files.read(path).arrays.items()}
+        params = traverse_util.unflatten_dict(flat)
+        return Fitted(SmallClassifier(source.num_classes), params, _digest(params))
+    made = fit(source)
+    if hosts.first():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}")
+        flat = traverse_util.flatten_dict(jax.tree.map(np.asarray, made.params), sep="/")
+        files.write(partial, flat, "small_classifier", {})
+        partial.replace(path)
+    return made
+
+
+def _name(source: Source, data: dict[str, Any]) -> str:
+    """A hash of what decides the classifier: the data set, how its images are cut, and a look at the images."""
+    chosen = {key: data[key] for key in ("name", "kwargs", "image_size", "channels", "crop")}
+    digest = hashlib.sha256(json.dumps([chosen, BATCH, STEPS, LEARNING_RATE], sort_keys=True).encode())
+    number = len(source.examples)
+    for i in sorted({0, number // 3, number // 2, number - 1}):
+        digest.update(np.ascontiguousarray(source.examples[i]["image"]).tobytes())
+    digest.update(str(number).encode())
+    return digest.hexdigest()[:16]
+
+
+def _digest(params: Any) -> str:
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(params):
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()[:16]
