@@ -133,8 +133,8 @@ def main(argv: list[str]) -> None:
     run = lookup("mode", MODES, FLAGS.mode, "--mode")
     if FLAGS.mode == "plan":
         compile_here(FLAGS.topology)
-    name = config_flags.get_config_filename(FLAGS["config"])
-    workdir = Path(FLAGS.workdir or Path("runs") / Path(name).stem)
+    name, _, variant = config_flags.get_config_filename(FLAGS["config"]).partition(":")
+    workdir = Path(FLAGS.workdir or Path("runs") / "_".join(filter(None, (Path(name).stem, variant))))
     hosts.start(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id, FLAGS.cluster)
     experiment = make_experiment(FLAGS.config, jax.local_devices())
     check_draws(experiment, FLAGS.mode)
@@ -157,7 +157,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     except (AttributeError, KeyError) as error:  # an unknown key
         raise UserError(_unknown_key(error)) from None
     except (flags.Error, TypeError, ValueError) as error:
-        raise UserError(" ".join(str(error).split())) from None
+        raise UserError(_in_a_sentence(str(error))) from None
     if FLAGS.config is None:
         return rest  # main asks for it
     known = [
@@ -176,6 +176,16 @@ def parse_flags(argv: list[str]) -> list[str]:
     given = [f"{group}.{name}.{key}" for group, name, key, _ in kwargs]
     _check_decided([*given, *config_flags.get_override_values(FLAGS["config"])])
     return rest
+
+
+def _in_a_sentence(words: str) -> str:
+    """An error's words; of a config file that fails, as with a variant that it doesn't know, what it says itself."""
+    if "Traceback" not in words:
+        return " ".join(words.split())
+    said = words.strip().splitlines()[-1].removeprefix(f"{UserError.__module__}.UserError: ")
+    if "get_config() takes" in said:
+        return "this --config takes no variant: leave out the colon and what follows it"
+    return said
 
 
 def _check_decided(given: list[str]) -> None:
@@ -232,7 +242,7 @@ def _check_config_file(argv: list[str]) -> None:
 
 def _config_files() -> list[str]:
     root = Path(__file__).parent
-    shared = ("__init__.py", "common.py")
+    shared = ("__init__.py", "common.py", "common_cifar10.py")
     return sorted(str(path.relative_to(root)) for path in (root / "configs").glob("*.py") if path.name not in shared)
 
 

@@ -75,6 +75,21 @@ def test_bits_of_rounded_gaussian_pixels(tmp_path):
     assert figures["nfe"]["mean"] > 10
 
 
+def test_a_later_start_truncates_more(tmp_path):
+    """The decoder N(x0_hat, (sigma / alpha)^2) is wider than the truth, the more so the more noise t_min leaves."""
+    found = {}
+    for t_min in (0.0, 1e-3, 0.1):
+        likelihood(gaussian_experiment(t_min=t_min), tmp_path)
+        found[t_min] = json.loads((tmp_path / "evaluation.json").read_text())["likelihood"]["bits_per_dim"]["mean"]
+    assert found[0.0] == found[1e-3]  # vp's own
+    # x | x_t is normal of variance v = 1 / (1 / s^2 + alpha^2 / sigma^2), narrower than the decoder's w = sigma^2 /
+    # alpha^2: the bound loses KL(N(0, v) | N(0, w)) = (v / w - 1 - log (v / w)) / 2 nats, where the density is exact.
+    b = 0.1 * 0.1 + 19.9 * 0.1**2 / 2
+    share = 1 / (1 + np.expm1(b) / (STD**2 + (1 / 8) ** 2 / 12))  # v / w
+    loss = (share - 1 - np.log(share)) / 2 / np.log(2)
+    assert abs(found[0.1] - found[0.0] - loss) < 0.3 * loss
+
+
 def test_the_importance_weighted_bound_is_tighter(tmp_path):
     settings = {"num_draws": 8, "num_examples": 200, "rtol": 1e-3, "atol": 1e-3}
     means = []
@@ -134,6 +149,7 @@ def test_each_mode_keeps_the_others_figures(tmp_path):
         ("num_probes", 0, "num_probes must be"),
         ("rtol", 0.0, "rtol > 0"),
         ("importance", True, "divergence=exact"),
+        ("t_min", 1.0, "0 <= t_min < 1"),
     ],
 )
 def test_wrong_settings_are_refused_at_once(key, value, words):
