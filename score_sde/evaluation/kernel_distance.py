@@ -19,15 +19,14 @@ def kernel_distance(
 ) -> KernelDistance:
     """KID of two sets of features, of the kernel (x.y / d + 1)^3; it may be negative, and is 0 on average of one law.
 
-    Each set is cut into disjoint subsets where it has enough, so that the values are independent and their spread is
-    the standard error; where it has not, subsets are drawn anew (as the reference does), and the standard error, which
-    takes them to be independent, is too small.
+    Each set is cut into disjoint subsets, two at least, so that the values are independent and their spread gives the
+    standard error (the reference draws subsets that overlap).
 
     Args:
       first: (n, d).
       second: (m, d).
       num_subsets: at most.
-      subset_size: at most; a set with fewer vectors is its own subset.
+      subset_size: at most; half of a set that has fewer than twice as many.
       seed: of the subsets.
 
     Raises:
