@@ -15,6 +15,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from score_sde import hosts
+from score_sde.cache import cache_folder
 from score_sde.errors import UserError, lookup, nearest
 from score_sde.experiment import Experiment, make_experiment
 from score_sde.models.pretrained import FREE
@@ -109,8 +110,7 @@ MODES = {
 def keep_compiled_programs() -> None:
     """On disk, for the next start; JAX_COMPILATION_CACHE_DIR chooses another folder."""
     if jax.config.jax_compilation_cache_dir is None:
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        jax.config.update("jax_compilation_cache_dir", str(Path(home) / "score_sde" / "compiled"))
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
@@ -242,8 +242,8 @@ def _check_config_file(argv: list[str]) -> None:
 
 def _config_files() -> list[str]:
     root = Path(__file__).parent
-    shared = ("__init__.py", "common.py", "common_cifar10.py")
-    return sorted(str(path.relative_to(root)) for path in (root / "configs").glob("*.py") if path.name not in shared)
+    files = (path for path in (root / "configs").glob("*.py") if not path.name.startswith(("__", "common")))
+    return sorted(str(path.relative_to(root)) for path in files)
 
 
 def run() -> None:

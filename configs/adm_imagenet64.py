@@ -6,19 +6,7 @@ DIR holds `train/` and `test/`, each with a folder of images a class (`image_fol
 variance trained by the hybrid loss (Nichol and Dhariwal 2021).
 """
 
-from configs import common
-
-
-def imagenet64():
-    config = common.default()
-    config.data.name = "image_folder"
-    config.data.image_size = 64
-    config.data.channels = 3
-    config.data.crop = True
-    config.model.name = "adm"
-    config.model.kwargs = {"num_classes": 1000, "dropout": 0.1}
-    config.optimizer.learning_rate = 1e-4
-    return config
+from configs.common_imagenet64 import imagenet64
 
 
 def get_config():
@@ -26,8 +14,6 @@ def get_config():
     config.sde.name = "ddpm_cosine"
     config.model.kwargs.outputs = 2
     config.loss.objective = "ddpm_hybrid"
-    config.optimizer.name = "adamw"
-    config.optimizer.kwargs = {"weight_decay": 0.0}
     config.optimizer.warmup_steps = 0
     config.training.batch_size = 2048
     config.training.num_steps = 540_000

@@ -6,7 +6,7 @@ DIR: see configs/adm_imagenet64.py. A step is 4,096 images: 2.5 billion in all, 
 averages with a half-life of 50 million (Table 7). The sampler's noise is that of Table 5.
 """
 
-from configs.adm_imagenet64 import imagenet64
+from configs.common_imagenet64 import imagenet64
 
 BATCH = 4096
 

@@ -154,6 +154,9 @@ REFUSED = [
     (("--workdir=/proc/nowhere",), ("cannot write to /proc/nowhere",)),
     (("--mode=sample",), ("has no checkpoint",)),
     (("stray",), ("unexpected argument 'stray'",)),
+    (("--config=configs/ve_cifar10.py:ncsnp_deep",), ("unknown variant", "Did you mean 'ncsnpp_deep'?")),
+    (("--config=configs/vp_digits.py:x",), ("takes no variant",)),
+    (("--config.likelihood.t_min=1.0",), ("0 <= t_min < 1",)),
     (("--config=configs/vp_digit.py",), ("no config file", "Did you mean 'configs/vp_digits.py'?")),
 ]
 

@@ -16,6 +16,29 @@ from score_sde.evaluation.wasserstein import sliced_wasserstein
 
 LARGEST = 4096  # features whose covariance is taken
 REAL = 10_000  # images that overlap is measured of, at most
+FEWEST = 6  # a sample needs its five nearest others
+
+
+def check_comparison(num_samples: int, image_shape: tuple[int, ...], num_classes: int) -> None:
+    """Refuses what `compare` couldn't do, before samples are drawn for it.
+
+    Args:
+      num_samples: of a draw.
+      image_shape: (height, width, channels).
+      num_classes: of the data.
+
+    Raises:
+      UserError: there are too few samples, or no features to compare images in.
+    """
+    if num_samples < FEWEST:
+        raise UserError(
+            f"images are compared in sets of at least {FEWEST}, got {num_samples} (set --config.evaluation.num_samples)"
+        )
+    if num_classes < 2 and np.prod(image_shape) > LARGEST:
+        raise UserError(
+            f"the images have {np.prod(image_shape)} numbers, more than {LARGEST}, and no classes to train a "
+            "classifier on: there are no features to compare them in (set --config.data.image_size)"
+        )
 
 
 def compare(
@@ -39,30 +62,22 @@ def compare(
       Names carry the features and the number of samples. Distances to the training split: mean and std over the draws,
       and the minimum of so many, which is not what a single draw gives; KID with its standard error, overlap and
       classifier's figures of the first draw.
-
-    Raises:
-      UserError: there is no classifier, and images have too many pixels for the covariance of pixels.
     """
     extractors = {} if classifier is None else {"classifier": of_classifier(classifier)}
     if train[0].size <= LARGEST:
         extractors["pixels"] = pixels
-    if not extractors:
-        raise UserError(
-            f"the images have {train[0].size} pixels, more than {LARGEST}, and no classes to train a classifier on: "
-            "there are no features to compare them in (set --config.data.image_size)"
-        )
     figures: dict[str, Any] = {}
     for name, apply in extractors.items():
         extract = make_extract(apply, levels)
         real, held_out = extract(train), extract(test)
-        figures |= _distances(name, [extract(samples) for samples in draws], real, held_out)
+        drawn = [extract(samples) for samples in draws]
+        figures |= _distances(name, drawn, real, held_out)
         if name == "classifier":
-            shown = extract(draws[0])
             figures["classifier"] = {
                 "test_accuracy": float(np.mean(held_out.logits.argmax(1) == test_labels)),
                 "fingerprint": classifier.fingerprint,
             }
-            figures |= _seen(shown, held_out, len(draws[0]))
+            figures |= _seen(drawn[0], held_out)
     return figures
 
 
@@ -70,7 +85,6 @@ def _distances(name: str, draws: list[Features], real: Features, held_out: Featu
     number = len(draws[0].vectors)
     distances = [frechet_distance(draw.moments, real.moments) for draw in draws]
     between = frechet_distance(held_out.moments, real.moments)
-    kid = kernel_distance(draws[0].vectors, real.vectors)
     return {
         f"fd_{name}_{number}": {
             "mean": float(np.mean(distances)),
@@ -79,14 +93,16 @@ def _distances(name: str, draws: list[Features], real: Features, held_out: Featu
         },
         f"fd_{name}_test_train": between,
         f"fd_{name}_ratio": float(np.mean(distances)) / between,
-        f"kid_{name}_{number}": kid._asdict(),
+        f"kid_{name}_{number}": kernel_distance(draws[0].vectors, real.vectors)._asdict(),
+        f"kid_{name}_test_train": kernel_distance(held_out.vectors, real.vectors)._asdict(),
         f"overlap_{name}_{number}": manifolds(real.vectors[:REAL], draws[0].vectors[:REAL])._asdict(),
         f"overlap_{name}_test_train": manifolds(real.vectors[:REAL], held_out.vectors[:REAL])._asdict(),
     }
 
 
-def _seen(shown: Features, held_out: Features, number: int) -> dict[str, Any]:
+def _seen(shown: Features, held_out: Features) -> dict[str, Any]:
     """How sure a classifier is of samples, and how they spread over the classes."""
+    number = len(shown.logits)
     sure = [np.asarray(jax.nn.softmax(each.logits)).max(1) for each in (shown, held_out)]
     counts = np.bincount(shown.logits.argmax(1), minlength=shown.logits.shape[1])
     return {

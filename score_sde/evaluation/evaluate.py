@@ -10,7 +10,7 @@ import numpy as np
 from score_sde import hosts
 from score_sde.data import images_of, to_levels, to_unit_range
 from score_sde.evaluation.accuracy import accuracy
-from score_sde.evaluation.comparison import compare, compare_points
+from score_sde.evaluation.comparison import check_comparison, compare, compare_points
 from score_sde.evaluation.figures import write_figures
 from score_sde.evaluation.grids import save_grid
 from score_sde.evaluation.manifolds import nearest
@@ -36,7 +36,7 @@ def evaluate(experiment: Experiment, workdir: Path) -> str:
       The figures as a short text.
 
     Raises:
-      UserError: the folder has no checkpoint, or the data set is missing.
+      UserError: the folder has no checkpoint, the data set is missing, or images can't be compared as asked.
     """
     if experiment.logits is not None:
         params, step = trained(experiment, workdir)
@@ -52,6 +52,8 @@ def evaluate(experiment: Experiment, workdir: Path) -> str:
     how = experiment.evaluation
     sources = {split: experiment.source(split) for split in ("train", "test")}
     levels = sources["train"].levels
+    if levels is not None:
+        check_comparison(how["num_samples"], experiment.event_shape, sources["train"].num_classes)
     (train, _), (test, test_labels) = (images_of(source, how["num_real"]) for source in sources.values())
     params, step = trained(experiment, workdir)
     classifier = None
@@ -94,7 +96,7 @@ def save_neighbours(path: Path, samples: np.ndarray, train: np.ndarray, levels: 
       train: (m, height, width, channels).
       levels: pixels are integers 0 .. levels - 1.
     """
-    places, _ = nearest(*(images.reshape(len(images), -1) for images in (samples, train)), min(NEAREST, len(train)))
+    places = nearest(*(images.reshape(len(images), -1) for images in (samples, train)), min(NEAREST, len(train)))
     rows = np.concatenate([samples[:, None], train[places]], axis=1)
     cells = to_levels(to_unit_range(rows.reshape(-1, *samples.shape[1:]), levels), 256)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -19,8 +19,8 @@ def kernel_distance(
 ) -> KernelDistance:
     """KID of two sets of features, of the kernel (x.y / d + 1)^3; it may be negative, and is 0 on average of one law.
 
-    Each set is cut into disjoint subsets, two at least, so that the values are independent and their spread gives the
-    standard error (the reference draws subsets that overlap).
+    Each set is cut into disjoint subsets, so that the values are independent and their spread gives the standard error
+    (the reference draws subsets that overlap); of sets of two or three vectors there is one value, and no error.
 
     Args:
       first: (n, d).
@@ -35,29 +35,23 @@ def kernel_distance(
     if min(len(first), len(second)) < 2:
         raise UserError(f"KID takes two vectors of each set, got {len(first)} and {len(second)}")
     rng = np.random.default_rng(seed)
-    size = min(subset_size, len(first) // 2, len(second) // 2)
-    size = max(size, 2)
-    pairs = zip(_subsets(rng, len(first), size, num_subsets), _subsets(rng, len(second), size, num_subsets))  # noqa: B905
-    values = np.array([squared_mmd(first[a], second[b]) for a, b in pairs])
+    size = max(min(subset_size, len(first) // 2, len(second) // 2), 2)
+    number = min(num_subsets, len(first) // size, len(second) // size)
+    subsets = (rng.permutation(len(features))[: number * size].reshape(number, size) for features in (first, second))
+    values = np.array([squared_mmd(first[a], second[b]) for a, b in zip(*subsets, strict=True)])
     error = np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
     return KernelDistance(float(values.mean()), float(error))
 
 
 def squared_mmd(first: np.ndarray, second: np.ndarray) -> float:
-    """The unbiased estimate of the squared discrepancy (Gretton et al. 2012, eq. 3)."""
+    """The unbiased estimate of the squared discrepancy (Gretton et al. 2012, eq. 3) of (n, d) and (m, d) vectors."""
     x, y = (np.asarray(features, np.float64) for features in (first, second))
-    n, m = len(x), len(y)
-    own = (_kernel(x, x).sum() - np.trace(_kernel(x, x))) / (n * (n - 1))
-    other = (_kernel(y, y).sum() - np.trace(_kernel(y, y))) / (m * (m - 1))
-    return float(own + other - 2 * _kernel(x, y).mean())
+    return float(_mean_off_diagonal(_kernel(x, x)) + _mean_off_diagonal(_kernel(y, y)) - 2 * _kernel(x, y).mean())
 
 
 def _kernel(x, y):
     return (x @ y.T / x.shape[1] + 1) ** 3
 
 
-def _subsets(rng, number: int, size: int, num_subsets: int):
-    """Disjoint subsets of a shuffled set, at least two."""
-    order = rng.permutation(number)
-    for i in range(max(min(num_subsets, number // size), 1)):
-        yield order[i * size : (i + 1) * size]
+def _mean_off_diagonal(square):
+    return (square.sum() - np.trace(square)) / (len(square) * (len(square) - 1))

@@ -43,8 +43,8 @@ def manifolds(real: np.ndarray, samples: np.ndarray, neighbours: int = 3, densit
     return Manifolds(*(float(np.mean(part)) for part in (precise, recalled, dense, covered)))
 
 
-def nearest(queries: np.ndarray, keys: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest keys of each query.
+def nearest(queries: np.ndarray, keys: np.ndarray, number: int) -> np.ndarray:
+    """The nearest keys of each query, by Euclidean distance.
 
     Args:
       queries: (n, features).
@@ -52,11 +52,10 @@ def nearest(queries: np.ndarray, keys: np.ndarray, number: int) -> tuple[np.ndar
       number: how many, at most m.
 
     Returns:
-      (places (n, number) in keys, nearest first; Euclidean distances (n, number)).
+      (n, number) places in keys, nearest first.
     """
     distances = cdist(np.asarray(queries, np.float64), np.asarray(keys, np.float64))
-    places = np.argsort(distances, axis=1, kind="stable")[:, :number]
-    return places, np.take_along_axis(distances, places, axis=1)
+    return np.argsort(distances, axis=1, kind="stable")[:, :number]
 
 
 def _radii(features: np.ndarray, neighbours: tuple[int, ...]) -> np.ndarray:

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -11,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import traverse_util
 
 from score_sde import hosts
+from score_sde.cache import cache_folder
 from score_sde.data import Source, batches, to_unit_range
 from score_sde.errors import UserError
 from score_sde.models.layers import Conv, dense
@@ -78,25 +76,20 @@ def fit(source: Source, seed: int = 0) -> Fitted:
 
 
 def fitted(source: Source, data: dict[str, Any]) -> Fitted:
-    """`fit` of a training split, kept on disk, in $XDG_CACHE_HOME/score_sde/classifiers, for the next call.
+    """`fit` of a training split, kept on disk, in `cache_folder()`, for the next call.
 
     Args:
       source: the training split.
       data: config.data, what the file is named by, with the number of images and some of them.
     """
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    path = home / "score_sde" / "classifiers" / f"{_name(source, data)}.safetensors"
+    path = cache_folder() / "classifiers" / f"{_name(source, data)}.safetensors"
     if path.is_file():
-        flat = {tuple(name.split("/")): array for name, array in files.read(path).arrays.items()}
-        params = traverse_util.unflatten_dict(flat)
+        params = files.read_tree(path)
         return Fitted(SmallClassifier(source.num_classes), params, _digest(params))
     made = fit(source)
     if hosts.first():
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}")
-        flat = traverse_util.flatten_dict(jax.tree.map(np.asarray, made.params), sep="/")
-        files.write(partial, flat, "small_classifier", {})
-        partial.replace(path)
+        files.write_tree(path, made.params, "small_classifier", {})
     return made
 
 

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from flax import traverse_util
 
@@ -20,11 +19,8 @@ def save(workdir: Path, step: int, averages: dict[str, Any], lengths: tuple[floa
     folder = workdir / "snapshots"
     folder.mkdir(exist_ok=True)
     for i, length in enumerate(lengths):
-        arrays = traverse_util.flatten_dict(jax.tree.map(np.asarray, averages[f"length_{i}"]), sep="/")
         path = folder / f"{step:08d}_{length:g}.safetensors"
-        partial = path.with_suffix(".partial")
-        files.write(partial, arrays, "snapshot", {"step": step, "length": length})
-        partial.rename(path)
+        files.write_tree(path, averages[f"length_{i}"], "snapshot", {"step": step, "length": length})
 
 
 def reconstruct(workdir: Path, step: int, length: float) -> Any:

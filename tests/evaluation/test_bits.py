@@ -87,7 +87,8 @@ def test_a_later_start_truncates_more(tmp_path):
     b = 0.1 * 0.1 + 19.9 * 0.1**2 / 2
     share = 1 / (1 + np.expm1(b) / (STD**2 + (1 / 8) ** 2 / 12))  # v / w
     loss = (share - 1 - np.log(share)) / 2 / np.log(2)
-    assert abs(found[0.1] - found[0.0] - loss) < 0.3 * loss
+    # Half a squared normal varies by 0.71 nats a dimension, of 2,400; what both starts share cancels.
+    assert abs(found[0.1] - found[0.0] - loss) < 4 * 0.71 / np.sqrt(2400) / np.log(2) < loss / 2
 
 
 def test_the_importance_weighted_bound_is_tighter(tmp_path):

@@ -1,6 +1,7 @@
 """Weights from files: names to NumPy arrays, and what the file says of them. Nothing in a file is ever executed."""
 
 import json
+import os
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -8,7 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
+from flax import traverse_util
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
@@ -65,6 +68,19 @@ def write(path: str | Path, arrays: Mapping[str, np.ndarray], family: str, confi
     """Writes a safetensors file that `read` reads whole."""
     arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     save_file(arrays, str(path), {"family": family, "config": json.dumps(config)})
+
+
+def write_tree(path: str | Path, tree: Any, family: str, config: Mapping[str, Any]) -> None:
+    """Writes nested dicts of arrays as `write` does, named by their paths, in one stroke: no half file is ever seen."""
+    path = Path(path)
+    partial = path.with_suffix(f".{os.getpid()}")
+    write(partial, traverse_util.flatten_dict(jax.tree.map(np.asarray, tree), sep="/"), family, config)
+    partial.replace(path)
+
+
+def read_tree(path: str | Path) -> Any:
+    """The nested dicts that `write_tree` wrote."""
+    return traverse_util.unflatten_dict(read(path).arrays, sep="/")
 
 
 def _read_safetensors(path: Path) -> Weights:
