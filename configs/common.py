@@ -104,9 +104,21 @@ def default() -> ConfigDict:
             },
             "evaluation": {
                 "num_samples": 1000,
-                "num_real": 10_000,  # real images of each split that are compared with, at most
+                "num_real": 50_000,  # real images of each split that are compared with, at most
                 "num_draws": 1,  # sets of num_samples; their distances are given with mean, spread and minimum
+                "features": (),  # of classifier, pixels, inception, dinov2; (): the first two, where the data allow it
+                "inception": "",  # pytorch-fid's weights; "": their place in the cache
+                "dinov2": "",  # its authors' weights, likewise
+                "steps": (),  # checkpoints; (): the newest
+                "every_checkpoint": False,  # all that are kept, in place of the newest
+                "ema_decays": (),  # averages, each with each checkpoint; (): the one of config.sampling
+                "ema_lengths": (),
+                "against": "",  # a run's folder whose figures these are held against; of other data it is refused
                 "neighbours": 8,  # samples that are shown beside their nearest training images; 0: none
+                "neighbours_among": 10_000,  # the first training images
+                "health": False,  # measure the network by noise level in place of samples
+                "health_levels": 12,  # noise levels
+                "health_images": 256,  # of the test split, at most
             },
             "likelihood": {
                 "t_min": 0.0,  # where the flow starts; 0: the process's own. Below loss.t_min nothing was trained

@@ -26,7 +26,14 @@ from score_sde.randomness import make_draw
 from score_sde.sampling import Sampler, make_label_of
 from score_sde.sampling_settings import Prior, sampler_of, task_of
 from score_sde.sde import SDE, SDES, log_snr
-from score_sde.settings import check_augment, check_certify, check_likelihood, check_number, check_training
+from score_sde.settings import (
+    check_augment,
+    check_certify,
+    check_evaluation,
+    check_likelihood,
+    check_number,
+    check_training,
+)
 from score_sde.tasks import Task
 
 
@@ -74,6 +81,7 @@ class Experiment(NamedTuple):
     evaluation: dict[str, int]
     likelihood: dict[str, Any]
     certify: dict[str, Any]
+    truth: Denoiser | None  # the exact denoiser, of data whose density is known
     chain: ddpm.Schedule | None  # where the process is a chain's
     knows_the_chain_alone: bool  # the network was trained at a chain's steps and may not be asked between them
 
@@ -122,6 +130,7 @@ def make_experiment(config: ConfigDict, devices: list[jax.Device]) -> Experiment
         check_parameterization(sde, "epsilon" if decided else "v", config.model.preconditioning)
     denoiser = None if classifies else _make_denoiser(config, sde, apply, config.data.channels)
     _check_outputs(config, output_shape, event_shape, classifies)
+    truth = _truth(config, sde)
     subject = Subject(
         sde,
         chain,
@@ -131,7 +140,7 @@ def make_experiment(config: ConfigDict, devices: list[jax.Device]) -> Experiment
         config.model.preconditioning,
         event_shape,
         config.data.sigma_data,
-        _truth(config, sde),
+        truth,
     )
     loss_fn = make_loss(subject, **_plain(config.loss))
     _check_loss(config, loss_fn, variables.get("params", {}), event_shape, classifies)
@@ -193,6 +202,7 @@ def make_experiment(config: ConfigDict, devices: list[jax.Device]) -> Experiment
         evaluation=_plain(config.evaluation),
         likelihood=likelihood,
         certify=certify,
+        truth=truth,
         chain=chain,
         knows_the_chain_alone=_knows_the_chain_alone(config),
     )
@@ -238,8 +248,7 @@ def _plain(config: ConfigDict) -> dict[str, Any]:
 
 
 def _check_numbers(config: ConfigDict) -> None:
-    for name, value in config.evaluation.items():
-        check_number("evaluation", name, value, least=0 if name == "neighbours" else 1)
+    check_evaluation(_plain(config.evaluation))
     for name in ("num_samples", "batch_size", "completions"):
         check_number("sampling", name, config.sampling[name])
     check_number("data", "num_threads", config.data.num_threads)

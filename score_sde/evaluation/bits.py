@@ -15,6 +15,7 @@ from score_sde import ddpm, hosts
 from score_sde.data import images_of, to_unit_range
 from score_sde.errors import UserError
 from score_sde.evaluation.figures import write_figures
+from score_sde.evaluation.provenance import provenance
 from score_sde.experiment import Experiment
 from score_sde.likelihood import bits_per_dim, centred_range, dequantize, log_likelihood, truncation
 from score_sde.randomness import fold_each
@@ -41,7 +42,7 @@ def likelihood(experiment: Experiment, workdir: Path) -> str:
     params, step = trained(experiment, workdir)
     images, labels = images_of(source, how["num_examples"])
     measure = partial(_over_batches, experiment=experiment, params=params, images=images, labels=labels)
-    figures = {"step": step, "seed": experiment.config["seed"], "num_examples": len(images), "settings": how}
+    figures = provenance(experiment, step) | {"num_examples": len(images), "settings": how}
     if not experiment.knows_the_chain_alone:
         parts = measure(_flow_parts(experiment, source.levels), name="likelihood")
         if not np.isfinite(parts["log_prob"]).all():

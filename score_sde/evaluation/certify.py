@@ -16,6 +16,7 @@ import numpy as np
 
 from score_sde.errors import UserError
 from score_sde.evaluation.figures import write_figures
+from score_sde.evaluation.provenance import provenance
 from score_sde.experiment import Experiment
 from score_sde.sde import SDE, prior_sample
 from score_sde.solvers import (
@@ -81,7 +82,8 @@ def certify(experiment: Experiment, workdir: Path) -> str:
     strong = stochastic_table(sde, denoiser, params, x, keys, how)
     close = [row for row in rows if row["distance"] < CLOSE and own_error < CLOSE]
     cheapest = min(close, key=lambda row: row["nfe"], default=None)
-    figures = {"step": step, "settings": how, "reference_own_error": own_error, "cheapest_within_1_percent": cheapest}
+    figures = provenance(experiment, step) | {"settings": how, "reference_own_error": own_error}
+    figures |= {"cheapest_within_1_percent": cheapest}
     write_figures(workdir, {"certify": figures | {"deterministic": rows, "stochastic": strong}})
     save_plot(workdir / "certify.png", rows, strong)
     return _text(rows, strong, own_error, cheapest, how) + f"\nthe plot is {workdir / 'certify.png'}"

@@ -6,86 +6,47 @@ import jax
 import numpy as np
 
 from score_sde.errors import UserError
-from score_sde.evaluation.features import Features, make_extract, of_classifier, pixels
+from score_sde.evaluation.features import KEPT, Features
 from score_sde.evaluation.inception_score import inception_score
 from score_sde.evaluation.kernel_distance import kernel_distance
 from score_sde.evaluation.manifolds import manifolds
 from score_sde.evaluation.moments import frechet_distance
-from score_sde.evaluation.small_classifier import Fitted
 from score_sde.evaluation.wasserstein import sliced_wasserstein
 
-LARGEST = 4096  # features whose covariance is taken
-REAL = 10_000  # images that overlap is measured of, at most
 FEWEST = 6  # a sample needs its five nearest others
 
 
-def check_comparison(num_samples: int, image_shape: tuple[int, ...], num_classes: int) -> None:
-    """Refuses what `compare` couldn't do, before samples are drawn for it.
-
-    Args:
-      num_samples: of a draw.
-      image_shape: (height, width, channels).
-      num_classes: of the data.
+def check_number(num_samples: int) -> None:
+    """Refuses too few samples, before they are drawn.
 
     Raises:
-      UserError: there are too few samples, or no features to compare images in.
+      UserError: with how many are needed.
     """
     if num_samples < FEWEST:
         raise UserError(
             f"images are compared in sets of at least {FEWEST}, got {num_samples} (set --config.evaluation.num_samples)"
         )
-    if num_classes < 2 and np.prod(image_shape) > LARGEST:
-        raise UserError(
-            f"the images have {np.prod(image_shape)} numbers, more than {LARGEST}, and no classes to train a "
-            "classifier on: there are no features to compare them in (set --config.data.image_size)"
-        )
 
 
-def compare(
-    draws: list[np.ndarray],
-    train: np.ndarray,
-    test: np.ndarray,
-    test_labels: np.ndarray,
-    levels: int,
-    classifier: Fitted | None,
-) -> dict[str, Any]:
-    """The figures of samples against a training split, and of the test split against it, for scale.
+def compare(name: str, draws: list[Features], real: Features, held_out: Features) -> dict[str, Any]:
+    """The figures of samples against a training split in some features, and of the test split against it, for scale.
 
     Args:
-      draws: sets of as many samples each, (n, height, width, channels) uint8 as all images here.
-      train, test: real images.
-      test_labels: the classes of `test`.
-      levels: pixels are integers 0 .. levels - 1.
-      classifier: of the training split; None where the data have no classes: pixels alone are then compared.
+      name: of the features.
+      draws: sets of as many samples each.
+      real: of the training split.
+      held_out: of the test split.
 
     Returns:
       Names carry the features and the number of samples. Distances to the training split: mean and std over the draws,
-      and the minimum of so many, which is not what a single draw gives; KID with its standard error, overlap and
-      classifier's figures of the first draw.
+      and the minimum of so many, which is not what a single draw gives; KID with its standard error and overlap are of
+      the first draw. Of features with logits also a classifier score, the Inception score of Inception.
     """
-    extractors = {} if classifier is None else {"classifier": of_classifier(classifier)}
-    if train[0].size <= LARGEST:
-        extractors["pixels"] = pixels
-    figures: dict[str, Any] = {}
-    for name, apply in extractors.items():
-        extract = make_extract(apply, levels)
-        real, held_out = extract(train), extract(test)
-        drawn = [extract(samples) for samples in draws]
-        figures |= _distances(name, drawn, real, held_out)
-        if name == "classifier":
-            figures["classifier"] = {
-                "test_accuracy": float(np.mean(held_out.logits.argmax(1) == test_labels)),
-                "fingerprint": classifier.fingerprint,
-            }
-            figures |= _seen(drawn[0], held_out)
-    return figures
-
-
-def _distances(name: str, draws: list[Features], real: Features, held_out: Features) -> dict[str, Any]:
-    number = len(draws[0].vectors)
+    number = draws[0].moments.count
     distances = [frechet_distance(draw.moments, real.moments) for draw in draws]
     between = frechet_distance(held_out.moments, real.moments)
-    return {
+    shown = [features.vectors[:KEPT] for features in (real, draws[0], held_out)]
+    figures = {
         f"fd_{name}_{number}": {
             "mean": float(np.mean(distances)),
             "std": float(np.std(distances, ddof=1)) if len(distances) > 1 else None,
@@ -95,22 +56,31 @@ def _distances(name: str, draws: list[Features], real: Features, held_out: Featu
         f"fd_{name}_ratio": float(np.mean(distances)) / between,
         f"kid_{name}_{number}": kernel_distance(draws[0].vectors, real.vectors)._asdict(),
         f"kid_{name}_test_train": kernel_distance(held_out.vectors, real.vectors)._asdict(),
-        f"overlap_{name}_{number}": manifolds(real.vectors[:REAL], draws[0].vectors[:REAL])._asdict(),
-        f"overlap_{name}_test_train": manifolds(real.vectors[:REAL], held_out.vectors[:REAL])._asdict(),
+        f"overlap_{name}_{number}": manifolds(shown[0], shown[1])._asdict(),
+        f"overlap_{name}_test_train": manifolds(shown[0], shown[2])._asdict(),
     }
+    if draws[0].logits.shape[1]:
+        figures[f"{name}_score_{number}"] = inception_score(draws[0].logits)._asdict()
+        figures[f"{name}_score_test"] = inception_score(held_out.logits)._asdict()
+    return figures
 
 
-def _seen(shown: Features, held_out: Features) -> dict[str, Any]:
-    """How sure a classifier is of samples, and how they spread over the classes."""
-    number = len(shown.logits)
+def classified(shown: Features, held_out: Features, test_labels: np.ndarray, fingerprint: str) -> dict[str, Any]:
+    """How good the data's own classifier is, how sure it is of samples, and how they spread over its classes.
+
+    Args:
+      shown, held_out: the classifier's features of samples and of the test split.
+      test_labels: the classes of its first images.
+      fingerprint: the classifier's.
+    """
     sure = [np.asarray(jax.nn.softmax(each.logits)).max(1) for each in (shown, held_out)]
     counts = np.bincount(shown.logits.argmax(1), minlength=shown.logits.shape[1])
+    right = held_out.logits.argmax(1) == test_labels[: len(held_out.logits)]
     return {
+        "classifier": {"test_accuracy": float(np.mean(right)), "fingerprint": fingerprint},
         "top_class_probability_samples": float(sure[0].mean()),
         "top_class_probability_test": float(sure[1].mean()),
-        "class_shares": (counts / number).tolist(),
-        f"classifier_score_{number}": inception_score(shown.logits)._asdict(),
-        "classifier_score_test": inception_score(held_out.logits)._asdict(),
+        "class_shares": (counts / len(shown.logits)).tolist(),
     }
 
 

@@ -1,5 +1,6 @@
-"""Features of images, computed on all devices, with their moments as they come."""
+"""Features of images, computed on all devices, with their moments as they come; of real images kept on disk."""
 
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -7,56 +8,91 @@ import jax
 import numpy as np
 
 from score_sde import hosts
-from score_sde.data import to_unit_range
+from score_sde.cache import cache_folder
+from score_sde.data import Source
+from score_sde.evaluation import fingerprints
+from score_sde.evaluation.extractors import Extractor
 from score_sde.evaluation.moments import Moments, merge, moments_of
-from score_sde.evaluation.small_classifier import Fitted
+from score_sde.training.metrics import progress_bar
 
 ROWS = 64  # images a device at a time, always: what an image's features are depends neither on batches nor on devices
+GATHERED = 1024  # vectors whose moments are taken together
+KEPT = 10_000  # vectors of real images that are kept beside the moments of all, for KID and overlap
 
 
 class Features(NamedTuple):
     """Of a set of images."""
 
-    vectors: np.ndarray  # (n, d)
+    vectors: np.ndarray  # (n, d), the first of the set
     logits: np.ndarray  # (n, classes), of 0 classes where none are known
-    moments: Moments
+    moments: Moments  # of the whole set
 
 
-def pixels(images: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The pixels themselves, of (n, height, width, channels) in [-1, 1]."""
-    flat = images.reshape(len(images), -1)
-    return flat, flat[:, :0]
+class Split(NamedTuple):
+    """Real images that samples are compared with."""
+
+    source: Source
+    number: int  # of its images, the first ones
+    name: str
+    fingerprint: str
 
 
-def of_classifier(made: Fitted) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]]:
-    """The features and logits of a classifier."""
-    return lambda images: made.module.apply({"params": made.params}, images)
+def split_of(source: Source, data: dict[str, Any], name: str, limit: int) -> Split:
+    """The first images of a split, at most `limit`."""
+    number = min(limit, len(source.examples))
+    return Split(source, number, name, fingerprints.of_split(source, data, name, number))
 
 
-def make_extract(apply: Callable[[jax.Array], Any], levels: int) -> Callable[[np.ndarray], Features]:
+def make_extract(extractor: Extractor) -> Callable[..., Features]:
     """Compiles an extractor for all devices; of several processes each does its part, and all get the whole.
 
-    Args:
-      apply: images (n, height, width, channels) in [-1, 1] -> (features (n, d), logits (n, classes)).
-      levels: of the images.
-
     Returns:
-      pixels (n, height, width, channels) uint8 -> Features. No image is left out, and none counted twice.
+      (rows, number, kept=None, name="features") -> Features of `number` images, where rows(indices) gives pixels (n,
+      height, width, channels) uint8 and `kept` is how many vectors and logits stay beside the moments (None: all). No
+      image is left out, and none counted twice.
     """
     devices = jax.local_devices()
-    compiled = jax.pmap(lambda images: apply(to_unit_range(images, levels)), devices=devices)
+    params = jax.device_put(extractor.params, devices[0])
+    compiled = jax.pmap(extractor.apply, in_axes=(None, 0), devices=devices)
     whole = ROWS * len(devices) * jax.process_count()
 
-    def extract(images: np.ndarray) -> Features:
-        parts, total = [], None
-        for first in range(0, len(images), whole):
-            places = np.minimum(np.arange(first, first + whole), len(images) - 1)  # the last batch is filled up
-            mine = images[places[hosts.my_rows(whole)]].reshape(len(devices), ROWS, *images.shape[1:])
-            found = [np.asarray(part).reshape(ROWS * len(devices), part.shape[-1]) for part in compiled(mine)]
-            kept = [part[: len(images) - first] for part in hosts.all_rows(found)]
-            moments = moments_of(kept[0])
-            total = moments if total is None else merge(total, moments)
-            parts.append(kept)
-        return Features(*(np.concatenate(column) for column in zip(*parts, strict=True)), total)
+    def extract(rows, number, kept=None, name="features") -> Features:
+        kept = number if kept is None else kept
+        parts, waiting, total = [], [], None
+        with progress_bar(number, 0, "image", name) as bar:
+            for first in range(0, number, whole):
+                places = np.minimum(np.arange(first, first + whole), number - 1)  # the last batch is filled up
+                prepared = extractor.prepare(rows(places[hosts.my_rows(whole)]))
+                found = compiled(params, prepared.reshape(len(devices), ROWS, *prepared.shape[1:]))
+                mine = [np.asarray(part).reshape(ROWS * len(devices), part.shape[-1]) for part in found]
+                vectors, logits = (part[: number - first] for part in hosts.all_rows(mine))
+                if first < kept:
+                    parts.append((vectors, logits))
+                waiting.append(vectors)
+                last = first + whole >= number
+                if last or sum(map(len, waiting)) >= GATHERED:
+                    moments = moments_of(np.concatenate(waiting))
+                    total = moments if total is None else merge(total, moments)
+                    waiting = []
+                bar.update(len(vectors))
+        return Features(*(np.concatenate(column)[:kept] for column in zip(*parts, strict=True)), total)
 
     return extract
+
+
+def of_real(extract: Callable[..., Features], extractor: Extractor, split: Split) -> Features:
+    """A split's features; kept on disk, in `cache_folder()`, under a hash of the split and the extractor."""
+    key = fingerprints.of_values(split.fingerprint, extractor.fingerprint, KEPT)
+    path = cache_folder() / "statistics" / f"{key}.npz"
+    if path.is_file():
+        with np.load(path) as stored:
+            moments = Moments(int(stored["count"]), stored["mean"], stored["scatter"])
+            return Features(stored["vectors"], stored["logits"], moments)
+    examples = split.source.examples
+    found = extract(lambda places: np.stack([examples[i]["image"] for i in places]), split.number, KEPT, split.name)
+    if hosts.first():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}.npz")
+        np.savez(partial, vectors=found.vectors, logits=found.logits, **found.moments._asdict())
+        partial.replace(path)  # no half file is ever seen
+    return found

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from score_sde import hosts
+from score_sde.errors import UserError
 from score_sde.tasks import TASKS
 from score_sde.training.workdir import write_atomically
 
@@ -12,8 +13,21 @@ SECTIONS = (
     "likelihood",
     "certify",
     "accuracy",
+    "health",
     *(f"restore_{task}" for task in TASKS),
 )  # modes with a place of their own; `evaluate` has the rest
+
+
+def read_figures(place: Path) -> dict[str, Any]:
+    """The figures of a run's folder, or of an evaluation.json.
+
+    Raises:
+      UserError: there are none.
+    """
+    path = place / "evaluation.json" if place.is_dir() else place
+    if not path.is_file():
+        raise UserError(f"there is no evaluation at {path}: run --mode=evaluate there, or choose another folder")
+    return json.loads(path.read_text())
 
 
 def write_figures(workdir: Path, figures: dict[str, Any]) -> None:

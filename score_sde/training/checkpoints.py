@@ -135,24 +135,45 @@ def restore_newest(workdir: Path) -> dict[str, Any]:
     Raises:
       UserError: the folder has no checkpoint, or none that can be read.
     """
+    with _reader(workdir) as read:
+        state = _newest(_steps(workdir / "checkpoints"), workdir / "checkpoints", read, set_aside=False)
+    if state is None:
+        raise UserError(f"{workdir} has no checkpoint: train first, or choose another --workdir")
+    return state
+
+
+def restore_step(workdir: Path, step: int) -> dict[str, Any]:
+    """The checkpoint of a step, as `restore_newest` gives the newest.
+
+    Raises:
+      UserError: there is none that can be read.
+    """
+    with _reader(workdir) as read:
+        state = _newest([step], workdir / "checkpoints", read, set_aside=False)
+    return state
+
+
+@contextmanager
+def _reader(workdir: Path) -> Iterator[Callable[[int], dict[str, Any]]]:
+    """step -> its checkpoint, for the length of the block."""
     folder = (workdir / "checkpoints").absolute()
-    if folder.is_dir():
-        options = ocp.CheckpointManagerOptions(read_only=True)  # a save that is going on is not ours to clean up
-        handler = ocp.StandardCheckpointHandler()  # without it the manager knows no structure
-        with ocp.CheckpointManager(folder, options=options, item_handlers=handler) as manager:
+    if not folder.is_dir():
+        yield lambda step: {}
+        return
+    options = ocp.CheckpointManagerOptions(read_only=True)  # a save that is going on is not ours to clean up
+    handler = ocp.StandardCheckpointHandler()  # without it the manager knows no structure
+    with ocp.CheckpointManager(folder, options=options, item_handlers=handler) as manager:
+        yield lambda step: _restore(manager, step, manager.item_metadata(step).tree)
 
-            def read(step):
-                return _restore(manager, step, manager.item_metadata(step).tree)
 
-            state = _newest(_steps(folder), folder, read, set_aside=False)
-            if state is not None:
-                return state
-    raise UserError(f"{workdir} has no checkpoint: train first, or choose another --workdir")
+def saved_steps(workdir: Path) -> list[int]:
+    """The steps whose checkpoints a run's folder has, in order."""
+    return _steps(workdir / "checkpoints")[::-1]
 
 
 def has_checkpoint(workdir: Path) -> bool:
     """Whether a run's folder has a complete checkpoint."""
-    return bool(_steps(workdir / "checkpoints"))
+    return bool(saved_steps(workdir))
 
 
 def _steps(folder: Any) -> list[int]:

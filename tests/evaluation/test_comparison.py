@@ -8,94 +8,177 @@ from configs import vp_digits
 from score_sde.data import Source, images_of, load
 from score_sde.data.examples import Arrays
 from score_sde.errors import UserError
-from score_sde.evaluation import features
-from score_sde.evaluation.comparison import check_comparison, compare
+from score_sde.evaluation import features, fingerprints
+from score_sde.evaluation.comparison import check_number, classified, compare
 from score_sde.evaluation.evaluate import save_neighbours
-from score_sde.evaluation.small_classifier import fit, fitted
+from score_sde.evaluation.extractors import EXTRACTORS, choose
+from score_sde.evaluation.extractors.small_classifier import fit, fitted
+
+DATA = vp_digits.get_config().to_dict()["data"]
+
+
+def extracted(extractor, images):
+    return features.make_extract(extractor)(images.__getitem__, len(images))
 
 
 @pytest.fixture(scope="module")
 def digits():
-    """(the training split's first 1,000 images, the others, the test split's), and a classifier of the split."""
+    """The training split, its images, the test split's and their labels, and a classifier of the training split."""
     train = load("digits", "train", 8, 1)
     return train, images_of(train)[0], *images_of(load("digits", "test", 8, 1)), fit(train)
 
 
-def test_real_digits_pass_for_digits_and_noise_does_not(digits):
-    _, train, test, labels, classifier = digits
-    figures = compare([train[1000:1250], train[1250:]], train[:1000], test, labels, 17, classifier)
+@pytest.fixture(scope="module")
+def extractors(digits):
+    train, *_, made = digits
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("score_sde.evaluation.extractors.fitted", lambda source, data: made)
+        return {name: EXTRACTORS[name](train, DATA, "") for name in ("classifier", "pixels")}
+
+
+def figures_of(extractors, draws, real, test):
+    """(The figures in both features, the classifier's features of the first draw and of the test split)."""
+    figures, seen = {}, []
+    for name, extractor in extractors.items():
+        drawn = [extracted(extractor, samples) for samples in draws]
+        held_out = extracted(extractor, test)
+        figures |= compare(name, drawn, extracted(extractor, real), held_out)
+        seen += [drawn[0], held_out] if name == "classifier" else []
+    return figures, seen
+
+
+def test_real_digits_pass_for_digits_and_noise_does_not(digits, extractors):
+    _, train, test, labels, _ = digits
+    figures, seen = figures_of(extractors, [train[1000:1250], train[1250:]], train[:1000], test)
+    figures |= classified(*seen, labels, "made here")
     assert figures["classifier"]["test_accuracy"] > 0.97
     assert abs(figures["top_class_probability_samples"] - figures["top_class_probability_test"]) < 0.05
     assert min(figures["class_shares"]) > 0.04
     assert abs(sum(figures["class_shares"]) - 1) < 1e-9
+    assert 1 < figures["classifier_score_250"]["mean"] < 10
     distance = figures["fd_pixels_250"]
     assert distance["minimum_of_2"] <= distance["mean"] <= distance["minimum_of_2"] + 2 * distance["std"]
     for name in ("pixels", "classifier"):
         assert figures[f"overlap_{name}_250"]["precision"] > 0.8
     noise = np.random.default_rng(0).integers(0, 17, (250, 8, 8, 1), np.uint8)
-    worse = compare([noise], train[:1000], test, labels, 17, classifier)
+    worse, _ = figures_of(extractors, [noise], train[:1000], test)
     assert worse["fd_pixels_ratio"] > 10 * figures["fd_pixels_ratio"]
     assert worse["fd_classifier_ratio"] > 10 * figures["fd_classifier_ratio"]
     for name in ("pixels", "classifier"):
         assert worse[f"kid_{name}_250"]["mean"] > 10 * abs(figures[f"kid_{name}_250"]["mean"])
     assert worse["overlap_pixels_250"]["precision"] == 0
     assert worse["fd_pixels_250"]["std"] is None
+    assert "pixels_score_250" not in worse  # they know no classes
 
 
-def test_a_split_against_itself(digits):
-    _, train, _, _, classifier = digits
-    figures = compare([train], train, train[:500], np.zeros(500), 17, classifier)
+def test_a_split_against_itself(digits, extractors):
+    _, train, *_ = digits
+    figures, _ = figures_of(extractors, [train], train, train[:500])
     for name in ("pixels", "classifier"):
         assert abs(figures[f"fd_{name}_1500"]["mean"]) < 1e-6 * figures[f"fd_{name}_test_train"]
         assert figures[f"overlap_{name}_1500"]["recall"] == 1
 
 
-def test_moments_do_not_depend_on_batches_or_devices(digits, monkeypatch):
+def test_moments_do_not_depend_on_batches_or_devices(digits, extractors, monkeypatch):
     """1,500 images in batches of 512 on eight devices, 64 on one and 37 on one: nothing dropped, nothing twice."""
-    _, train, _, _, classifier = digits
-    for apply in (features.pixels, features.of_classifier(classifier)):
-        found = [features.make_extract(apply, 17)(train)]
+    _, train, *_ = digits
+    for extractor in extractors.values():
+        found = [extracted(extractor, train)]
         monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
-        found.append(features.make_extract(apply, 17)(train))
+        found.append(extracted(extractor, train))
+        monkeypatch.setattr(features, "GATHERED", 1)
+        found.append(extracted(extractor, train))
         monkeypatch.undo()
-        assert found[0].moments.count == found[1].moments.count == 1500
-        np.testing.assert_array_equal(found[0].vectors, found[1].vectors)
-        np.testing.assert_allclose(found[0].moments.mean, found[1].moments.mean, rtol=1e-9, atol=1e-12)
         scale = np.abs(found[0].moments.covariance).max()
-        np.testing.assert_allclose(found[0].moments.covariance, found[1].moments.covariance, rtol=0, atol=1e-9 * scale)
+        for other in found[1:]:
+            assert found[0].moments.count == other.moments.count == 1500
+            np.testing.assert_array_equal(found[0].vectors, other.vectors)
+            np.testing.assert_allclose(found[0].moments.mean, other.moments.mean, rtol=1e-9, atol=1e-12)
+            np.testing.assert_allclose(found[0].moments.covariance, other.moments.covariance, rtol=0, atol=1e-9 * scale)
         whole = np.asarray(found[0].vectors, np.float64)
         np.testing.assert_allclose(found[0].moments.covariance, np.cov(whole.T), rtol=0, atol=1e-9 * scale)
     monkeypatch.setattr(features, "ROWS", 37)
-    other = features.make_extract(features.pixels, 17)(train)
+    other = extracted(extractors["pixels"], train)
     np.testing.assert_allclose(other.moments.mean, train.reshape(1500, -1).mean(0) / 8 - 1, rtol=1e-6, atol=1e-6)
+
+
+def test_a_splits_features_are_computed_once_and_told_apart(digits, extractors, monkeypatch, tmp_path):
+    train, images, *_ = digits
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(features, "KEPT", 700)
+    split = features.split_of(train, DATA, "train", 1000)
+    assert split.number == 1000
+    extractor, calls = extractors["pixels"], []
+    extract = features.make_extract(extractor)
+
+    def counted(*args):
+        calls.append(args)
+        return extract(*args)
+
+    first, second = (features.of_real(counted, extractor, split) for _ in range(2))
+    assert len(calls) == 1
+    assert first.moments.count == 1000
+    assert first.vectors.shape == (700, 64)
+    whole = extracted(extractor, images[:1000])
+    for found in (first, second):
+        np.testing.assert_array_equal(found.vectors, whole.vectors[:700])
+        for part, expected in zip(found.moments, whole.moments, strict=True):
+            np.testing.assert_array_equal(part, expected)
+    hashes = {split.fingerprint}
+    for data, name, number in ((DATA | {"crop": True}, "train", 1000), (DATA, "test", 1000), (DATA, "train", 999)):
+        hashes.add(features.split_of(train, data, name, number).fingerprint)
+    assert len(hashes) == 4  # what is cut, the split and the number of images all count
+    other = features.of_real(counted, extractor._replace(fingerprint="another"), split)
+    assert len(calls) == 2
+    np.testing.assert_array_equal(other.vectors, first.vectors)
+
+
+def test_figures_of_different_data_are_refused_a_comparison():
+    ours = {"data": {"train": {"number": 10, "hash": "a"}}, "features": {"pixels": "b"}, "num_samples": 100}
+    fingerprints.check_same(ours, ours | {"step": 3}, "runs/other")
+    for other in ({"data": {"train": {"number": 10, "hash": "c"}}}, {"features": {}}, {"num_samples": 50}):
+        with pytest.raises(UserError, match=f"runs/other are not comparable.*{next(iter(other))}: .* here, .* there"):
+            fingerprints.check_same(ours, ours | other, "runs/other")
 
 
 def test_a_classifier_is_trained_once(digits, tmp_path, monkeypatch):
     train, *_, classifier = digits
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    data = vp_digits.get_config().to_dict()["data"]
     calls = []
-    monkeypatch.setattr("score_sde.evaluation.small_classifier.fit", lambda source: calls.append(1) or classifier)
-    first, second = fitted(train, data), fitted(train, data)
+    place = "score_sde.evaluation.extractors.small_classifier.fit"
+    monkeypatch.setattr(place, lambda source: calls.append(1) or classifier)
+    first, second = fitted(train, DATA), fitted(train, DATA)
     assert calls == [1]
     assert first.fingerprint == second.fingerprint == classifier.fingerprint
-    fitted(train, data | {"crop": True})  # other images, another classifier
+    fitted(train, DATA | {"crop": True})  # other images, another classifier
     assert calls == [1, 1]
 
 
-def test_data_without_classes_are_compared_in_pixels_alone(digits):
-    _, train, test, labels, _ = digits
-    figures = compare([train[:100]], train[100:], test, labels, 17, None)
-    assert not any("class" in name for name in figures)
-    assert figures["fd_pixels_ratio"] > 0
-    large = np.zeros((2, 128, 128, 3), np.uint8)
-    with pytest.raises(UserError, match="no features"):
-        check_comparison(100, large.shape[1:], 1)
-    check_comparison(100, large.shape[1:], 2)
+def test_what_images_can_be_compared_in():
+    files = {"inception": "", "dinov2": ""}
+    sources = {
+        shape: Source(Arrays(np.zeros((2, *shape[0]), np.uint8), np.zeros(2)), shape[0], 256, shape[1])
+        for shape in (((8, 8, 1), 10), ((8, 8, 1), 1), ((128, 128, 3), 10), ((128, 128, 3), 1), ((8, 8, 2), 1))
+    }
+    small, unlabelled, large, neither, odd = sources.values()
+    assert choose((), small, files) == ("classifier", "pixels")
+    assert choose((), unlabelled, files) == ("pixels",)
+    assert choose((), large, files) == ("classifier",)
+    assert choose(("pixels",), small, files) == ("pixels",)
+    with pytest.raises(UserError, match=r"too large to compare in pixels.*inception"):
+        choose((), neither, files)
+    with pytest.raises(UserError, match="4096 pixels at most"):
+        choose(("pixels",), large, files)
+    with pytest.raises(UserError, match="no classes"):
+        choose(("classifier",), unlabelled, files)
+    with pytest.raises(UserError, match="Did you mean 'inception'"):
+        choose(("incepton",), small, files)
+    with pytest.raises(UserError, match="photographs, not images of 2 channels"):
+        choose(("dinov2",), odd, files)
     with pytest.raises(UserError, match="at least 6, got 5"):
-        check_comparison(5, (8, 8, 1), 10)
+        check_number(5)
     with pytest.raises(UserError, match="several classes"):
-        fit(Source(Arrays(large, np.zeros(2)), large.shape[1:], 256, 1))
+        fit(neither)
 
 
 def test_a_copied_image_is_shown_beside_itself(digits, tmp_path):

@@ -1,19 +1,17 @@
 """A small convolutional classifier, in whose features samples are compared: trained once a data set, no download."""
 
-import hashlib
-import json
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from score_sde import hosts
 from score_sde.cache import cache_folder
 from score_sde.data import Source, batches, to_unit_range
 from score_sde.errors import UserError
+from score_sde.evaluation import fingerprints
 from score_sde.models.layers import Conv, dense
 from score_sde.models.pretrained import files
 
@@ -72,7 +70,7 @@ def fit(source: Source, seed: int = 0) -> Fitted:
     stream = batches(source, seed, BATCH, CALL)
     for _ in range(STEPS // CALL):
         carried = run(carried, next(stream))
-    return Fitted(module, carried[0], _digest(carried[0]))
+    return Fitted(module, carried[0], fingerprints.of_arrays(carried[0]))
 
 
 def fitted(source: Source, data: dict[str, Any]) -> Fitted:
@@ -80,32 +78,15 @@ def fitted(source: Source, data: dict[str, Any]) -> Fitted:
 
     Args:
       source: the training split.
-      data: config.data, what the file is named by, with the number of images and some of them.
+      data: config.data.
     """
-    path = cache_folder() / "classifiers" / f"{_name(source, data)}.safetensors"
+    name = fingerprints.of_values(fingerprints.of_split(source, data, "train"), BATCH, STEPS, LEARNING_RATE)
+    path = cache_folder() / "classifiers" / f"{name}.safetensors"
     if path.is_file():
         params = files.read_tree(path)
-        return Fitted(SmallClassifier(source.num_classes), params, _digest(params))
+        return Fitted(SmallClassifier(source.num_classes), params, fingerprints.of_arrays(params))
     made = fit(source)
     if hosts.first():
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write_tree(path, made.params, "small_classifier", {})
     return made
-
-
-def _name(source: Source, data: dict[str, Any]) -> str:
-    """A hash of what decides the classifier: the data set, how its images are cut, and a look at the images."""
-    chosen = {key: data[key] for key in ("name", "kwargs", "image_size", "channels", "crop")}
-    digest = hashlib.sha256(json.dumps([chosen, BATCH, STEPS, LEARNING_RATE], sort_keys=True).encode())
-    number = len(source.examples)
-    for i in sorted({0, number // 3, number // 2, number - 1}):
-        digest.update(np.ascontiguousarray(source.examples[i]["image"]).tobytes())
-    digest.update(str(number).encode())
-    return digest.hexdigest()[:16]
-
-
-def _digest(params: Any) -> str:
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(params):
-        digest.update(np.asarray(leaf).tobytes())
-    return digest.hexdigest()[:16]
