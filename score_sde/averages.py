@@ -39,7 +39,7 @@ def check_averages(averages: Averages) -> Averages:
     return averages
 
 
-def check_choice(averages: Averages, decay: float, length: float) -> None:
+def check_choice(averages: Averages, decay: float, length: float, where: str = "--config.sampling.ema_decay") -> None:
     """Refuses to sample an average that the run doesn't keep.
 
     Raises:
@@ -48,8 +48,7 @@ def check_choice(averages: Averages, decay: float, length: float) -> None:
     if decay and decay not in averages.decays:
         kept = ", ".join(map(str, averages.decays)) or "none"
         raise UserError(
-            f"no average of decay {decay} is kept beside training.ema_decay: ema_decays has {kept} (set "
-            "--config.sampling.ema_decay)"
+            f"no average of decay {decay} is kept beside training.ema_decay: ema_decays has {kept} (set {where})"
         )
     if length:
         exponent(length)

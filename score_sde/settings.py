@@ -29,9 +29,11 @@ def check_likelihood(how: Mapping[str, Any], t_max: float) -> None:
 
 def check_evaluation(how: Mapping[str, Any]) -> None:
     """Refuses numbers that are none, and checkpoints chosen twice."""
-    for name in ("num_samples", "num_real", "num_draws", "neighbours_among", "health_levels", "health_images"):
+    for name in ("num_samples", "num_real", "num_draws", "neighbours_among"):
         check_number("evaluation", name, how[name])
     check_number("evaluation", "neighbours", how["neighbours"], least=0)
+    for name in ("health_levels", "health_images"):
+        check_number("evaluation", name, how[name], least=2)
     for step in how["steps"]:
         check_number("evaluation", "steps", step, least=0)
     if how["steps"] and how["every_checkpoint"]:

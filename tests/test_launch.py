@@ -264,7 +264,8 @@ def test_train_sample_and_evaluate_leave_what_the_contract_says(tmp_path):
     few = ("--config.evaluation.num_samples=40", "--config.evaluation.num_real=200", "--config.sampling.batch_size=40")
     finish(start(tmp_path, *short, *few, "--mode=evaluate"))
     figures = json.loads((tmp_path / "evaluation.json").read_text())
-    assert (figures["step"], figures["num_samples"], figures["num_train"], figures["num_test"]) == (20, 40, 200, 200)
+    assert (figures["step"], figures["num_samples"]) == (20, 40)
+    assert [figures["data"][split]["number"] for split in ("train", "test")] == [200, 200]
     assert abs(sum(figures["class_shares"]) - 1) < 1e-6
     assert figures["fd_pixels_ratio"] > 2  # 20 steps draw no digits
 

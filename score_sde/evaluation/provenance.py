@@ -19,7 +19,8 @@ def subjects(experiment: Experiment, workdir: Path) -> list[Chosen]:
     how, usual = experiment.evaluation, chosen_by_config(experiment)
     averages = [(decay, 0.0) for decay in how["ema_decays"]] + [(0.0, length) for length in how["ema_lengths"]]
     for decay, length in averages:
-        check_choice(experiment.averages, 0.0 if decay == experiment.averages.decay else decay, length)
+        further = 0.0 if decay == experiment.averages.decay else decay
+        check_choice(experiment.averages, further, length, "--config.evaluation.ema_decays")
     averages = averages or [(usual.ema_decay, usual.ema_length)]
     saved = saved_steps(workdir)
     steps = sorted(how["steps"]) or (saved if how["every_checkpoint"] else [None])
