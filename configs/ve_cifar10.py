@@ -3,7 +3,8 @@
     python launch.py --config=configs/ve_cifar10.py[:ncsnpp|ncsnpp_deep|ddpm|ddpmpp|ddpmpp_deep] --config.data.path=DIR
 
 DIR: see configs/vp_cifar10.py. The networks are told log sigma by Fourier features, and their output is divided by
-sigma (Appendix H); samples are corrected by Langevin dynamics after each step (Appendix G).
+sigma (Appendix H); samples are corrected by Langevin dynamics after each step (Appendix G). The paper's images lie in
+[0, 1], ours in [-1, 1]: its sigmas, 0.01 and 50, are half of ours.
 """
 
 from configs.common_cifar10 import cifar10
@@ -12,7 +13,7 @@ from configs.common_cifar10 import cifar10
 def get_config(variant="ncsnpp"):
     config = cifar10(variant)
     config.sde.name = "ve"
-    config.sde.kwargs = {"sigma_min": 0.01, "sigma_max": 50.0}
+    config.sde.kwargs = {"sigma_min": 2 * 0.01, "sigma_max": 2 * 50.0}
     config.model.prediction = "score"
     config.model.preconditioning = "log_sigma"
     config.model.kwargs.update({"embedding": "fourier", "scale_by_sigma": True})

@@ -123,6 +123,7 @@ def classifier(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_classifier_run_trains_resumes_measures_exports_and_guides(classifier, tmp_path):
     assert "finished its 10 steps" in finish(start(classifier, *CLASSIFIER))
     assert Image.open(classifier / "samples" / "step_00000010.png").size == (600, 400)
@@ -240,6 +241,7 @@ def test_a_mask_from_a_file_is_read_and_one_of_another_shape_refused(tmp_path):
         operator("empty.npy")
 
 
+@pytest.mark.slow
 def test_a_task_from_the_command_line_leaves_pictures_and_figures(tmp_path):
     """Super-resolution with noise, by a network of hardly any training: replacement meets what is measured."""
     short = (*TINY, "--config.training.num_steps=10")

@@ -132,7 +132,7 @@ def pairs_that_work():
             yield name, prediction
 
 
-@pytest.mark.parametrize(("name", "prediction"), pairs_that_work())
+@pytest.mark.parametrize(("name", "prediction"), list(pairs_that_work()))
 def test_guidance_does_not_see_what_a_network_predicts(name, prediction):
     """A guided pair is the same, to rounding, whatever the prediction that the pair came through."""
     sde = SDES[name]()

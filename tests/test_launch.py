@@ -315,6 +315,7 @@ def test_points_are_trained_on_and_the_run_resumes(tmp_path):
     assert "from step 20" in finish(start(tmp_path, *longer))
 
 
+@pytest.mark.slow
 def test_the_cifar10_config_trains_on_a_tiny_set_of_its_format(tmp_path):
     """`configs/vp_cifar10.py` as it is, flips and dropout included, but for the network's width and depth."""
     write_cifar10(tmp_path)

@@ -176,7 +176,7 @@ def test_dequantized_pixels_fill_their_levels():
     np.testing.assert_allclose(middle, np.arange(17) / 8 - 1, atol=4 * 0.118 / np.sqrt(12 * 4000))
 
 
-@pytest.mark.parametrize("name", ["vp", "edm", "flow"])
+@pytest.mark.parametrize("name", ["vp", *(pytest.param(name, marks=pytest.mark.slow) for name in ("edm", "flow"))])
 def test_encoding_and_decoding(name):
     """Round trip to 1e-3; a temperature scales the latent; in float32.
 

@@ -60,8 +60,15 @@ def finite(tree):
     return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree))
 
 
-@pytest.mark.parametrize("prediction", PREDICTIONS)
-@pytest.mark.parametrize("sde", SDES)
+USUAL = {("vp", "epsilon"), ("vp", "v"), ("ve", "score"), ("edm", "x0"), ("flow", "velocity")}  # the others are slow
+PAIRS = [
+    pytest.param(sde, prediction, marks=() if (sde, prediction) in USUAL else pytest.mark.slow)
+    for sde in SDES
+    for prediction in PREDICTIONS
+]
+
+
+@pytest.mark.parametrize(("sde", "prediction"), PAIRS)
 def test_every_sde_prediction_and_weighting_trains_and_samples(sde, prediction):
     """A few steps with each weighting, then a sample; what makes no sense is refused with the reason."""
 

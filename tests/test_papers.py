@@ -18,6 +18,7 @@ VARIANTS = {
     **{f"{process}_cifar10": tuple(NETWORKS) for process in ("vp", "subvp", "ve", "flow")},
     "edm_cifar10": ("unconditional", "conditional"),
     "ddpm_256": ("bedroom", "church", "celebahq"),
+    "ve_256": ("ffhq", "celebahq", "bedroom", "church"),
 }
 MILLIONS = {  # of parameters
     "ddpm_cifar10": 35.7,  # Ho et al. 2020, Appendix B
@@ -60,6 +61,6 @@ def test_every_config_traces(case):
 
 
 def test_a_wrong_variant_is_answered_with_the_right_one():
-    for case in ("ve_cifar10:ncsnp_deep", "edm_cifar10:conditionl", "ddpm_256:churc"):
+    for case in ("ve_cifar10:ncsnp_deep", "edm_cifar10:conditionl", "ve_256:churc"):
         with pytest.raises(UserError, match=r"Did you mean '(ncsnpp_deep|conditional|church)'"):
             config_of(case)

@@ -179,6 +179,7 @@ def test_a_full_disk_is_one_error_and_loses_nothing(tmp_path):
     assert "is full" in done.stderr and "is whole" in done.stderr
 
 
+@pytest.mark.slow
 def test_training_goes_on_under_another_strategy_and_number_of_devices(tmp_path):
     """8 devices, then 4 in shards, then 8 again: the same batches and noise, so the same parameters to rounding."""
     whole, changing = tmp_path / "whole", tmp_path / "changing"

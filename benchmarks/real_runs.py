@@ -1,0 +1,63 @@
+"""The table of real runs in the README, from what finished runs left behind.
+
+    python benchmarks/real_runs.py runs/vp_digits_likelihood runs/vp_fashion_mnist_likelihood
+
+Each folder has been trained, and measured with --mode=evaluate and --mode=likelihood. Training time and images/s are of
+the steps that metrics.jsonl logs; "FD" is in the classifier's features, over the test split's own distance.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.report import show
+from score_sde.evaluation.figures import read_figures
+
+
+def row(folder: Path) -> dict[str, Any]:
+    """A run's line of the table."""
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    config = json.loads((folder / "config.json").read_text())
+    figures = read_figures(folder)
+    number = figures["num_samples"]
+    seconds = _seconds(records)
+    images = figures["step"] * config["training"]["batch_size"]
+    overlap = figures[f"overlap_classifier_{number}"]
+    bits = figures["likelihood"]["bits_per_dim"]
+    return {
+        "run": folder.name,
+        "steps": figures["step"],
+        "training h": seconds / 3600,
+        "images/s": images / seconds,
+        "bits/dim": f"{bits['mean']:.3f} ± {bits['standard_error']:.3f}",
+        "histograms": figures["likelihood"]["histograms_bits_per_dim"],
+        "FD": figures[f"fd_classifier_{number}"]["mean"],
+        "FD test/train": figures["fd_classifier_test_train"],
+        "precision": overlap["precision"],
+        "recall": overlap["recall"],
+        "of test": "{precision:.3f} / {recall:.3f}".format(**figures["overlap_classifier_test_train"]),
+        "classifier": figures["classifier"]["test_accuracy"],
+        "samples": number,
+        "NFE": figures["nfe"],
+    }
+
+
+def _seconds(records: list[dict[str, Any]]) -> float:
+    """How long the logged steps took; those between two logs at the rate of the second."""
+    steps = [0] + [record["step"] for record in records]
+    done = zip(steps[:-1], steps[1:], records, strict=True)
+    return sum((after - before) / record["steps_per_second"] for before, after, record in done)
+
+
+def main() -> None:
+    folders = [Path(word) for word in sys.argv[1:]]
+    if not folders:
+        sys.exit(__doc__)
+    show("Real runs", [row(folder) for folder in folders])
+
+
+if __name__ == "__main__":
+    main()
