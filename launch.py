@@ -25,7 +25,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string(
     "mode",
     "train",
-    "train (resumes if the folder has a checkpoint) | sample | evaluate | likelihood | certify | export | plan",
+    "train (resumes if the folder has a checkpoint) | sample | evaluate | likelihood | certify | export | plan | sweep",
 )
 flags.DEFINE_string("workdir", None, "folder of the run; default runs/<config name>")
 flags.DEFINE_string("coordinator", "", "host:port of process 0, where several are started by hand")
@@ -35,6 +35,9 @@ flags.DEFINE_bool("cluster", False, "join the processes that JAX finds by itself
 flags.DEFINE_string("topology", "", "of plan: a TPU slice, v5e:4x4 (v4, v5e, v5p, v6e), or cpu:8")
 flags.DEFINE_bool("search", True, "of plan: look for the largest batch a device can take, by several compilations")
 flags.DEFINE_bool("json", False, "of plan: the figures as JSON")
+flags.DEFINE_bool("dry_run", False, "of sweep: list the trials and what they take, and run nothing")
+flags.DEFINE_bool("report_only", False, "of sweep: write the report of what there is, also while trials run")
+flags.DEFINE_string("address", "", "of sweep: host:port of a Ray cluster; without it one is started on this machine")
 config_flags.DEFINE_config_file("config", None, "a file in configs/; --config.<group>.<key>=<value> overrides it")
 
 
@@ -107,6 +110,13 @@ MODES = {
 }
 
 
+def sweep(workdir: Path) -> str:
+    from score_sde.sweeps.sweep import run_sweep
+
+    jax.config.update("jax_platforms", "cpu")  # the trials' devices are theirs
+    return run_sweep(FLAGS.config, workdir, FLAGS.address, FLAGS.dry_run, FLAGS.report_only)
+
+
 def keep_compiled_programs() -> None:
     """On disk, for the next start; JAX_COMPILATION_CACHE_DIR chooses another folder."""
     if jax.config.jax_compilation_cache_dir is None:
@@ -130,11 +140,16 @@ def main(argv: list[str]) -> None:
         raise UserError(f"unexpected argument {argv[1]!r}: values are given as --flag=value")
     if FLAGS.config is None:
         raise UserError(f"which experiment? Give --config; there are {', '.join(_config_files())}")
-    run = lookup("mode", MODES, FLAGS.mode, "--mode")
+    run = lookup("mode", MODES | {"sweep": None}, FLAGS.mode, "--mode")
     if FLAGS.mode == "plan":
         compile_here(FLAGS.topology)
     name, _, variant = config_flags.get_config_filename(FLAGS["config"]).partition(":")
     workdir = Path(FLAGS.workdir or Path("runs") / "_".join(filter(None, (Path(name).stem, variant))))
+    if FLAGS.mode == "sweep":
+        print(sweep(workdir))
+        return
+    if "trials" in FLAGS.config:
+        raise UserError(f"{name} is a sweep: give --mode=sweep with it")
     hosts.start(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id, FLAGS.cluster)
     experiment = make_experiment(FLAGS.config, jax.local_devices())
     check_draws(experiment, FLAGS.mode)
@@ -173,6 +188,8 @@ def parse_flags(argv: list[str]) -> list[str]:
             raise UserError(f"--config.{group} has no {name}; there are {', '.join(known)}.{question}")
         with FLAGS.config.unlocked(), FLAGS.config.ignore_type():  # the function checks its arguments
             FLAGS.config[group][name][key] = value
+    if "model" not in FLAGS.config:  # a sweep's
+        return rest
     given = [f"{group}.{name}.{key}" for group, name, key, _ in kwargs]
     _check_decided([*given, *config_flags.get_override_values(FLAGS["config"])])
     return rest
@@ -242,7 +259,7 @@ def _check_config_file(argv: list[str]) -> None:
 
 def _config_files() -> list[str]:
     root = Path(__file__).parent
-    files = (path for path in (root / "configs").glob("*.py") if not path.name.startswith(("__", "common")))
+    files = (path for path in (root / "configs").rglob("*.py") if not path.name.startswith(("__", "common")))
     return sorted(str(path.relative_to(root)) for path in files)
 
 

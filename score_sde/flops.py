@@ -1,4 +1,4 @@
-"""How often loops run: XLA's cost analysis counts the body of a loop once, whatever its length."""
+"""FLOPs from a traced program, loops as often as they run: XLA's cost analysis counts the body of a loop once."""
 
 import math
 from collections.abc import Callable
@@ -6,6 +6,11 @@ from typing import Any
 
 import jax
 from jax.extend import core
+
+
+def flops_of(function: Callable, *arguments: Any) -> float:
+    """FLOPs of all its matrix products and convolutions, loops included; of arguments, or their shapes."""
+    return 2 * _multiplications(jax.make_jaxpr(function)(*arguments).jaxpr, True)
 
 
 def flops_of_repetitions(function: Callable, *arguments: Any) -> float:

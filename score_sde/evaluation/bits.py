@@ -50,7 +50,7 @@ def likelihood(experiment: Experiment, workdir: Path) -> str:
                 f"an example took more than {how['max_steps']} steps (set --config.likelihood.max_steps, or larger "
                 "--config.likelihood.rtol and atol)"
             )
-        figures |= _account(parts, experiment.event_shape, source.levels)
+        figures |= account(parts, experiment.event_shape, source.levels)
     if source.levels is not None:
         if how["chain_steps"]:
             bound = measure(_chain_bound(experiment, source.levels), name="chain")
@@ -166,7 +166,7 @@ def _mean(values: np.ndarray) -> dict[str, float]:
     return {"mean": float(values.mean()), "standard_error": float(values.std(ddof=1) / math.sqrt(len(values)))}
 
 
-def _account(parts: dict[str, np.ndarray], event_shape: tuple[int, ...], levels: int | None) -> dict[str, Any]:
+def account(parts: dict[str, np.ndarray], event_shape: tuple[int, ...], levels: int | None) -> dict[str, Any]:
     """The parts' means over examples: in nats, and of pixels in bits/dim, where they sum to the whole."""
     figures: dict[str, Any] = {"nfe": _mean(parts.pop("nfe")) if "nfe" in parts else None}
     probes = parts.pop("probes_standard_error")

@@ -1,0 +1,114 @@
+"""One HTML page of a sweep, with everything in it: the table, plots, learning curves, sample grids, what differs."""
+
+import base64
+import io
+import json
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+STYLE = """body { font-family: sans-serif; margin: 2em; } table { border-collapse: collapse; }
+td, th { border: 1px solid #ccc; padding: 0.3em 0.6em; text-align: left; vertical-align: top; }
+img { max-width: 100%; image-rendering: pixelated; } .grids { display: flex; flex-wrap: wrap; gap: 1em; }
+figure { margin: 0; width: 16em; } .failed { color: #b00; }"""
+
+
+def page(rows: list[Any], cells: list[list[str]], plots: list[Path], sweep: ConfigDict) -> str:
+    """The page; it needs no other file.
+
+    Args:
+      rows: of `report.rows_of`.
+      cells: of the table, its header first.
+      plots: paths of PNGs.
+      sweep: its settings.
+    """
+    parts = [
+        f"<h1>{escape(sweep.base)}: {len(rows)} settings, {len(sweep.seeds)} seed(s)</h1>",
+        _table(cells),
+        "<h2>Axes</h2>",
+        *(_image(path) for path in plots),
+        "<h2>Learning curves</h2>",
+        f'<img src="{_curves(rows)}" alt="loss against step">',
+        "<h2>Samples of the first seed</h2>",
+        f'<div class="grids">{"".join(_grid(row) for row in rows)}</div>',
+        "<h2>What differs from the base, and what became of it</h2>",
+        _trials(rows),
+    ]
+    body = "\n".join(parts)
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>sweep</title>'
+        f"<style>{STYLE}</style></head><body>\n{body}\n</body></html>\n"
+    )
+
+
+def _table(cells: list[list[str]]) -> str:
+    head, *body = cells
+    lines = ["".join(f"<th>{escape(cell)}</th>" for cell in head)]
+    for line in body:
+        lines.append("".join(f"<td>{_bold(cell)}</td>" for cell in line))
+    return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
+
+
+def _bold(cell: str) -> str:
+    return f"<b>{escape(cell[2:-2])}</b>" if cell.startswith("**") else escape(cell)
+
+
+def _image(path: Path) -> str:
+    return f'<img src="{_data(path.read_bytes())}" alt="{escape(path.stem)}">'
+
+
+def _data(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+def _grid(row: Any) -> str:
+    """The newest picture of a row's first trial."""
+    pictures = [path for path in (row.trials[0].folder / "samples").glob("step_*.png") if path.stem.count("_") == 1]
+    name = escape(", ".join(map(str, row.overrides.values())) or "base")
+    shown = _image(max(pictures)) if pictures else "none yet"
+    return f"<figure>{shown}<figcaption>{name}</figcaption></figure>"
+
+
+def _curves(rows: list[Any]) -> str:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, no global state
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    panel = figure.subplots()
+    for i, row in enumerate(rows):
+        for n, trial in enumerate(row.trials):
+            records = _records(trial.folder / "metrics.jsonl")
+            if records:
+                steps, losses = zip(*((record["step"], record["loss"]) for record in records), strict=True)
+                name = ", ".join(map(str, row.overrides.values())) if n == 0 else None
+                panel.plot(steps, losses, color=f"C{i % 10}", linewidth=0.8, label=name)
+    panel.set(xlabel="step", ylabel="loss", yscale="log")
+    if panel.get_legend_handles_labels()[0]:
+        panel.legend(fontsize=6, ncols=2)
+    out = io.BytesIO()
+    figure.savefig(out, format="png")
+    return _data(out.getvalue())
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    records = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            records.append(json.loads(line))
+        except ValueError:  # it is being written
+            continue
+    return records
+
+
+def _trials(rows: list[Any]) -> str:
+    lines = [["overrides", "seed", "status", "seconds", "attempts", "folder"]]
+    for row in rows:
+        for trial, state in zip(row.trials, row.states, strict=True):
+            said = "; ".join(f"{key}={value}" for key, value in trial.overrides.items()) or "none"
+            status = f"{state['status']}: {state['error']}" if state["error"] else state["status"]
+            took = [f"{state['seconds']:.0f}", str(state["attempts"])]
+            lines.append([said, str(trial.seed), status, *took, trial.folder.name])
+    return _table(lines)

@@ -1,0 +1,176 @@
+"""Sweeps from end to end on Ray: failures, kills, early stopping, several nodes, several hosts a trial."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.command import ROOT, environment
+
+SWEEP = """
+from score_sde.sweeps import axis, chain, sweep
+FIXED = {{
+    "model.kwargs.features": (8,), "training.batch_size": 8, "training.steps_per_call": 1,
+    "training.num_steps": {steps},
+    "training.log_every": 10, "training.checkpoint_every": 10, "training.sample_every": {steps},
+    "sampling.num_steps": 4, "sampling.num_samples": 10, "evaluation.num_samples": 100, "evaluation.num_real": 200,
+}}
+def get_config():
+    return sweep("configs/toy2d.py", {trials}, ("sliced_wasserstein_ratio", "train.loss"), FIXED, **{changes})
+"""
+
+
+def write(folder, trials, steps=20, **changes):
+    path = folder / "sweep.py"
+    path.write_text(SWEEP.format(trials=trials, steps=steps, changes=changes))
+    return path
+
+
+def start(path, workdir, *flags, address=""):
+    command = [sys.executable, "launch.py", "--mode=sweep", f"--config={path}", f"--workdir={workdir}", *flags]
+    command += [f"--address={address}"] if address else []
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finish(process, expected=0):
+    out, error = process.communicate(timeout=600)
+    assert process.returncode == expected, out + error
+    return out
+
+
+def states(workdir):
+    return {path.parent.name: json.loads(path.read_text()) for path in Path(workdir).glob("trials/*/trial.json")}
+
+
+def table(workdir):
+    """results.csv without what a kill may change: times, attempts."""
+    lines = list(csv.DictReader((workdir / "results.csv").open()))
+    return [
+        {key: value for key, value in line.items() if key not in ("seconds", "chip_hours", "attempts")}
+        for line in lines
+    ]
+
+
+def test_one_that_always_fails_takes_no_other_down_and_only_new_trials_are_run(tmp_path):
+    rates = "axis('optimizer.learning_rate', (1e-3, 2e-3, 1e30))"
+    path = write(tmp_path, rates, retries=1)
+    workdir = tmp_path / "out"
+    assert "3 trials: train, evaluate; nothing was run" in finish(start(path, workdir, "--dry_run"))
+    assert not workdir.exists()
+    said = finish(start(path, workdir))
+    found = states(workdir)
+    assert sorted(state["status"] for state in found.values()) == ["done", "done", "failed"]
+    (failed,) = (state for state in found.values() if state["status"] == "failed")
+    assert failed["attempts"] == 2 and "is not finite" in failed["error"]
+    assert "3 trials: 2 done, 1 failed" in said and "is not finite" in said
+    assert {state["attempts"] for state in found.values() if state["status"] == "done"} == {1}
+    first = table(workdir)
+    assert [line["status"] for line in first] == ["done", "done", "failed"]
+    assert float(first[0]["sliced_wasserstein_ratio"]) > 0
+    assert "data:image/png" in (workdir / "index.html").read_text()
+
+    # Seeds are added: what was done is not done again, what failed is tried again.
+    finish(start(path, workdir, "--config.seeds=(0,1)", "--config.retries=0"))
+    again = states(workdir)
+    assert len(again) == 6
+    for name, state in found.items():
+        assert again[name]["attempts"] == state["attempts"] + (state["status"] == "failed")
+    assert [line for line in table(workdir) if line["seed"] == "0"] == first
+    assert "index.html" in finish(start(path, workdir, "--config.seeds=(0,1)", "--report_only"))
+
+
+def test_a_cluster_that_is_not_there_and_resources_that_no_node_has(tmp_path):
+    path = write(tmp_path, "[{}]")
+    for flags, said in (
+        (("--address=127.0.0.1:1",), "no Ray cluster answers at 127.0.0.1:1"),
+        (("--config.gpus=64.0",), "a host of a trial needs 1 CPU, 64 GPU, and no node has that: at most"),
+    ):
+        begun = time.monotonic()
+        process = start(path, tmp_path / "out", *flags)
+        _, error = process.communicate(timeout=120)
+        assert process.returncode == 2
+        assert said in error and "Traceback" not in error
+        assert time.monotonic() - begun < 60
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_killed_trials_and_a_killed_driver_end_in_the_table_of_an_undisturbed_sweep(tmp_path):
+    trials = "axis('model.prediction', ('epsilon', 'x0', 'v'))"
+    path = write(tmp_path, trials, steps=3000)
+    whole, disturbed = tmp_path / "whole", tmp_path / "disturbed"
+    finish(start(path, whole))
+    driver = start(path, disturbed)
+    killed = set()
+    while len(killed) < 2:
+        assert driver.poll() is None, driver.communicate()
+        for folder in disturbed.glob("trials/*"):
+            if folder.name not in killed and len(list(folder.glob("checkpoints/*0"))) >= 2 and kill(folder):
+                killed.add(folder.name)
+        time.sleep(0.05)
+    time.sleep(3)
+    driver.send_signal(signal.SIGKILL)
+    driver.communicate()
+    assert any(state["status"] != "done" for state in states(disturbed).values())
+    finish(start(path, disturbed))
+    assert {state["status"] for state in states(disturbed).values()} == {"done"}
+    assert max(states(disturbed)[name]["attempts"] for name in killed) >= 2
+    assert table(disturbed) == table(whole)
+
+
+def kill(folder):
+    """Kills a trial's program, if it trains."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if f"--workdir={folder}".encode() in words and b"--mode=train" in words:
+            os.kill(int(path.parent.name), signal.SIGKILL)
+            return True
+    return False
+
+
+@pytest.mark.slow
+def test_trials_run_on_every_node_and_a_trial_on_several(tmp_path):
+    """Two nodes simulated on this machine: trials on both; then one trial whose two processes are one on each."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        cluster.add_node(num_cpus=1)
+        path = write(tmp_path, "axis('model.prediction', ('epsilon', 'x0', 'v', 'velocity'))", steps=200)
+        finish(start(path, tmp_path / "both", address=cluster.address))
+        assert {state["status"] for state in states(tmp_path / "both").values()} == {"done"}
+        assert len({state["node"] for state in states(tmp_path / "both").values()}) == 2
+
+        path = write(tmp_path, "[{}]", hosts=2, cpus=0.9, retries=0)
+        finish(start(path, tmp_path / "joined", address=cluster.address))
+        ((name, state),) = states(tmp_path / "joined").items()
+        assert state["status"] == "done", state
+        folder = tmp_path / "joined" / "trials" / name
+        assert "2 cpu device(s), batch 8, 4 a device" in (folder / "host_0" / "trial.log").read_text()
+    finally:
+        cluster.shutdown()
+
+
+@pytest.mark.slow
+def test_early_stopping_leaves_the_hopeless_behind(tmp_path):
+    rates = "axis('optimizer.learning_rate', (1e-3, 1e-9, 1e-10, 1e-11))"
+    path = write(tmp_path, rates, steps=4000, stop_metric="loss", stop_grace=100, stop_factor=2, concurrent=2)
+    finish(start(path, tmp_path / "out"))
+    found = states(tmp_path / "out")
+    best = next(state for name, state in found.items() if name.startswith("0.001"))
+    assert best["status"] == "done"
+    assert "stopped" in {state["status"] for state in found.values()}
+    before = {name: state["attempts"] for name, state in found.items()}
+    finish(start(path, tmp_path / "out"))  # they stay behind
+    assert {name: state["attempts"] for name, state in states(tmp_path / "out").items()} == before

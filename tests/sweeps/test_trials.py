@@ -1,0 +1,156 @@
+"""Which trials a sweep has, what is refused before any starts, and the table that finished ones make."""
+
+import csv
+import io
+import json
+
+import pytest
+
+import launch
+from score_sde import overrides
+from score_sde.errors import UserError
+from score_sde.sweeps import axis, chain, product, sweep, where, zipped
+from score_sde.sweeps.check import check, estimates
+from score_sde.sweeps.progress import lines
+from score_sde.sweeps.report import as_cells, as_csv, as_latex, as_markdown, rows_of, write_report
+from score_sde.sweeps.settings import check_sweep
+from score_sde.sweeps.trials import commands, make_trials, read_state, write_state
+
+BASE = "configs/vp_digits.py"
+SMALL = {"model.kwargs.channels": 8, "model.kwargs.multipliers": (1,), "model.kwargs.attention_resolutions": ()}
+
+
+def made(trials, workdir, **changes):
+    settings = sweep(BASE, trials, changes.pop("metrics", ("train.loss",)), SMALL, **changes)
+    check_sweep(settings)
+    return make_trials(settings, workdir), settings
+
+
+def test_axes_are_put_together():
+    a, b = axis("a", (1, 2)), axis("b", (3, 4))
+    assert product(a, b) == [{"a": 1, "b": 3}, {"a": 1, "b": 4}, {"a": 2, "b": 3}, {"a": 2, "b": 4}]
+    assert zipped(a, b) == [{"a": 1, "b": 3}, {"a": 2, "b": 4}]
+    assert chain(a, b) == [{"a": 1}, {"a": 2}, {"b": 3}, {"b": 4}]
+    assert where(a, {"a": 1}, b) == [{"a": 1, "b": 3}, {"a": 1, "b": 4}, {"a": 2}]
+    with pytest.raises(UserError, match="two parts of a product set a"):
+        product(a, a)
+    with pytest.raises(UserError, match="of one length, got 2, 3"):
+        zipped(a, axis("b", range(3)))
+
+
+def test_a_trial_is_its_whole_config(tmp_path):
+    """Seeds are a dimension; an axis whose value the base has anyway is the trial that there was, in its folder."""
+    first, _ = made(axis("model.prediction", ("x0", "epsilon")), tmp_path, seeds=(0, 1))
+    assert [(trial.overrides["model.prediction"], trial.seed) for trial in first] == [
+        ("x0", 0),
+        ("x0", 1),
+        ("epsilon", 0),
+        ("epsilon", 1),
+    ]
+    assert len({trial.folder for trial in first}) == 4
+    for trial in first:
+        trial.folder.mkdir(parents=True)
+    wider = product(axis("model.prediction", ("x0", "epsilon")), axis("sde.name", ("vp", "ve")))
+    second, _ = made(wider, tmp_path, seeds=(0, 1, 2))
+    assert len(second) == 12
+    assert {trial.folder for trial in first} <= {trial.folder for trial in second}
+    same, _ = made(axis("model.prediction", ("epsilon", "epsilon")), tmp_path)
+    assert len(same) == 1
+
+
+def test_the_command_line_of_a_trial_gives_its_config(tmp_path):
+    values = {"sde.kwargs.beta_max": 10.0, "loss.weighting_kwargs.gamma": 3, "model.prediction": "v"}
+    (trial,), settings = made([values | {"data.random_flip": True, "certify.nfe": (4, 8)}], tmp_path)
+    (command,) = commands(trial, settings, ["train"])
+    launch.FLAGS.unparse_flags()
+    launch.parse_flags(command[1:])
+    try:
+        assert launch.FLAGS.config.to_dict() == trial.config.to_dict()
+        assert launch.FLAGS.mode == "train"
+    finally:
+        launch.FLAGS.unparse_flags()
+
+
+def test_overrides_are_refused_as_the_command_line_refuses_them():
+    config = overrides.load(BASE)
+    assert overrides.override(config, {"optimizer.learning_rate": 1}).optimizer.learning_rate == 1.0
+    for changes, said in (
+        ({"model.predction": "x0"}, "no config has the key 'model.predction'. Did you mean 'model.prediction'?"),
+        ({"model.prediction": 3}, "model.prediction can't be 3"),
+        ({"model.kwargs": {"channels": 8}}, "an override is of one value"),
+    ):
+        with pytest.raises(UserError) as refused:
+            overrides.override(config, changes)
+        assert said in str(refused.value)
+    with pytest.raises(UserError, match=r"no config file 'configs/none\.py'"):
+        overrides.load("configs/none.py")
+
+
+def test_what_cannot_run_is_named_before_anything_starts(tmp_path):
+    for trials, changes, said in (
+        ([{"sde.name": "vpp"}], {}, r"the trial 'name vpp' can't be run: unknown SDE 'vpp'.*Did you mean 'vp'"),
+        ([{}], {"metrics": ("fd_clasifier_ratio",)}, r"writes 'fd_clasifier_ratio'.*mean 'fd_classifier_ratio'"),
+        ([{}], {"metrics": ("likelihood.bits_per_dim.mean",)}, "no mode of train, evaluate writes"),
+        ([{}], {"metrics": ("train.los",)}, r"Did you mean 'train\.loss'"),
+        ([{}], {"stop_metric": "lss"}, "no training logs 'lss'"),
+    ):
+        found, settings = made(trials, tmp_path, **changes)
+        with pytest.raises(UserError, match=said):
+            check(found, settings)
+    names = ("fd_classifier_1000.mean", "overlap_pixels_1000.recall:max", "likelihood.bits_per_dim.mean", "nfe")
+    check(*made([{}], tmp_path, metrics=names, modes=("train", "evaluate", "likelihood")))
+    for changes, said in (
+        ({"modes": ("evaluate",)}, "either train or measure one run's checkpoints"),
+        ({"modes": ("train", "draw")}, "a trial is made of"),
+        ({"seeds": (1, 1)}, "each seed is run once"),
+        ({"cpus": -1.0}, "needs cpus >= 0.0, got -1.0"),
+        ({"seed": (1,)}, "a sweep has no seed"),
+        ({"stop_metric": "loss", "stop_factor": 1}, "stop_factor >= 2"),
+    ):
+        with pytest.raises(UserError, match=said):
+            made([{}], tmp_path, **changes)
+    with pytest.raises(UserError, match="a trial's seed is said by the sweep's seeds"):
+        made([{"seed": 3}], tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_trial_takes_is_estimated_from_its_network(tmp_path):
+    trials, settings = made(axis("training.batch_size", (8, 16)), tmp_path)
+    small, large = estimates(trials, settings)
+    assert small.parameters == large.parameters
+    assert large.flops / small.flops == pytest.approx(2, rel=0.01)
+    assert small.seconds > 0
+
+
+def finished(trial, loss, quality, seconds=36.0):
+    write_state(trial.folder, read_state(trial.folder) | {"status": "done", "seconds": seconds, "commit": "abc"})
+    (trial.folder / "metrics.jsonl").write_text(json.dumps({"step": 10, "loss": loss}) + '\n{"step": 20, "lo')
+    (trial.folder / "evaluation.json").write_text(json.dumps({"quality": {"mean": quality}}))
+
+
+def test_the_table_is_the_trials_means_over_seeds(tmp_path):
+    metrics = ("train.loss", "quality.mean:max")
+    trials, settings = made(
+        axis("model.prediction", ("x0", "epsilon", "v")), tmp_path, seeds=(0, 1), metrics=metrics, cpus=2.0
+    )
+    for trial, loss, quality in zip(trials[:4], (1.0, 3.0, 4.0, 4.0), (0.5, 0.5, 0.25, 0.75), strict=True):
+        finished(trial, loss, quality)
+    write_state(trials[4].folder, read_state(trials[4].folder) | {"status": "failed", "error": "it broke <here>"})
+    write_state(trials[5].folder, read_state(trials[5].folder) | {"status": "running", "mode": "train"})
+    rows = rows_of(trials, settings)
+    head, *body = as_cells(rows, settings)
+    assert head == ["model.prediction", "train.loss", "quality.mean", "seeds", "chip-hours", "commit"]
+    assert body[0] == ["x0", "**2.0 ± 1.4**", "**0.5**", "2", "0.040", "abc"]
+    assert body[1] == ["epsilon", "4", "0.50 ± 0.35", "2", "0.040", "abc"]
+    assert body[2] == ["v", "-", "-", "0 (1 failed, 1 running)", "0.000", ""]
+    assert "| x0 | **2.0 ± 1.4** |" in as_markdown(rows, settings)
+    assert r"\textbf{2.0 $\pm$ 1.4}" in as_latex(rows, settings)
+    assert as_latex(rows, settings).count(r"\\") == 4
+    table = list(csv.DictReader(io.StringIO(as_csv(rows, settings))))
+    assert [line["train.loss"] for line in table] == ["1.0", "3.0", "4.0", "4.0", "", ""]
+    assert [line["status"] for line in table][3:] == ["done", "failed", "running"]
+    assert lines(trials)[-1].startswith("6 trials: 4 done, 1 running, 1 failed, about 0:36 left")
+    page = write_report(trials, settings, tmp_path).read_text()
+    assert "it broke &lt;here&gt;" in page and "<b>2.0 ± 1.4</b>" in page
+    assert page.count("data:image/png;base64,") == 2  # the axis and the learning curves: nothing lies elsewhere
+    assert (tmp_path / "axis_model.prediction.png").is_file()
