@@ -15,4 +15,5 @@ def get_config():
     config.loss.time_sampler_kwargs = {"stratified": True}
     config.loss.t_min = 1e-3  # where likelihoods start
     config.model.kwargs.dropout = 0.1
+    config.training.num_steps = 4000
     return config

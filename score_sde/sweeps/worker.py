@@ -87,10 +87,14 @@ def start_here(command: list[str], folder: Path) -> list[subprocess.Popen]:
 
 
 def last_words(folder: Path) -> str:
-    """The last line of the trial's log."""
-    path = folder / LOG
-    lines = path.read_text(errors="replace").strip().splitlines() if path.is_file() else []
-    return lines[-1][-500:] if lines else "it said nothing"
+    """The last line of the trial's log, or of its hosts' logs."""
+    logs = [
+        path.read_text(errors="replace").strip()
+        for path in (folder / LOG, *sorted(folder.glob(f"host_*/{LOG}")))
+        if path.is_file()
+    ]
+    said = [log.splitlines()[-1][-500:] for log in logs if log]
+    return said[0] if said else "it said nothing"
 
 
 def _trained(folder: Path) -> bool:
