@@ -13,10 +13,10 @@ demo: $(INSTALLED)
 	$(VENV)/bin/python launch.py --config=configs/vp_digits.py
 	@echo "Look at runs/vp_digits/samples/; for figures: $(VENV)/bin/python launch.py --config=configs/vp_digits.py --mode=evaluate"
 
-test: $(INSTALLED)
+test: $(INSTALLED) $(VENV)/installed-requirements-sweep.txt $(VENV)/installed-requirements-dev.txt
 	$(VENV)/bin/python -m pytest -q -n auto --maxprocesses=4 --dist worksteal
 
-slow: $(INSTALLED)
+slow: $(INSTALLED) $(VENV)/installed-requirements-sweep.txt $(VENV)/installed-requirements-dev.txt
 	$(VENV)/bin/python -m pytest -q -m slow -n auto --maxprocesses=4 --dist worksteal
 
 lint: $(VENV)/installed-requirements-dev.txt

@@ -196,8 +196,10 @@ def dequantize(
     """
     if not jnp.issubdtype(images.dtype, jnp.integer):
         raise UserError(f"dequantize takes integers 0 .. {levels - 1}, got {images.dtype}")
-    if not isinstance(images, jax.core.Tracer) and (np.min(images) < 0 or np.max(images) >= levels):
-        raise UserError(f"dequantize takes integers 0 .. {levels - 1}, got {np.min(images)} .. {np.max(images)}")
+    if not isinstance(images, jax.core.Tracer):
+        least, most = int(np.min(images)), int(np.max(images))  # of JAX's uint8, 256 would wrap around to 0
+        if least < 0 or most >= levels:
+            raise UserError(f"dequantize takes integers 0 .. {levels - 1}, got {least} .. {most}")
     keys = sample_keys(key, len(images))
     uniform = jax.vmap(lambda key: jax.random.uniform(key, images.shape[1:]))(keys)
     low, high = data_range

@@ -252,3 +252,4 @@ def test_few_images_are_seen_to_be_discrete_too():
 def test_levels_that_are_none_are_refused():
     with pytest.raises(UserError, match=r"integers 0 \.\. 16, got 0 \.\. 200"):
         dequantize(jax.random.key(0), np.array([[0, 200]], np.uint8), levels=17)
+    assert dequantize(jax.random.key(0), jnp.array([[0, 255]], jnp.uint8)).shape == (1, 2)  # JAX's, of all 256 levels
