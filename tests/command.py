@@ -1,5 +1,6 @@
 """The command line on a network small enough for tests."""
 
+import json
 import os
 import subprocess
 import sys
@@ -60,3 +61,34 @@ def finish(process: subprocess.Popen, expected: int = 0) -> str:
     out, error = process.communicate(timeout=600)
     assert process.returncode == expected, out + error
     return out + error
+
+
+PARSER = """
+import json, os, sys
+import launch
+for line in sys.stdin:
+    sys.stdout.flush()
+    if os.fork() == 0:  # a process a command: an override is a flag of its own, defined once
+        try:
+            rest = launch.parse_flags(json.loads(line))
+            said = {"config": launch.FLAGS.config.to_dict(), "mode": launch.FLAGS.mode, "rest": rest}
+        except launch.UserError as error:
+            said = {"error": str(error)}
+        print(json.dumps(said, default=str), flush=True)
+        os._exit(0)
+    os.wait()
+"""
+
+
+def parse(commands: list[list[str]]) -> list[dict]:
+    """What launch.py understands of command lines: {"config", "mode", "rest"} or {"error"} of each."""
+    done = subprocess.run(
+        [sys.executable, "-c", PARSER],
+        input="".join(f"{json.dumps(command)}\n" for command in commands),
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    return [json.loads(line) for line in done.stdout.splitlines()]

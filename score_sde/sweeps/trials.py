@@ -55,7 +55,8 @@ def make_trials(sweep: ConfigDict, workdir: Path) -> list[Trial]:
 def commands(trial: Trial, sweep: ConfigDict, modes: list[str]) -> list[list[str]]:
     """The command line of each of a trial's modes."""
     given = over.flags(trial.given)
-    start = [sys.executable, str(ROOT / "launch.py"), f"--config={sweep.base}", f"--workdir={trial.folder}"]
+    base, folder = Path(sweep.base).absolute(), trial.folder.absolute()  # wherever on the machines it is started
+    start = [sys.executable, str(ROOT / "launch.py"), f"--config={base}", f"--workdir={folder}"]
     return [[*start, f"--mode={mode}", *given] for mode in modes]
 
 

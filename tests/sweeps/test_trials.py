@@ -6,7 +6,6 @@ import json
 
 import pytest
 
-import launch
 from score_sde import overrides
 from score_sde.errors import UserError
 from score_sde.sweeps import axis, chain, product, sweep, where, zipped
@@ -15,6 +14,7 @@ from score_sde.sweeps.progress import lines
 from score_sde.sweeps.report import as_cells, as_csv, as_latex, as_markdown, rows_of, write_report
 from score_sde.sweeps.settings import check_sweep
 from score_sde.sweeps.trials import commands, make_trials, read_state, write_state
+from tests.command import parse
 
 BASE = "configs/vp_digits.py"
 SMALL = {"model.kwargs.channels": 8, "model.kwargs.multipliers": (1,), "model.kwargs.attention_resolutions": ()}
@@ -62,13 +62,9 @@ def test_the_command_line_of_a_trial_gives_its_config(tmp_path):
     values = {"sde.kwargs.beta_max": 10.0, "loss.weighting_kwargs.gamma": 3, "model.prediction": "v"}
     (trial,), settings = made([values | {"data.random_flip": True, "certify.nfe": (4, 8)}], tmp_path)
     (command,) = commands(trial, settings, ["train"])
-    launch.FLAGS.unparse_flags()
-    launch.parse_flags(command[1:])
-    try:
-        assert launch.FLAGS.config.to_dict() == trial.config.to_dict()
-        assert launch.FLAGS.mode == "train"
-    finally:
-        launch.FLAGS.unparse_flags()
+    (said,) = parse([command[1:]])
+    assert said["config"] == json.loads(json.dumps(trial.config.to_dict()))
+    assert said["mode"] == "train"
 
 
 def test_overrides_are_refused_as_the_command_line_refuses_them():
