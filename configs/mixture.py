@@ -1,7 +1,7 @@
 """The exact denoiser of a Gaussian mixture: nothing to train, so that what follows the network is judged on its own.
 
 python launch.py --config=configs/mixture.py --mode=sample
-python launch.py --config=configs/mixture.py --mode=evaluate --config.sde.name=edm
+python launch.py --config=configs/mixture.py --workdir=runs/mixture_edm --mode=evaluate --config.sde.name=edm
 --config.sampling.solver=euler_maruyama
 
 Any SDE, any prediction, any number of dimensions (as many as each mean has numbers). `evaluate` holds the samples

@@ -78,7 +78,7 @@ class Experiment(NamedTuple):
     class_of: Callable[[jax.Array], jax.Array | None]  # indices of samples -> the classes that they are asked for
     task: Task | None  # an inverse problem that the sampler answers
     num_samples: int  # in a grid
-    evaluation: dict[str, int]
+    evaluation: dict[str, Any]
     likelihood: dict[str, Any]
     certify: dict[str, Any]
     truth: Denoiser | None  # the exact denoiser, of data whose density is known

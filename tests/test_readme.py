@@ -84,7 +84,7 @@ def test_the_additions_apply_together_and_run(tmp_path):
         source = ROOT / part
         shutil.copytree(source, tree / part) if source.is_dir() else shutil.copy(source, tree / part)
     for diff, command in ADDITIONS:
-        subprocess.run(["git", "apply", "-p1", "-"], input=diff, text=True, cwd=tree, check=True)
+        subprocess.run(["git", "apply", "--unidiff-zero", "-"], input=diff, text=True, cwd=tree, check=True)
         (config,) = re.findall(r"configs/(\w+)\.py", command)
         run(command, tree, [flag for flag in brief(config) if "features" not in flag or "linear" not in command])
 

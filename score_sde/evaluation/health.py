@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_sde import hosts
-from score_sde.data import Source, images_of, to_unit_range
+from score_sde.data import images_of, to_unit_range
 from score_sde.errors import UserError
 from score_sde.evaluation.diagnostics import curl, fokker_planck, make_empirical, per_dimension, stein
 from score_sde.experiment import Experiment
+from score_sde.likelihood import centred_range, dequantize
 from score_sde.parameterization import Denoiser
 from score_sde.randomness import fold_each, noise
 from score_sde.sde import SDE, log_snr, marginal, t_from_log_snr
@@ -45,13 +46,13 @@ def health(experiment: Experiment, params: Any, workdir: Path) -> dict[str, Any]
             "--config.sampling.off_grid=True if it may be asked between them)"
         )
     how = experiment.evaluation
-    sets = {split: _shown(experiment.source(split), how["num_real"]) for split in ("train", "test")}
+    key = jax.random.key(experiment.config["seed"])
+    sets = {split: _shown(experiment, split, key) for split in ("train", "test")}
     number = min(how["health_images"], *(len(x0) for x0, _ in sets.values()))
     if number < 2:
         raise UserError(f"health takes two images at least, got {number} (set --config.evaluation.health_images)")
     told = experiment.num_classes > 0
     empirical = make_empirical(experiment.sde, sets["train"][0], sets["train"][1] if told else None)
-    key = jax.random.key(experiment.config["seed"])
     keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(number))
     first = {split: (x0[:number], labels[:number]) for split, (x0, labels) in sets.items()}
 
@@ -158,7 +159,7 @@ def save_health(path: Path, rows: list[dict[str, Any]]) -> None:
         panel.axhline(0.0, color="gray", linewidth=0.5)
         if name in lines:
             panel.legend(fontsize=8)
-        else:
+        if name != "loss":
             panel.set_yscale("symlog", linthresh=1e-4)
     figure.savefig(path, format="png")
 
@@ -169,9 +170,15 @@ def _levels(sde: SDE, number: int) -> np.ndarray:
     return np.linspace(min(ends[0], SPAN[1]), max(ends[1], SPAN[0]), number)
 
 
-def _shown(source: Source, limit: int) -> tuple[np.ndarray, np.ndarray]:
-    images, labels = images_of(source, limit)
-    return (images if source.levels is None else np.asarray(to_unit_range(images, source.levels))), labels
+def _shown(experiment: Experiment, split: str, key: jax.Array) -> tuple[np.ndarray, np.ndarray]:
+    """A split's examples as the network was trained on them, dequantized once if it was, and their labels."""
+    source = experiment.source(split)
+    images, labels = images_of(source, experiment.evaluation["num_real"])
+    if source.levels is None:
+        return images, labels
+    if experiment.step_options["dequantized"]:
+        return np.asarray(dequantize(key, images, source.levels, centred_range(source.levels))), labels
+    return np.asarray(to_unit_range(images, source.levels)), labels
 
 
 def _batches(number: int) -> list[np.ndarray]:
