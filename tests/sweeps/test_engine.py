@@ -59,28 +59,29 @@ def table(workdir):
     ]
 
 
+@pytest.mark.slow
 def test_one_that_always_fails_takes_no_other_down_and_only_new_trials_are_run(tmp_path):
-    rates = "axis('optimizer.learning_rate', (1e-3, 2e-3, 1e30))"
+    rates = "axis('optimizer.learning_rate', (1e-3, 2e-3, 4e-3, 1e30))"
     path = write(tmp_path, rates, retries=1)
     workdir = tmp_path / "out"
-    assert "3 trials: train, evaluate; nothing was run" in finish(start(path, workdir, "--dry_run"))
+    assert "4 trials: train, evaluate; nothing was run" in finish(start(path, workdir, "--dry_run"))
     assert not workdir.exists()
     said = finish(start(path, workdir))
     found = states(workdir)
-    assert sorted(state["status"] for state in found.values()) == ["done", "done", "failed"]
+    assert sorted(state["status"] for state in found.values()) == ["done", "done", "done", "failed"]
     (failed,) = (state for state in found.values() if state["status"] == "failed")
     assert failed["attempts"] == 2 and "is not finite" in failed["error"]
-    assert "3 trials: 2 done, 1 failed" in said and "is not finite" in said
+    assert "4 trials: 3 done, 1 failed" in said and "is not finite" in said
     assert {state["attempts"] for state in found.values() if state["status"] == "done"} == {1}
     first = table(workdir)
-    assert [line["status"] for line in first] == ["done", "done", "failed"]
+    assert [line["status"] for line in first] == ["done", "done", "done", "failed"]
     assert float(first[0]["sliced_wasserstein_ratio"]) > 0
     assert "data:image/png" in (workdir / "index.html").read_text()
 
     # Seeds are added: what was done is not done again, what failed is tried again.
     finish(start(path, workdir, "--config.seeds=(0,1)", "--config.retries=0"))
     again = states(workdir)
-    assert len(again) == 6
+    assert len(again) == 8
     for name, state in found.items():
         assert again[name]["attempts"] == state["attempts"] + (state["status"] == "failed")
     assert [line for line in table(workdir) if line["seed"] == "0"] == first
