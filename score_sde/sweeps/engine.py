@@ -1,5 +1,6 @@
 """Trials on Ray: Tune gives each its resources, tries failed ones again, and stops those that ASHA leaves behind."""
 
+import logging
 import os
 import socket
 import time
@@ -26,6 +27,7 @@ def connect(address: str, sweep: ConfigDict) -> None:
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # a trial keeps its own records
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("RAY_kill_child_processes_on_worker_exit", "0")  # by SIGKILL: `worker.GUARD` lets them save
     try:
         import ray
     except ImportError:
@@ -37,6 +39,7 @@ def connect(address: str, sweep: ConfigDict) -> None:
         ray.init(address, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}})
     else:
         ray.init(include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}})
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)  # that a trial leaves Tune no records of its own is no news
     needed = _of_a_host(sweep) | ({sweep.head: 1.0} if sweep.head else {})
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     fitting = [node for node in nodes if all(node.get(name, 0.0) >= value for name, value in needed.items())]
@@ -87,6 +90,8 @@ def run(trials: list[Trial], sweep: ConfigDict, workdir: Path) -> None:
     finally:
         ray.shutdown()
     for result in results:
+        if not result.config:  # Ctrl-C came before it began
+            continue
         folder = Path(result.config["spec"]["folder"])
         state = read_state(folder)
         if result.error is not None and state["status"] != "done":

@@ -83,7 +83,9 @@ def start_here(command: list[str], folder: Path) -> list[subprocess.Popen]:
     guard = [sys.executable, "-c", GUARD, str(folder / "trial.lock"), str(os.getpid()), *command]
     root = Path(command[1]).parent
     with (folder / LOG).open("a") as log:
-        return [subprocess.Popen(guard, stdout=log, stderr=log, cwd=root, stdin=subprocess.DEVNULL)]
+        # In a session of its own: a Ctrl-C reaches it once, as the guard's SIGTERM, and it has time to save.
+        quiet = {"stdout": log, "stderr": log, "stdin": subprocess.DEVNULL, "start_new_session": True}
+        return [subprocess.Popen(guard, cwd=root, **quiet)]
 
 
 def last_words(folder: Path) -> str:

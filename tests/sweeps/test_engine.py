@@ -22,13 +22,13 @@ FIXED = {{
     "sampling.num_steps": 4, "sampling.num_samples": 10, "evaluation.num_samples": 100, "evaluation.num_real": 200,
 }}
 def get_config():
-    return sweep("configs/toy2d.py", {trials}, ("sliced_wasserstein_ratio", "train.loss"), FIXED, **{changes})
+    return sweep("configs/toy2d.py", {trials}, {metrics}, FIXED, **{changes})
 """
 
 
-def write(folder, trials, steps=20, **changes):
+def write(folder, trials, steps=20, metrics=("sliced_wasserstein_ratio", "train.loss"), **changes):
     path = folder / "sweep.py"
-    path.write_text(SWEEP.format(trials=trials, steps=steps, every=steps // 10, changes=changes))
+    path.write_text(SWEEP.format(trials=trials, steps=steps, every=steps // 10, metrics=metrics, changes=changes))
     return path
 
 
@@ -85,6 +85,19 @@ def test_one_that_always_fails_takes_no_other_down_and_only_new_trials_are_run(t
     for name, state in found.items():
         assert again[name]["attempts"] == state["attempts"] + (state["status"] == "failed")
     assert [line for line in table(workdir) if line["seed"] == "0"] == first
+
+    # Solvers on one of its checkpoints: nothing is trained again, and another network's are refused.
+    (run,) = workdir.glob("trials/0.002_seed0_*")
+    asked = {"modes": ("evaluate",), "from_run": str(run), "metrics": ("sliced_wasserstein_ratio", "nfe")}
+    path = write(tmp_path, "axis('sampling.num_steps', (2, 8))", **asked)
+    finish(start(path, tmp_path / "solvers"))
+    assert [float(line["nfe"]) for line in table(tmp_path / "solvers")] == [3, 9]  # with the denoising at the end
+    assert not list((tmp_path / "solvers").glob("trials/*/metrics.jsonl"))
+    path = write(tmp_path, "axis('seed_of_none', (1,))")
+    process = start(path, tmp_path / "none")
+    assert "no config has the key 'seed_of_none'" in process.communicate(timeout=120)[1]
+
+    path = write(tmp_path, rates, retries=1)
     assert "index.html" in finish(start(path, workdir, "--config.seeds=(0,1)", "--report_only"))
 
 
@@ -159,7 +172,7 @@ def test_trials_run_on_every_node_and_a_trial_on_several(tmp_path, monkeypatch):
         ((name, state),) = states(tmp_path / "joined").items()
         assert state["status"] == "done", state
         folder = tmp_path / "joined" / "trials" / name
-        assert "8 cpu device(s), batch 8, 1 a device" in (folder / "host_0" / "trial.log").read_text()
+        assert "8 cpu device(s) of 2 processes, batch 8, 1 a device" in (folder / "host_0" / "trial.log").read_text()
     finally:
         cluster.shutdown()
 
