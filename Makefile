@@ -23,7 +23,7 @@ lint: $(VENV)/installed-requirements-dev.txt
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
-peers: $(INSTALLED) $(VENV)/installed-requirements-peers.txt $(VENV)/installed-requirements-peers-alone.txt
+peers: $(INSTALLED) $(VENV)/installed-requirements-dev.txt $(VENV)/installed-requirements-peers.txt $(VENV)/installed-requirements-peers-alone.txt
 	$(VENV)/bin/python -m pytest -q -m peers
 
 clean:
