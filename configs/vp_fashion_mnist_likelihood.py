@@ -1,4 +1,4 @@
-"""Fashion-MNIST for likelihoods with a network that two CPU cores train in hours; its figures are in the README.
+"""Fashion-MNIST for likelihoods, with a network small enough for two CPU cores and some hours.
 
     python launch.py --config=configs/vp_fashion_mnist_likelihood.py --config.data.path=DIR
     python launch.py --config=configs/vp_fashion_mnist_likelihood.py --config.data.path=DIR --mode=likelihood

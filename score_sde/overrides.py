@@ -22,7 +22,7 @@ def load(place: str) -> ConfigDict:
     """
     path, _, variant = place.partition(":")
     if not Path(path).is_file():
-        raise UserError(f"no config file {path!r}")
+        raise UserError(f"no config file {path!r} (set --config.base)")
     spec = importlib.util.spec_from_file_location(f"config_{Path(path).stem}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -63,7 +63,7 @@ def plan(experiment: Experiment, topology: str, search: bool = True) -> dict[str
     machine = find(topology)
     number = len(machine.devices)
     check_divides("training", experiment.batch_size, number, experiment.step_options["accumulate"])
-    state = _state(experiment)
+    state = shapes_of_state(experiment)
     each = experiment.batch_size // number
     compiled = compile_step(experiment, machine, each)
     figures = {
@@ -88,7 +88,7 @@ def compile_step(experiment: Experiment, machine: Machine, each: int) -> Compile
     layout = make_layout(experiment.strategy, machine.devices)
     levels = 256 if len(experiment.event_shape) == 3 else None  # the data needn't be here; more levels cost nothing
     step = train_step_of(experiment, levels, layout.axis_name, layout.gather)
-    state, batches = _state(experiment), _batches(experiment, each * len(machine.devices), levels)
+    state, batches = shapes_of_state(experiment), shapes_of_batches(experiment, each * len(machine.devices), levels)
     try:
         compiled = layout.lower(step, state, batches).compile()
     except jax.errors.JaxRuntimeError as error:
@@ -109,14 +109,16 @@ def compile_step(experiment: Experiment, machine: Machine, each: int) -> Compile
     )
 
 
-def _state(experiment: Experiment) -> Any:
+def shapes_of_state(experiment: Experiment) -> Any:
+    """The train state, without memory."""
+
     def fresh():
         return initial_state(experiment.init_params(), experiment.optimizer, experiment.averages)
 
     return jax.eval_shape(fresh)
 
 
-def _batches(experiment: Experiment, batch: int, levels: int | None) -> dict[str, jax.ShapeDtypeStruct]:
+def shapes_of_batches(experiment: Experiment, batch: int, levels: int | None) -> dict[str, jax.ShapeDtypeStruct]:
     """Of one step a call: what a step takes doesn't depend on how many are called at once."""
     image = jax.ShapeDtypeStruct((1, batch, *experiment.event_shape), jnp.float32 if levels is None else jnp.uint8)
     number = jax.ShapeDtypeStruct((1, batch), jnp.int32)

@@ -30,6 +30,11 @@ def noise(source: jax.Array, x: jax.Array) -> jax.Array:
     return jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(source)
 
 
+def signs(keys: jax.Array, x: jax.Array) -> jax.Array:
+    """Random signs of the shape of x, (batch, *event); keys (batch,), one a sample."""
+    return jax.vmap(lambda key: jax.random.rademacher(key, x.shape[1:], x.dtype))(keys)
+
+
 def parts(source: jax.Array, number: int) -> list[jax.Array]:
     """Several sources of noise from one, for a step that draws more than once.
 

@@ -30,9 +30,7 @@ class Drawn(NamedTuple):
 class Sampler(NamedTuple):
     """Draws samples of given parameters; each function is compiled once, when it is first called."""
 
-    draw: Callable[
-        ..., Iterator[Drawn]
-    ]  # (params, num_samples, start=0) -> batches of samples start .. num_samples - 1
+    draw: Callable[..., Iterator[Drawn]]  # (params, num_samples, skip=0) -> batches of samples skip .. num_samples - 1
     trajectory: Callable[[Any, int], np.ndarray] | None  # (params, n) -> (num_steps + 1, n, *event_shape)
     beside: Callable[[], Any] = tuple  # what samples are drawn with beside the parameters
 
@@ -126,8 +124,8 @@ def make_sampler(
     beside = functools.cache(beside)
     compiled = jax.pmap(draw_on_one, in_axes=(None, None, 0), devices=devices)
 
-    def draw(params, num_samples, start=0):
-        for first in range(start, num_samples, batch_size):
+    def draw(params, num_samples, skip=0):
+        for first in range(skip, num_samples, batch_size):
             # The last batch is drawn whole and cut, so that nothing is compiled for its size.
             indices = np.arange(first, first + batch_size)[hosts.my_rows(batch_size)].reshape(len(devices), -1)
             solution = compiled(params, beside(), indices)

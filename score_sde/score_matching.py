@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from score_sde.errors import UserError
 from score_sde.parameterization import Denoiser, score_fn
-from score_sde.randomness import fold_each, make_draw, noise, sample_keys
+from score_sde.randomness import fold_each, make_draw, noise, sample_keys, signs
 from score_sde.sde import SDE, log_snr, marginal, sum_event
 from score_sde.time_samplers import TIME_SAMPLERS
 from score_sde.weightings import WEIGHTINGS, Weighting, epsilon_units, get_weighting, score_units, x0_units
@@ -41,7 +41,7 @@ def implicit(score_fn: Score, x: jax.Array, key: jax.Array | None = None, num_pr
     """
     if key is None:
         return _exact_trace(score_fn, x) + 0.5 * sum_event(score_fn(x) ** 2)
-    score, products = _project(score_fn, x, key, num_probes, _signs)
+    score, products = _project(score_fn, x, key, num_probes, signs)
     return jnp.mean(products, axis=0) + 0.5 * sum_event(score**2)
 
 
@@ -85,10 +85,6 @@ def _project(score_fn, x, key, num_probes, draw, with_projected=False):
 
     score, products, projected = jax.lax.map(probe, jnp.arange(num_probes))
     return (score[0], products, projected) if with_projected else (score[0], products)
-
-
-def _signs(keys: jax.Array, x: jax.Array) -> jax.Array:
-    return jax.vmap(lambda key: jax.random.rademacher(key, x.shape[1:], x.dtype))(keys)
 
 
 def denoising(

@@ -3,8 +3,8 @@
     python launch.py --mode=sweep --config=configs/sweeps/parameterization_digits.py --dry_run
     python launch.py --mode=sweep --config=configs/sweeps/parameterization_digits.py
 
-A small network, trained briefly on the digits: an hour on two CPU cores. On flow epsilon is left out: it does not give
-x0 where no signal is left.
+A small network, trained briefly on the digits; its table in the README says how long that took. On flow epsilon is left
+out: it does not give x0 where no signal is left.
 """
 
 from score_sde.sweeps import axis, chain, product, sweep

@@ -14,7 +14,7 @@ import numpy as np
 from score_sde import ddpm, hosts
 from score_sde.data import images_of, to_unit_range
 from score_sde.errors import UserError
-from score_sde.evaluation.figures import write_figures
+from score_sde.evaluation.figures import mean_of, write_figures
 from score_sde.evaluation.provenance import provenance
 from score_sde.experiment import Experiment
 from score_sde.likelihood import bits_per_dim, centred_range, dequantize, log_likelihood, truncation
@@ -54,7 +54,7 @@ def likelihood(experiment: Experiment, workdir: Path) -> str:
     if source.levels is not None:
         if how["chain_steps"]:
             bound = measure(_chain_bound(experiment, source.levels), name="chain")
-            figures["discrete_bound_bits_per_dim"] = _mean(bound["bits"])
+            figures["discrete_bound_bits_per_dim"] = mean_of(bound["bits"])
         seen, _ = images_of(experiment.source("train"))
         figures["histograms_bits_per_dim"] = histogram_bits(seen, images, source.levels)
     write_figures(workdir, {"likelihood": figures})
@@ -162,24 +162,20 @@ def _over_batches(
     return {name: np.concatenate([part[name] for part in parts]).astype(np.float64) for name in parts[0]}
 
 
-def _mean(values: np.ndarray) -> dict[str, float]:
-    return {"mean": float(values.mean()), "standard_error": float(values.std(ddof=1) / math.sqrt(len(values)))}
-
-
 def account(parts: dict[str, np.ndarray], event_shape: tuple[int, ...], levels: int | None) -> dict[str, Any]:
     """The parts' means over examples: in nats, and of pixels in bits/dim, where they sum to the whole."""
-    figures: dict[str, Any] = {"nfe": _mean(parts.pop("nfe")) if "nfe" in parts else None}
+    figures: dict[str, Any] = {"nfe": mean_of(parts.pop("nfe")) if "nfe" in parts else None}
     probes = parts.pop("probes_standard_error")
-    figures["log_prob_nats"] = _mean(parts["log_prob"])
+    figures["log_prob_nats"] = mean_of(parts["log_prob"])
     if np.isfinite(probes).all():  # one probe shows no spread
         figures["log_prob_nats"]["standard_error_of_probes"] = float(np.sqrt(np.mean(probes**2) / len(probes)))
     if levels is None:
-        return figures | {f"{name}_nats": _mean(values) for name, values in parts.items() if name != "log_prob"}
+        return figures | {f"{name}_nats": mean_of(values) for name, values in parts.items() if name != "log_prob"}
     to_bits = partial(bits_per_dim, event_shape=event_shape, levels=levels, data_range=centred_range(levels))
-    figures["bits_per_dim"] = _mean(np.asarray(to_bits(parts["log_prob"])))
+    figures["bits_per_dim"] = mean_of(np.asarray(to_bits(parts["log_prob"])))
     volume = float(to_bits(0.0))  # the density of an even spread over a level
     figures["bits_per_dim_account"] = {"dequantization": {"mean": volume, "standard_error": 0.0}} | {
-        name: _mean(np.asarray(to_bits(values)) - volume) for name, values in parts.items() if name != "log_prob"
+        name: mean_of(np.asarray(to_bits(values)) - volume) for name, values in parts.items() if name != "log_prob"
     }
     return figures
 

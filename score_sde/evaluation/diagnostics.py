@@ -12,7 +12,7 @@ import numpy as np
 from scipy.special import softmax
 
 from score_sde.parameterization import Denoiser, score_fn
-from score_sde.randomness import fold_each
+from score_sde.randomness import fold_each, signs
 from score_sde.sde import SDE, log_snr, slope
 
 EXACT = 16  # dimensions up to which a divergence is taken along every axis
@@ -62,7 +62,7 @@ def curl(sde: SDE, denoiser: Denoiser, x: jax.Array, t: jax.Array, keys: jax.Arr
     def epsilon(x):
         return denoiser(x, t).epsilon
 
-    direction = _signs(keys, x)
+    direction = signs(keys, x)
     _, forward = jax.jvp(epsilon, (x,), (direction,))
     _, pull = jax.vjp(epsilon, x)
     (backward,) = pull(direction)
@@ -128,14 +128,10 @@ def make_empirical(
     return x0
 
 
-def _signs(keys: jax.Array, x: jax.Array) -> jax.Array:
-    return jax.vmap(lambda key: jax.random.rademacher(key, x.shape[1:], x.dtype))(keys)
-
-
 def _two_sets(keys: jax.Array, x: jax.Array) -> list[list[jax.Array]]:
     """Directions for two independent estimates of a divergence; every axis twice where there are few."""
     size = x[0].size
     if size <= EXACT:
         axes = [jnp.broadcast_to(axis.reshape(x.shape[1:]), x.shape) for axis in jnp.eye(size, dtype=x.dtype)]
         return [axes, axes]
-    return [[_signs(fold_each(keys, PROBES * n + i), x) for i in range(PROBES)] for n in (0, 1)]
+    return [[signs(fold_each(keys, PROBES * n + i), x) for i in range(PROBES)] for n in (0, 1)]

@@ -1,8 +1,11 @@
 """DIR/evaluation.json, which several modes write to."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from score_sde import hosts
 from score_sde.errors import UserError
@@ -16,6 +19,12 @@ SECTIONS = (
     "health",
     *(f"restore_{task}" for task in TASKS),
 )  # modes with a place of their own; `evaluate` has the rest
+
+
+def mean_of(values: Any) -> dict[str, float]:
+    """The mean of a number an example, (n,), and its standard error, in float64."""
+    values = np.asarray(values, np.float64)
+    return {"mean": float(values.mean()), "standard_error": float(values.std(ddof=1) / math.sqrt(len(values)))}
 
 
 def read_figures(place: Path) -> dict[str, Any]:

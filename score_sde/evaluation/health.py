@@ -1,6 +1,5 @@
 """`--mode=evaluate --config.evaluation.health=True`: how far a network is from a score, by noise level."""
 
-import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from score_sde import hosts
 from score_sde.data import images_of, to_unit_range
 from score_sde.errors import UserError
 from score_sde.evaluation.diagnostics import curl, fokker_planck, make_empirical, per_dimension, stein
+from score_sde.evaluation.figures import mean_of
 from score_sde.experiment import Experiment
 from score_sde.likelihood import centred_range, dequantize
 from score_sde.parameterization import Denoiser
@@ -119,17 +119,17 @@ def measure(
             for split, (x0, labels) in sets.items():
                 x, seen, found = look(x0, labels, t, keys)
                 if split == "train":
-                    row["loss_train"] = _mean(found["loss"])
+                    row["loss_train"] = mean_of(found["loss"])
                 else:
-                    row |= {name: _mean(values) for name, values in found.items()}
+                    row |= {name: mean_of(values) for name, values in found.items()}
                     derived = [differentiate(x[some], labels[some], t, keys[some]) for some in _batches(len(x))]
                     for name, values in zip(("curl", "fokker_planck"), zip(*derived, strict=True), strict=True):
-                        row[name] = _mean(np.concatenate(values)[: len(x)])
+                        row[name] = mean_of(np.concatenate(values)[: len(x)])
                 if empirical is not None:
                     apart = (np.asarray(seen) - empirical(np.asarray(x), t, labels)) * float(
                         sde.alpha(t) / sde.sigma(t)
                     )
-                    row["memorization" if split == "train" else "memorization_test"] = _mean(per_dimension(apart**2))
+                    row["memorization" if split == "train" else "memorization_test"] = mean_of(per_dimension(apart**2))
             rows.append(row)
             bar.update(1)
     return rows
@@ -184,8 +184,3 @@ def _shown(experiment: Experiment, split: str, key: jax.Array) -> tuple[np.ndarr
 def _batches(number: int) -> list[np.ndarray]:
     """Places of examples, `BATCH` at a time; the last are filled up with the last example."""
     return [np.minimum(np.arange(first, first + BATCH), number - 1) for first in range(0, number, BATCH)]
-
-
-def _mean(values: Any) -> dict[str, float]:
-    values = np.asarray(values, np.float64)
-    return {"mean": float(values.mean()), "standard_error": float(values.std(ddof=1) / math.sqrt(len(values)))}

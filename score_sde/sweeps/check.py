@@ -12,9 +12,9 @@ from score_sde.errors import UserError, nearest
 from score_sde.evaluation.names import figure_names
 from score_sde.experiment import Experiment, make_experiment
 from score_sde.flops import flops_of
+from score_sde.plan import shapes_of_batches, shapes_of_state
 from score_sde.sweeps.trials import Trial, label
 from score_sde.training.preparation import train_step_of
-from score_sde.training.state import initial_state
 
 TRAINING = ("loss", "gradient_norm", "steps_per_second", "images_per_second")  # of metrics.jsonl
 
@@ -97,15 +97,9 @@ def _of_a_step(experiment: Experiment) -> tuple[int, float]:
     if not experiment.trainable:
         return count, 0.0
     levels = experiment.source("train").levels
-    image = jnp.float32 if levels is None else jnp.uint8
-    number = experiment.batch_size
-    batch = {
-        "image": jax.ShapeDtypeStruct((number, *experiment.event_shape), image),
-        "label": jax.ShapeDtypeStruct((number,), jnp.int32),
-        "index": jax.ShapeDtypeStruct((number,), jnp.int32),
-    }
-    state = jax.eval_shape(lambda: initial_state(experiment.init_params(), experiment.optimizer, experiment.averages))
-    return count, flops_of(train_step_of(experiment, levels, None), state, batch)
+    batches = shapes_of_batches(experiment, experiment.batch_size, levels)
+    batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), batches)  # of one step
+    return count, flops_of(train_step_of(experiment, levels, None), shapes_of_state(experiment), batch)
 
 
 def _matmul_rate(size: int = 1024) -> float:

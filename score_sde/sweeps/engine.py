@@ -36,9 +36,8 @@ def connect(address: str, sweep: ConfigDict) -> None:
         ) from None
     if address:
         _check_answers(address)
-        ray.init(address, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}})
-    else:
-        ray.init(include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}})
+    where = {"address": address} if address else {"include_dashboard": False}
+    ray.init(**where, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}})
     logging.getLogger("ray.tune").setLevel(logging.ERROR)  # that a trial leaves Tune no records of its own is no news
     needed = _of_a_host(sweep) | ({sweep.head: 1.0} if sweep.head else {})
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -66,13 +65,14 @@ def run(trials: list[Trial], sweep: ConfigDict, workdir: Path) -> None:
             "commands": dict(zip(sweep.modes, commands(trial, sweep, list(sweep.modes)), strict=True)),
             "hosts": sweep.hosts,
             "host": _of_a_host(sweep),
-            "head": sweep.head,
             "metric": sweep.stop_metric,
         }
         for trial in trials
     ]
     tuner = tune.Tuner(
-        tune.with_resources(_trial, tune.PlacementGroupFactory(_bundles(sweep), strategy=_strategy(sweep))),
+        tune.with_resources(
+            _trial, tune.PlacementGroupFactory(_bundles(sweep), strategy="PACK" if sweep.hosts == 1 else "SPREAD")
+        ),
         param_space={"spec": tune.grid_search(specs)},
         tune_config=tune.TuneConfig(
             max_concurrent_trials=sweep.concurrent or None,
@@ -109,11 +109,11 @@ def _trial(config: dict[str, Any]) -> None:
     reported = {"step": -1}
 
     def report(record):
-        if spec["metric"] and record["step"] > reported["step"]:
+        if record["step"] > reported["step"]:
             reported["step"] = record["step"]
             tune.report({"step": record["step"], spec["metric"]: record[spec["metric"]]})
 
-    worker.run(Path(spec["folder"]), spec["commands"], _start_of(spec), report, node)
+    worker.run(Path(spec["folder"]), spec["commands"], _start_of(spec), report if spec["metric"] else None, node)
 
 
 def _start_of(spec: dict[str, Any]) -> Callable[[list[str], Path], list[Any]]:
@@ -204,10 +204,6 @@ def _bundles(sweep: ConfigDict) -> list[dict[str, float]]:
     if sweep.hosts == 1:
         return [host | head]
     return [{"CPU": HEAD}, host | head, *[host] * (sweep.hosts - 1)]
-
-
-def _strategy(sweep: ConfigDict) -> str:
-    return "PACK" if sweep.hosts == 1 else "SPREAD"
 
 
 def _scheduler(sweep: ConfigDict, trials: list[Trial]) -> Any:

@@ -2,12 +2,13 @@
 
 import base64
 import io
-import json
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
+
+from score_sde.sweeps.trials import records
 
 STYLE = """body { font-family: sans-serif; margin: 2em; } table { border-collapse: collapse; }
 td, th { border: 1px solid #ccc; padding: 0.3em 0.6em; text-align: left; vertical-align: top; }
@@ -80,9 +81,9 @@ def _curves(rows: list[Any]) -> str:
     panel = figure.subplots()
     for i, row in enumerate(rows):
         for n, trial in enumerate(row.trials):
-            records = _records(trial.folder / "metrics.jsonl")
-            if records:
-                steps, losses = zip(*((record["step"], record["loss"]) for record in records), strict=True)
+            logged = records(trial.folder)
+            if logged:
+                steps, losses = zip(*((record["step"], record["loss"]) for record in logged), strict=True)
                 name = ", ".join(map(str, row.overrides.values())) if n == 0 else None
                 panel.plot(steps, losses, color=f"C{i % 10}", linewidth=0.8, label=name)
     panel.set(xlabel="step", ylabel="loss", yscale="log")
@@ -91,16 +92,6 @@ def _curves(rows: list[Any]) -> str:
     out = io.BytesIO()
     figure.savefig(out, format="png")
     return _data(out.getvalue())
-
-
-def _records(path: Path) -> list[dict[str, Any]]:
-    records = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            records.append(json.loads(line))
-        except ValueError:  # it is being written
-            continue
-    return records
 
 
 def _trials(rows: list[Any]) -> str:

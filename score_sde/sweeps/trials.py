@@ -1,11 +1,12 @@
 """A trial: one experiment of a sweep with one seed, its folder, and how far it is."""
 
-import hashlib
 import json
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from ml_collections import ConfigDict
 
 from score_sde import overrides as over
 from score_sde.errors import UserError
+from score_sde.evaluation import fingerprints
 from score_sde.sweeps.axes import Overrides
 from score_sde.training.workdir import flatten, write_atomically
 
@@ -47,7 +49,7 @@ def make_trials(sweep: ConfigDict, workdir: Path) -> list[Trial]:
         for seed in sweep.seeds:
             given = sweep.fixed[0] | overrides | {"seed": seed}
             config = over.override(base, given)
-            key = _hash([config.to_dict(), list(sweep.modes), sweep.from_run])
+            key = fingerprints.of_values(config.to_dict(), list(sweep.modes), sweep.from_run)
             found.setdefault(key, Trial(overrides, seed, given, config, _folder(workdir, overrides, seed, key)))
     return list(found.values())
 
@@ -98,14 +100,13 @@ def metric(folder: Path, name: str) -> float | None:
 
 
 def last_record(folder: Path) -> dict[str, Any]:
-    """The last whole line of a run's metrics.jsonl."""
-    path = folder / "metrics.jsonl"
-    for line in reversed(path.read_text().splitlines() if path.is_file() else []):
-        try:
-            return json.loads(line)
-        except ValueError:  # it is being written
-            continue
-    return {}
+    """The last whole line of a run's metrics.jsonl; {}: there is none."""
+    return next(_parsed(reversed(_logged(folder))), {})
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    """Every whole line of a run's metrics.jsonl."""
+    return list(_parsed(_logged(folder)))
 
 
 def commit() -> str:
@@ -132,8 +133,15 @@ def _folder(workdir: Path, overrides: Overrides, seed: int, key: str) -> Path:
     return workdir / "trials" / f"{words or 'base'}_seed{seed}_{key}"
 
 
-def _hash(values: Any) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:10]
+def _logged(folder: Path) -> list[str]:
+    path = folder / "metrics.jsonl"
+    return path.read_text().splitlines() if path.is_file() else []
+
+
+def _parsed(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    for line in lines:
+        with suppress(ValueError):  # it is being written
+            yield json.loads(line)
 
 
 def _number(value: Any) -> float | None:

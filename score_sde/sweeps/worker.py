@@ -1,5 +1,6 @@
 """What happens where a trial runs: its command lines in turn, as programs that end when their parent does."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -11,7 +12,8 @@ from typing import Any
 
 from score_sde.sweeps.trials import last_record, read_state, write_state
 
-POLL = 0.5  # seconds
+POLL = 0.5  # seconds between looks at whether a program has ended
+NOTED = 4  # looks between notes on the disk that all machines share
 LOG = "trial.log"  # what the programs print
 # Asks Linux for SIGTERM when the parent is gone, on which training saves and ends, and waits for the program of an
 # earlier attempt that is still saving in the same folder; the lock is the program's as long as it lives.
@@ -37,7 +39,7 @@ def run(
     folder: Path,
     commands: dict[str, list[str]],
     start: Callable[[list[str], Path], list[Any]],
-    report: Callable[[dict[str, Any]], None],
+    report: Callable[[dict[str, Any]], None] | None,
     node: str = "",
 ) -> None:
     """Runs the modes of a trial that aren't finished, and keeps its state in its folder.
@@ -46,7 +48,7 @@ def run(
       folder: the trial's.
       commands: mode -> command line.
       start: (command line, folder) -> programs with poll() -> exit status or None; several hosts have one each.
-      report: gets each new line of metrics.jsonl, for early stopping.
+      report: gets the last line of metrics.jsonl at each look, for early stopping; None: there is none.
       node: the name of this machine, for the record.
 
     Raises:
@@ -60,12 +62,11 @@ def run(
             continue
         write_state(folder, state | {"mode": mode})
         programs = start(command, folder)
-        for _ in _while_running(programs):
-            write_state(folder, state | {"mode": mode, "seconds": spent + time.monotonic() - begun})
-            if mode == "train":
-                record = last_record(folder)
-                if record:
-                    report(record)
+        for looks in _while_running(programs):
+            if looks % NOTED == 0:
+                write_state(folder, state | {"mode": mode, "seconds": spent + time.monotonic() - begun})
+            if report is not None and mode == "train" and (record := last_record(folder)):
+                report(record)
         state["seconds"] = spent + time.monotonic() - begun
         statuses = [program.poll() for program in programs]
         if any(statuses) or (mode == "train" and not _trained(folder)):
@@ -108,17 +109,17 @@ def _trained(folder: Path) -> bool:
     return json.loads(config.read_text())["training"]["num_steps"] in steps
 
 
-def _while_running(programs: list[Any]) -> Iterator[None]:
-    """Until all have ended, or one with an error: the others are then ended."""
+def _while_running(programs: list[Any]) -> Iterator[int]:
+    """0, 1, ... until all have ended, or one with an error: the others are then ended."""
     try:
-        while True:
+        for looks in itertools.count():
             statuses = [program.poll() for program in programs]
             if None not in statuses:
                 return
             if any(status for status in statuses if status is not None):
                 break
             time.sleep(POLL)
-            yield
+            yield looks
     finally:
         for program in programs:
             if program.poll() is None:
