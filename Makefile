@@ -22,6 +22,7 @@ slow: $(INSTALLED) $(VENV)/installed-requirements-sweep.txt $(VENV)/installed-re
 lint: $(VENV)/installed-requirements-dev.txt
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 
 peers: $(INSTALLED) $(VENV)/installed-requirements-dev.txt $(VENV)/installed-requirements-peers.txt $(VENV)/installed-requirements-peers-alone.txt
 	$(VENV)/bin/python -m pytest -q -m peers

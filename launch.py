@@ -119,7 +119,7 @@ def sweep(workdir: Path) -> str:
 
 def keep_compiled_programs() -> None:
     """On disk, for the next start; JAX_COMPILATION_CACHE_DIR chooses another folder."""
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -1,14 +1,14 @@
 """Fidelity and diversity of guided digits: does a machine trained on real images see the class that was asked for?
 
 python benchmarks/guidance.py --workdir=runs/vp_digits_conditional [--picture=PATH]
-python benchmarks/guidance.py --config=vp_digits --workdir=runs/vp_digits --guide=runs/vp_digits_classifier
+python benchmarks/guidance.py --workdir=runs/vp_digits --guide=runs/vp_digits_classifier
 
 The run must have been trained, and the guide exported. The machine is the support vector machine of `--mode=evaluate`.
 Diversity is the mean distance between two samples of a class, in pixels from -1 to 1, its mean over classes; the
 table's last rows are of real images. `--picture` draws both against the scale.
 """
 
-import importlib
+import json
 import sys
 from itertools import combinations
 from pathlib import Path
@@ -18,21 +18,27 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # runs as a file, too
 import jax
 import numpy as np
 from absl import app, flags
+from ml_collections import ConfigDict
 
 from benchmarks.report import show
 from benchmarks.svm import fit_svm, top_class
 from score_sde.data import images_of, to_levels, to_unit_range
 from score_sde.experiment import make_experiment
 from score_sde.training.trained import trained
-from score_sde.training.workdir import check_config
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("config", "vp_digits_conditional", "the config of the run")
 flags.DEFINE_string("workdir", "runs/vp_digits_conditional", "the run")
 flags.DEFINE_string("guide", "", "a classifier's or a weaker network's run; none: classifier-free guidance")
 flags.DEFINE_list("scales", ["0", "0.5", "1", "1.5", "2", "3", "5"], "guidance scales")
 flags.DEFINE_integer("samples", 1000, "samples a scale, of each class in turn")
 flags.DEFINE_string("picture", None, "where to write the plot, a PNG")
+
+
+def as_tuples(value):
+    """What JSON has made lists of."""
+    if isinstance(value, dict):
+        return {key: as_tuples(part) for key, part in value.items()}
+    return tuple(map(as_tuples, value)) if isinstance(value, list) else value
 
 
 def scaled(source):
@@ -44,7 +50,6 @@ def draw(config, scale, levels):
     """Samples of a scale, at the data's levels."""
     config.sampling.guidance_scale = scale
     experiment = make_experiment(config, jax.local_devices())
-    check_config(Path(FLAGS.workdir), experiment.config)
     params, _ = trained(experiment, Path(FLAGS.workdir))
     drawn = np.concatenate([batch.x for batch in experiment.sampler.draw(params, FLAGS.samples)])
     return to_unit_range(to_levels(drawn, levels), levels), np.asarray(experiment.class_of(np.arange(FLAGS.samples)))
@@ -90,7 +95,7 @@ def save_picture(path, rows, real):
 
 def main(argv):
     del argv
-    config = importlib.import_module(f"configs.{FLAGS.config}").get_config()
+    config = ConfigDict(as_tuples(json.loads((Path(FLAGS.workdir) / "config.json").read_text())))
     config.sampling.guide = FLAGS.guide
     source = make_experiment(config, jax.local_devices()).source
     train, test = source("train"), source("test")
@@ -100,7 +105,8 @@ def main(argv):
     ]
     real = [row_of(f"real {name}", machine, *scaled(split)) for name, split in (("test", test), ("train", train))]
     show(
-        f"Guidance of {FLAGS.config}{' by ' + FLAGS.guide if FLAGS.guide else ''}, {FLAGS.samples} samples", rows + real
+        f"Guidance of {Path(FLAGS.workdir).name}{' by ' + FLAGS.guide if FLAGS.guide else ''}, {FLAGS.samples} samples",
+        rows + real,
     )
     if FLAGS.picture:
         save_picture(FLAGS.picture, rows, real[0])

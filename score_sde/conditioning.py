@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_sde import models
-from score_sde.errors import UserError
+from score_sde.errors import UserError, present
 from score_sde.guidance import (
     autoguided,
     class_log_prob,
@@ -171,18 +171,19 @@ def make_guided(
         return lambda params, beside, indices: classifier_free_labelled(
             lambda labels: denoiser(params, labels=labels), told(indices), how.scale, **bounds
         )
-    if guide.logits is not None:
+    logits, weaker = guide.logits, guide.denoiser
+    if logits is not None:
         classifier_guided(_nothing, _nothing, sde, how.scale)
         return lambda params, beside, indices: classifier_guided(
             denoiser(params, labels=told(indices)),
-            class_log_prob(partial(guide.logits, beside), label_of(indices)),
+            class_log_prob(partial(logits, beside), present(label_of(indices))),
             sde,
             how.scale,
         )
     autoguided(_nothing, _nothing, how.scale, **bounds)
     return lambda params, beside, indices: autoguided(
         denoiser(params, labels=told(indices)),
-        guide.denoiser(beside, labels=label_of(indices) if guide.num_classes else None),
+        present(weaker)(beside, labels=label_of(indices) if guide.num_classes else None),
         how.scale,
         **bounds,
     )

@@ -115,11 +115,11 @@ def annealed_langevin(
       num_steps: at each level.
     """
     keys = sample_keys(key, x.shape[0])
-    sigmas = jnp.asarray(sigmas, x.dtype)
+    levels = jnp.asarray(sigmas, x.dtype)
 
     def level(x, numbered):
         i, sigma = numbered
-        h = step_size * (sigma / sigmas[-1]) ** 2
+        h = step_size * (sigma / levels[-1]) ** 2
         return langevin(lambda x: score_fn(x, sigma), x, fold_each(keys, i), h, num_steps), None
 
-    return jax.lax.scan(level, x, (jnp.arange(len(sigmas)), sigmas))[0]
+    return jax.lax.scan(level, x, (jnp.arange(len(levels)), levels))[0]

@@ -3,11 +3,19 @@
 import difflib
 from collections.abc import Callable, Iterable, Mapping
 from inspect import signature
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class UserError(ValueError):
     """Something the user gave is wrong; the message says what was given, what is accepted and where to change it."""
+
+
+def present(value: T | None) -> T:
+    """A value that is None elsewhere, and that the caller has made sure of here."""
+    assert value is not None
+    return value
 
 
 def nearest(given: str, known: Iterable[str]) -> str:

@@ -3,7 +3,7 @@
 The only file that reads config.* by name, but for `sampling_settings.py`, which gets config.sampling as plain values.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -73,7 +73,7 @@ class Experiment(NamedTuple):
     batch_size: int  # global
     schedule: Schedule
     source: Callable[[str], data.Source]  # split -> images
-    batches: Callable[[data.Source, int, slice | None], Any]  # (source, first step, rows) -> batches of a call
+    batches: Callable[..., Iterator]  # (source, first step, rows=None) -> batches of a call
     sampler: Sampler | None  # None of a classifier
     class_of: Callable[[jax.Array], jax.Array | None]  # indices of samples -> the classes that they are asked for
     task: Task | None  # an inverse problem that the sampler answers
@@ -144,18 +144,20 @@ def make_experiment(config: ConfigDict, devices: list[jax.Device]) -> Experiment
     )
     loss_fn = make_loss(subject, **_plain(config.loss))
     _check_loss(config, loss_fn, variables.get("params", {}), event_shape, classifies)
-    test = partial(_source, config, "test")
-    prior = Prior(
-        sde,
-        chain if _knows_the_chain_alone(config) else None,
-        denoiser,
-        num_classes,
-        getattr(model, "label_dropout", 0.0) > 0,
-        guide,
-        event_shape,
-        class_of,
-        test,
-    )
+    sampler = None
+    if denoiser is not None:
+        prior = Prior(
+            sde,
+            chain if _knows_the_chain_alone(config) else None,
+            denoiser,
+            num_classes,
+            getattr(model, "label_dropout", 0.0) > 0,
+            guide,
+            event_shape,
+            class_of,
+            partial(_source, config, "test"),
+        )
+        sampler = sampler_of(_plain(config.sampling), prior, task, sampling_key, devices)
     return Experiment(
         config=_plain(config),
         event_shape=event_shape,
@@ -184,18 +186,8 @@ def make_experiment(config: ConfigDict, devices: list[jax.Device]) -> Experiment
         batch_size=config.training.batch_size,
         schedule=schedule,
         source=partial(_source, config),
-        batches=lambda source, first_step, rows=None: data.batches(
-            source,
-            config.seed,
-            config.training.batch_size,
-            config.training.steps_per_call,
-            first_step,
-            config.data.random_flip,
-            config.data.num_threads,
-            config.data.num_workers,
-            rows,
-        ),
-        sampler=None if classifies else sampler_of(_plain(config.sampling), prior, task, sampling_key, devices),
+        batches=partial(_batches, config),
+        sampler=sampler,
         class_of=class_of,
         task=task,
         num_samples=config.sampling.num_samples,
@@ -238,6 +230,20 @@ def _source(config: ConfigDict, split: str) -> data.Source:
     return data.load(shown.name, split, shown.image_size, shown.channels, shown.path, _plain(shown.kwargs), shown.crop)
 
 
+def _batches(config: ConfigDict, source: data.Source, first_step: int, rows: slice | None = None) -> Iterator:
+    return data.batches(
+        source,
+        config.seed,
+        config.training.batch_size,
+        config.training.steps_per_call,
+        first_step,
+        config.data.random_flip,
+        config.data.num_threads,
+        config.data.num_workers,
+        rows,
+    )
+
+
 def _event_shape(config: ConfigDict) -> tuple[int, ...]:
     size, channels = config.data.image_size, config.data.channels
     return (size, size, channels) if size else (channels,)
@@ -267,7 +273,8 @@ def _make_sde(name: str, kwargs: dict[str, Any]) -> tuple[SDE, ddpm.Schedule | N
     Raises:
       UserError: the SDE is unknown, or its data are still seen at t_max, so that N(0, sigma(t_max)^2) is not its prior.
     """
-    made = build("SDE", SDES | ddpm.SCHEDULES, name, kwargs, "--config.sde")
+    known: dict[str, Any] = {**SDES, **ddpm.SCHEDULES}
+    made = build("SDE", known, name, kwargs, "--config.sde")
     chain = made if isinstance(made, ddpm.Schedule) else None
     sde = made if chain is None else ddpm.to_sde(chain)
     terminal = float(log_snr(sde, sde.t_max))

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
-from score_sde.errors import UserError
+from score_sde.errors import UserError, present
 from score_sde.parameterization import Denoiser, Prediction, move_x0
 from score_sde.sde import SDE, lift, t_from_log_snr
 
@@ -48,7 +49,7 @@ def classifier_guided(denoiser: Denoiser, log_prob_fn: LogProb, sde: SDE, scale:
 
 
 def shift_score(
-    pair: Prediction, term: Callable, x: jax.Array, t: jax.Array, sde: SDE, scale: float | jax.Array = 1.0
+    pair: Prediction, term: Callable, x: jax.Array, t: ArrayLike, sde: SDE, scale: float | jax.Array = 1.0
 ) -> Prediction:
     """The pair at x whose score has scale times term(x, t), of the shape of x, added.
 
@@ -215,7 +216,7 @@ def _rescaled(pair: Prediction, strong: Prediction, t: jax.Array, how: How) -> P
     axes = tuple(range(1, pair.x0.ndim))
     own = jnp.std(pair.x0, axis=axes)
     ratio = jnp.where(own > 0, jnp.std(strong.x0, axis=axes) / jnp.where(own > 0, own, 1.0), 1.0)
-    return move_x0(pair, lift(how.rescale * (ratio - 1), pair.x0) * pair.x0, t, how.sde)
+    return move_x0(pair, lift(how.rescale * (ratio - 1), pair.x0) * pair.x0, t, present(how.sde))
 
 
 def _check_how(how: How) -> None:

@@ -13,8 +13,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
-from score_sde.errors import UserError, lookup
+from score_sde.errors import UserError, lookup, present
 from score_sde.parameterization import Denoiser, velocity_fn
 from score_sde.randomness import fold_each, noise, sample_keys
 from score_sde.sde import SDE, lift, marginal, prior_log_prob, sum_event
@@ -84,7 +85,8 @@ def log_likelihood(
     if not exact and (key is None or num_probes < 1):
         raise UserError(f"Hutchinson's estimate needs a key and num_probes >= 1, got num_probes={num_probes}")
     shape = x.shape[1:]
-    probes = jnp.zeros((len(x), 0, *shape)) if exact else _probes(sample_keys(key, len(x)), num_probes, x, probe)
+    none = jnp.zeros((len(x), 0, *shape))
+    probes = none if exact else _probes(sample_keys(present(key), len(x)), num_probes, x, probe)
 
     def one(x, probes):
         def flow(t, x):
@@ -157,7 +159,7 @@ def check_continuous(x) -> None:
 
 
 def bits_per_dim(
-    log_prob: jax.Array,
+    log_prob: ArrayLike,
     event_shape: tuple[int, ...],
     levels: int = 256,
     data_range: tuple[float, float] = (-1.0, 1.0),
@@ -174,11 +176,11 @@ def bits_per_dim(
       data_range: where [0, levels] was mapped to, as by `dequantize`.
     """
     d = np.prod(event_shape)
-    return -(log_prob / d + np.log((data_range[1] - data_range[0]) / levels)) / np.log(2.0)
+    return -(jnp.asarray(log_prob) / d + np.log((data_range[1] - data_range[0]) / levels)) / np.log(2.0)
 
 
 def dequantize(
-    key: jax.Array, images: jax.Array, levels: int = 256, data_range: tuple[float, float] = (-1.0, 1.0)
+    key: jax.Array, images: jax.Array | np.ndarray, levels: int = 256, data_range: tuple[float, float] = (-1.0, 1.0)
 ) -> jax.Array:
     """Adds uniform noise of one level and maps [0, levels] to data_range (Uria et al. 2013; Theis et al. 2016).
 
@@ -203,7 +205,7 @@ def dequantize(
     keys = sample_keys(key, len(images))
     uniform = jax.vmap(lambda key: jax.random.uniform(key, images.shape[1:]))(keys)
     low, high = data_range
-    return low + (high - low) * (images.astype(jnp.float32) + uniform) / levels
+    return low + (high - low) * (jnp.asarray(images, jnp.float32) + uniform) / levels
 
 
 def centred_range(levels: int) -> tuple[float, float]:

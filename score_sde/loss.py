@@ -8,15 +8,15 @@ import numpy as np
 import optax
 
 from score_sde import ddpm
-from score_sde.errors import UserError, build, lookup
+from score_sde.errors import UserError, build, lookup, present
 from score_sde.parameterization import Denoiser, show, to_prediction
-from score_sde.randomness import Draw, fold_each, noise
+from score_sde.randomness import fold_each, noise
 from score_sde.score_matching import OBJECTIVES
 from score_sde.sde import SDE, marginal
 from score_sde.time_samplers import TIME_SAMPLERS, TimeSampler, check_time_sampler
 from score_sde.weightings import WEIGHTINGS, Weighting
 
-LossFn = Callable[[Any, jax.Array, Draw, jax.Array | None], jax.Array]
+LossFn = Callable[..., jax.Array]  # (params, x0, draw, **told) -> (n,)
 
 # Trained at the steps of a chain alone: L_simple (Ho et al. 2020), and with a learned variance (Nichol and Dhariwal
 # 2021).
@@ -96,11 +96,13 @@ def make_loss(
 def _continuous_losses(
     subject: Subject, objective: Callable, weighting: Weighting, sample_times: TimeSampler, t_min: float
 ) -> LossFn:
+    make_denoiser = present(subject.denoiser)
+
     def losses(params, x0, draw, **told):
         t, factor = sample_times(draw, subject.sde, t_min)
         epsilon = noise(draw.noise_keys, x0)
         keys = fold_each(draw.network_keys, 1)  # apart from dropout's
-        denoiser = subject.denoiser(params, draw.network_keys, **told)
+        denoiser = make_denoiser(params, draw.network_keys, **told)
         return factor * objective(denoiser, subject.sde, x0, t, epsilon, keys, weighting)
 
     return losses
@@ -122,11 +124,11 @@ def _cross_entropy(subject: Subject, sample_times: TimeSampler, t_min: float) ->
 def _ddpm_losses(subject: Subject, sample_times: TimeSampler, kwargs: Mapping[str, Any]) -> LossFn:
     """`ddpm.simple_loss` at even steps."""
     _check_keys("ddpm", kwargs, ())
-    chain = subject.chain
+    chain, make_denoiser = present(subject.chain), present(subject.denoiser)
 
     def losses(params, x0, draw, **told):
         n = ddpm.nearest_index(chain, sample_times(draw, subject.sde, 0.0)[0])
-        denoiser = subject.denoiser(params, draw.network_keys, **told)
+        denoiser = make_denoiser(params, draw.network_keys, **told)
         epsilon = noise(draw.noise_keys, x0)
         return ddpm.simple_loss(lambda x, n: denoiser(x, ddpm.time_of(chain, n)).epsilon, chain, x0, n, epsilon)
 
@@ -136,7 +138,7 @@ def _ddpm_losses(subject: Subject, sample_times: TimeSampler, kwargs: Mapping[st
 def _hybrid_losses(subject: Subject, sample_times: TimeSampler, kwargs: Mapping[str, Any]) -> LossFn:
     """`ddpm.hybrid_loss` at even steps; the network's second output is the variance's place."""
     _check_keys("ddpm_hybrid", kwargs, ("vlb_weight", "levels"))
-    chain, channels = subject.chain, subject.event_shape[-1]
+    chain, channels = present(subject.chain), subject.event_shape[-1]
 
     def losses(params, x0, draw, **told):
         n = ddpm.nearest_index(chain, sample_times(draw, subject.sde, 0.0)[0])

@@ -10,8 +10,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
-from score_sde.errors import UserError
+from score_sde.errors import UserError, present
 from score_sde.sde import lift
 
 FAINT = 1e-5  # of the largest singular value: what is fainter is lost in float32, and counts as unseen
@@ -257,7 +258,7 @@ def check(operator: Operator, event_shape: tuple[int, ...], num_probes: int = 4)
             "operators.function, and method='dps')"
         )
     y = jax.random.normal(keys[2], measured.shape)
-    back = operator.transpose(y)
+    back = present(operator.transpose)(y)
     if back.shape != x.shape:
         raise UserError(f"the transpose gives the shape {back.shape[1:]} for the data's {x.shape[1:]}")
     for n in range(num_probes):
@@ -270,7 +271,7 @@ def check(operator: Operator, event_shape: tuple[int, ...], num_probes: int = 4)
             )
 
 
-def gain(operator: Operator, residual: jax.Array, spread: jax.Array | float, noise: float) -> jax.Array:
+def gain(operator: Operator, residual: jax.Array, spread: ArrayLike, noise: float) -> jax.Array:
     """A^T (spread A A^T + noise^2)^-1 residual: what a Gaussian x0 of variance `spread` makes of a residual.
 
     With noise 0 and spread 1 it is the pseudo-inverse. By the SVD, or by conjugate gradients where there is none.
@@ -297,7 +298,9 @@ def gain(operator: Operator, residual: jax.Array, spread: jax.Array | float, noi
         weight = jnp.where(seen[None], singular[None] / jnp.where(seen[None], variance, 1.0), 0.0)
         return operator.svd.v(weight * found)
 
-    def normal(u):
-        return lift(spread, u) * operator.forward(operator.transpose(u)) + noise**2 * u
+    transpose = operator.transpose
 
-    return operator.transpose(jax.scipy.sparse.linalg.cg(normal, residual, tol=1e-6, maxiter=200)[0])
+    def normal(u):
+        return lift(spread, u) * operator.forward(transpose(u)) + noise**2 * u
+
+    return transpose(jax.scipy.sparse.linalg.cg(normal, residual, tol=1e-6, maxiter=200)[0])

@@ -1,7 +1,7 @@
 """Optimizers, by name: the gradient's global norm clipped, then the method, its rate warmed up and let decay."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -40,7 +40,12 @@ def muon(
     )
 
 
-OPTIMIZERS = {"adam": optax.adam, "adamw": optax.adamw, "lion": optax.lion, "muon": muon}
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
+    "adam": optax.adam,
+    "adamw": optax.adamw,
+    "lion": optax.lion,
+    "muon": muon,
+}
 
 
 def constant() -> optax.Schedule:
@@ -63,7 +68,12 @@ def inverse_sqrt(reference_steps: int) -> optax.Schedule:
     return lambda step: jnp.sqrt(reference_steps / jnp.maximum(step, reference_steps))
 
 
-SCHEDULES = {"constant": constant, "cosine": cosine, "linear": linear, "inverse_sqrt": inverse_sqrt}
+SCHEDULES: dict[str, Callable[..., optax.Schedule]] = {
+    "constant": constant,
+    "cosine": cosine,
+    "linear": linear,
+    "inverse_sqrt": inverse_sqrt,
+}
 
 
 def _passed(step: jax.Array, decay_steps: int) -> jax.Array:

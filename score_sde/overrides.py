@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from score_sde.errors import UserError, nearest
+from score_sde.errors import UserError, nearest, present
 from score_sde.training.workdir import flatten
 
 
@@ -23,9 +23,9 @@ def load(place: str) -> ConfigDict:
     path, _, variant = place.partition(":")
     if not Path(path).is_file():
         raise UserError(f"no config file {path!r} (set --config.base)")
-    spec = importlib.util.spec_from_file_location(f"config_{Path(path).stem}", path)
+    spec = present(importlib.util.spec_from_file_location(f"config_{Path(path).stem}", path))
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    present(spec.loader).exec_module(module)
     return module.get_config(*([variant] if variant else []))
 
 

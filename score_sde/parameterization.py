@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from score_sde.errors import UserError, lookup
 from score_sde.sde import SDE, lift, log_snr, slope, t_from_log_snr, vp
@@ -21,10 +22,10 @@ class Prediction(NamedTuple):
     epsilon: jax.Array
 
 
-Denoiser = Callable[[jax.Array, jax.Array], Prediction]
+Denoiser = Callable[[jax.Array, ArrayLike], Prediction]
 
 
-def move_x0(pair: Prediction, shift: jax.Array, t: jax.Array, sde: SDE) -> Prediction:
+def move_x0(pair: Prediction, shift: jax.Array, t: ArrayLike, sde: SDE) -> Prediction:
     """The pair with x0 + shift; eps follows, so that alpha x0 + sigma eps is the same x_t.
 
     As a difference, so that what isn't moved stays exact where sigma is small.
@@ -35,12 +36,12 @@ def move_x0(pair: Prediction, shift: jax.Array, t: jax.Array, sde: SDE) -> Predi
 class Row(NamedTuple):
     """A prediction p as scale p = a x0 + b eps; each of the shape of t, or a Python 0 or 1 where it always is that."""
 
-    scale: jax.Array | int
-    a: jax.Array | int
-    b: jax.Array | int
+    scale: ArrayLike
+    a: ArrayLike
+    b: ArrayLike
 
 
-PREDICTIONS: dict[str, Callable[[SDE, jax.Array], Row]] = {
+PREDICTIONS: dict[str, Callable[[SDE, ArrayLike], Row]] = {
     "x0": lambda sde, t: Row(1, 1, 0),
     "epsilon": lambda sde, t: Row(1, 0, 1),
     "v": lambda sde, t: Row(1, -sde.sigma(t), sde.alpha(t)),  # Salimans and Ho 2022, Section 4
@@ -49,7 +50,7 @@ PREDICTIONS: dict[str, Callable[[SDE, jax.Array], Row]] = {
 }
 
 
-def to_prediction(output: jax.Array, x: jax.Array, t: jax.Array, sde: SDE, source: str) -> Prediction:
+def to_prediction(output: jax.Array, x: jax.Array, t: ArrayLike, sde: SDE, source: str) -> Prediction:
     """The pair (x0, eps) of a prediction and x_t.
 
     Args:
@@ -67,14 +68,14 @@ def to_prediction(output: jax.Array, x: jax.Array, t: jax.Array, sde: SDE, sourc
     return _solve(row(sde, t), output, x, sde.alpha(t), sde.sigma(t))
 
 
-def from_prediction(pair: Prediction, t: jax.Array, sde: SDE, target: str) -> jax.Array:
+def from_prediction(pair: Prediction, t: ArrayLike, sde: SDE, target: str) -> jax.Array:
     """The prediction `target`, a key of `PREDICTIONS`, of a pair (x0, eps); a score is infinite at sigma = 0."""
     scale, a, b = lookup("prediction", PREDICTIONS, target, "--config.model.prediction")(sde, t)
     terms = [lift(c, part) * part for c, part in ((a, pair.x0), (b, pair.epsilon)) if not _is(c, 0)]  # 0 * inf is NaN
     return sum(terms[1:], terms[0]) / lift(scale, pair.x0)
 
 
-def convert(output: jax.Array, x: jax.Array, t: jax.Array, sde: SDE, source: str, target: str) -> jax.Array:
+def convert(output: jax.Array, x: jax.Array, t: ArrayLike, sde: SDE, source: str, target: str) -> jax.Array:
     """Turns one prediction into another; arguments, shapes and limits as for `to_prediction`."""
     pair = to_prediction(output, x, t, sde, source)
     return output if source == target else from_prediction(pair, t, sde, target)
@@ -151,17 +152,17 @@ class Preconditioning(NamedTuple):
     row: Callable | None  # what the network predicts; None: what `prediction` says
 
 
-def _scaled_sigma(sde: SDE, t: jax.Array) -> jax.Array:
+def _scaled_sigma(sde: SDE, t: ArrayLike) -> jax.Array:
     """sigma / alpha, Karras' sigma: theirs is x_t / alpha = x0 + (sigma / alpha) eps."""
     return sde.sigma(t) / sde.alpha(t)
 
 
-def _edm_radius(sde: SDE, t: jax.Array, sigma_data: float) -> jax.Array:
+def _edm_radius(sde: SDE, t: ArrayLike, sigma_data: float) -> jax.Array:
     """The standard deviation of x_t, for data of the standard deviation sigma_data."""
     return jnp.sqrt(sde.sigma(t) ** 2 + (sigma_data * sde.alpha(t)) ** 2)
 
 
-def _edm_row(sde: SDE, t: jax.Array, sigma_data: float) -> Row:
+def _edm_row(sde: SDE, t: ArrayLike, sigma_data: float) -> Row:
     """F of x0 = c_skip x / alpha + c_out F: solved, sigma_data F = (sigma x0 - sigma_data^2 alpha eps) / radius."""
     radius = _edm_radius(sde, t, sigma_data)
     return Row(sigma_data, sde.sigma(t) / radius, -(sigma_data**2) * sde.alpha(t) / radius)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from score_sde.collectives import collectives
-from score_sde.errors import UserError
+from score_sde.errors import UserError, present
 from score_sde.experiment import Experiment
 from score_sde.flops import flops_of_repetitions
 from score_sde.settings import check_divides
@@ -150,7 +150,7 @@ def _of_a_step(compiled: Compiled, machine: Machine, experiment: Experiment) -> 
         "device_memory_bytes": chip.memory,
         "fits": compiled.memory <= chip.memory,
         "bounds_seconds": bounds,
-        "bound_by": max(bounds, key=bounds.get),
+        "bound_by": max(bounds, key=bounds.__getitem__),
         "images_per_second_at_most": experiment.batch_size / seconds,
         "num_steps": experiment.schedule.num_steps,
         "hours_at_least": hours,
@@ -172,7 +172,7 @@ def _largest(experiment: Experiment, machine: Machine, each: int, compiled: Comp
     Returns:
       {"fits": a batch that fits, 0 for none, "too_large": one that doesn't, None where none was met}.
     """
-    grain, limit = experiment.step_options["accumulate"], machine.chip.memory
+    grain, limit = experiment.step_options["accumulate"], present(machine.chip).memory
     used = {0: 0.0, each: math.inf if compiled is None else compiled.memory}
     for _ in range(COMPILATIONS):
         fitting = sorted(batch for batch, size in used.items() if size <= limit)
@@ -180,7 +180,7 @@ def _largest(experiment: Experiment, machine: Machine, each: int, compiled: Comp
         low = fitting[-1]
         if used[low] > CLOSE * limit or (too_large is not None and too_large - low <= max(grain, low // 16)):
             break
-        guess = 16 * low if low else too_large // 2
+        guess = 16 * low if low else present(too_large) // 2
         if len(fitting) > 2:
             slope = (used[low] - used[fitting[-2]]) / (low - fitting[-2])
             guess = min(guess, int(low + 0.97 * (limit - used[low]) / slope)) if slope > 0 else guess

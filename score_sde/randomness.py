@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from score_sde.errors import UserError
 
@@ -15,7 +16,7 @@ def sample_keys(key: jax.Array, batch: int) -> jax.Array:
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(batch))
 
 
-def fold_each(keys: jax.Array, n: jax.Array) -> jax.Array:
+def fold_each(keys: jax.Array, n: ArrayLike) -> jax.Array:
     """(batch,) keys, each folded by the same number n."""
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, n)
 
@@ -62,7 +63,7 @@ class Draw(NamedTuple):
     batch_size: int  # of the global batch
 
 
-def make_draw(seed_key: jax.Array, step: jax.Array, indices: jax.Array, batch_size: int) -> Draw:
+def make_draw(seed_key: jax.Array, step: ArrayLike, indices: jax.Array, batch_size: int) -> Draw:
     """The draw of the examples `indices` (n,) of a global batch, at a step; seed_key is the run's."""
     step_key = jax.random.fold_in(seed_key, step)
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(step_key, indices)

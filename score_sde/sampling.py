@@ -35,6 +35,18 @@ class Sampler(NamedTuple):
     beside: Callable[[], Any] = tuple  # what samples are drawn with beside the parameters
 
 
+def draw_whole(
+    sampler: Sampler, params: Any, num_samples: int, interrupted: Callable[[], Any] = lambda: None
+) -> np.ndarray | None:
+    """(num_samples, *event_shape); None where interrupted between batches, by one process alone: several draw on."""
+    drawn = []
+    for batch in sampler.draw(params, num_samples):
+        drawn.append(batch.x)
+        if interrupted() and jax.process_count() == 1:
+            return None
+    return np.concatenate(drawn)
+
+
 def run_on_grid(
     solver: Solver, sde: SDE, times, denoiser, x, keys, denoise: bool, trajectory: bool = False
 ) -> Solution:

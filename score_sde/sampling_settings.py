@@ -40,7 +40,8 @@ class Prior(NamedTuple):
 def task_of(settings: Mapping[str, Any], event_shape: tuple[int, ...]) -> Task | None:
     """The inverse problem that the settings ask for, if there is one."""
     names = ("task", "task_kwargs", "task_noise", "method", "method_kwargs", "completions", "num_samples")
-    return make_task(*(settings[name] for name in names), event_shape)
+    (name, kwargs, noise, method, method_kwargs, completions, number) = (settings[name] for name in names)
+    return make_task(name, kwargs, noise, method, method_kwargs, completions, number, event_shape)
 
 
 def sampler_of(
@@ -119,7 +120,7 @@ def _answer(
     )
 
 
-def _measured(task: Task, prior: Prior, num_samples: int, seed_key: jax.Array) -> dict[str, jax.Array]:
+def _measured(task: Task, prior: Prior, num_samples: int, seed_key: jax.Array) -> dict[str, np.ndarray]:
     """The first test images, and what is measured of them; image i's noise is a function of (seed, i)."""
     source, number = prior.test(), num_samples // task.completions
     if number > len(source.examples):

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from score_sde.errors import UserError
 
@@ -23,16 +24,16 @@ from score_sde.errors import UserError
 class SDE(NamedTuple):
     """A linear-Gaussian forward process, as pure functions of time; build it once a run and close over it."""
 
-    alpha: Callable[[jax.Array], jax.Array]  # t -> signal scale, shape of t
-    sigma: Callable[[jax.Array], jax.Array]  # t -> noise standard deviation, shape of t
-    drift: Callable[[jax.Array, jax.Array], jax.Array]  # (x, t) -> f(x, t), shape of x
-    diffusion: Callable[[jax.Array], jax.Array]  # t -> g(t), shape of t
+    alpha: Callable[[ArrayLike], jax.Array]  # t -> signal scale, shape of t
+    sigma: Callable[[ArrayLike], jax.Array]  # t -> noise standard deviation, shape of t
+    drift: Callable[[jax.Array, ArrayLike], jax.Array]  # (x, t) -> f(x, t), shape of x
+    diffusion: Callable[[ArrayLike], jax.Array]  # t -> g(t), shape of t
     t_min: float  # where reverse-time integration stops
     t_max: float  # where it starts, from the prior
-    t_from_log_snr: Callable[[jax.Array], jax.Array] | None = None  # the inverse of log_snr, where it has a closed form
+    t_from_log_snr: Callable[[ArrayLike], jax.Array] | None = None  # the inverse of log_snr, where it has a closed form
 
 
-def lift(coefficient: jax.Array, x: jax.Array) -> jax.Array:
+def lift(coefficient: ArrayLike, x: jax.Array) -> jax.Array:
     """Appends axes of length one to a coefficient of shape () or (batch,), so that it multiplies x: (batch, *event)."""
     coefficient = jnp.asarray(coefficient)
     if coefficient.ndim == 0:
@@ -45,7 +46,7 @@ def sum_event(x: jax.Array) -> jax.Array:
     return jnp.sum(x, axis=tuple(range(1, x.ndim)))
 
 
-def slope(function: Callable[[jax.Array], jax.Array], t: jax.Array) -> jax.Array:
+def slope(function: Callable[[ArrayLike], jax.Array], t: ArrayLike) -> jax.Array:
     """d function / dt by automatic differentiation, for an elementwise function of t; the shape of t."""
     t = jnp.asarray(t, jnp.result_type(t, float))
     return jax.jvp(function, (t,), (jnp.ones_like(t),))[1]
@@ -76,7 +77,7 @@ def vp(beta_min: float = 0.1, beta_max: float = 20.0) -> SDE:
         t_min=1e-3,
         t_max=1.0,
         # snr = exp(-B) / (1 - exp(-B)), so B = log(1 + 1 / snr)
-        t_from_log_snr=lambda log_snr: inverse_integral(jax.nn.softplus(-log_snr)),
+        t_from_log_snr=lambda log_snr: inverse_integral(jax.nn.softplus(jnp.negative(log_snr))),
     )
 
 
@@ -187,7 +188,7 @@ def ve(sigma_min: float = 0.01, sigma_max: float = 50.0) -> SDE:
         diffusion=lambda t: sigma(t) * math.sqrt(2 * log_ratio),
         t_min=1e-5,
         t_max=1.0,
-        t_from_log_snr=lambda log_snr: 0.5 - (0.5 * log_snr + math.log(middle)) / log_ratio,
+        t_from_log_snr=lambda log_snr: 0.5 - (0.5 * jnp.asarray(log_snr) + math.log(middle)) / log_ratio,
     )
 
 
@@ -234,7 +235,7 @@ def flow() -> SDE:
       An SDE on [0, 1].
     """
     return SDE(
-        alpha=lambda t: 1.0 - t,
+        alpha=lambda t: 1.0 - jnp.asarray(t),
         sigma=lambda t: jnp.asarray(t, jnp.result_type(t, float)),
         drift=lambda x, t: -x / lift(1.0 - t, x),
         diffusion=lambda t: jnp.sqrt(2.0 * t / (1.0 - t)),
@@ -277,7 +278,7 @@ def from_schedule(alpha: Callable, sigma: Callable, t_min: float, t_max: float) 
 SDES = {"vp": vp, "vp_cosine": vp_cosine, "sub_vp": sub_vp, "ve": ve, "edm": edm, "flow": flow}
 
 
-def perturb(sde: SDE, key: jax.Array, x0: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+def perturb(sde: SDE, key: jax.Array, x0: jax.Array, t: ArrayLike) -> tuple[jax.Array, jax.Array]:
     """Draws x_t given x0 from the forward process' marginal, x_t = alpha(t) x0 + sigma(t) epsilon.
 
     Args:
@@ -293,7 +294,7 @@ def perturb(sde: SDE, key: jax.Array, x0: jax.Array, t: jax.Array) -> tuple[jax.
     return marginal(sde, x0, epsilon, t), epsilon
 
 
-def marginal(sde: SDE, x0: jax.Array, epsilon: jax.Array, t: jax.Array) -> jax.Array:
+def marginal(sde: SDE, x0: jax.Array, epsilon: jax.Array, t: ArrayLike) -> jax.Array:
     """The point alpha(t) x0 + sigma(t) epsilon; x0 and epsilon are (batch, *event), t is () or (batch,)."""
     return lift(sde.alpha(t), x0) * x0 + lift(sde.sigma(t), x0) * epsilon
 
@@ -309,12 +310,12 @@ def prior_log_prob(sde: SDE, x: jax.Array) -> jax.Array:
     return sum_event(-0.5 * (x / scale) ** 2 - jnp.log(scale) - 0.5 * jnp.log(2 * jnp.pi))
 
 
-def log_snr(sde: SDE, t: jax.Array) -> jax.Array:
+def log_snr(sde: SDE, t: ArrayLike) -> jax.Array:
     """log(alpha^2 / sigma^2), of the shape of t; falls from data to noise, at the rate g^2 / sigma^2."""
     return 2 * (jnp.log(sde.alpha(t)) - jnp.log(sde.sigma(t)))
 
 
-def t_from_log_snr(sde: SDE, log_snr: jax.Array) -> jax.Array:
+def t_from_log_snr(sde: SDE, log_snr: ArrayLike) -> jax.Array:
     """The time at which alpha^2 / sigma^2 = exp(log_snr), of the shape of log_snr: the inverse of `log_snr`.
 
     In closed form where the SDE has one, otherwise by bisection on [0, t_max], where a log-SNR beyond an end gives

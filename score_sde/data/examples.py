@@ -1,19 +1,34 @@
 """Sequences of examples, {"image": an array, "label": int}, and what is done to their images."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image
+
+from score_sde.errors import present
+
+
+class Examples(Protocol):
+    """Random access to {"image": an array, "label": int}."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> dict[str, Any]: ...
 
 
 class Source(NamedTuple):
     """Images with labels, and what has to be known about them."""
 
-    examples: Sequence[dict[str, Any]]  # len() and [i] -> {"image": an array of image_shape, "label": int}
+    examples: Examples  # whose images are arrays of image_shape
     image_shape: tuple[int | None, ...]  # (height, width, channels); (features,) where the data are not images
     levels: int | None  # pixels are integers 0 .. levels - 1; None: real numbers, taken as they are
     num_classes: int
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """image_shape, of a source whose images all have one size."""
+        return tuple(present(n) for n in self.image_shape)
 
 
 def images_of(source: Source, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -39,7 +54,7 @@ class Arrays:
 class Changed:
     """A sequence of examples, each changed when it is asked for."""
 
-    def __init__(self, examples: Sequence[dict[str, Any]], change: Callable[[dict[str, Any]], dict[str, Any]]):
+    def __init__(self, examples: Examples, change: Callable[[dict[str, Any]], dict[str, Any]]):
         self.examples, self.change = examples, change
 
     def __len__(self) -> int:

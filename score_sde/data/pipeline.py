@@ -6,14 +6,17 @@ position in the data is the step, and no iterator state is saved, which would be
 
 import signal
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import grain
-import jax.numpy as jnp
+import jax
 import numpy as np
 from absl import flags
+from jax.typing import ArrayLike
 
 from score_sde.data.examples import Source
+
+Pixels = TypeVar("Pixels", np.ndarray, jax.Array)
 
 
 class Numbered:
@@ -102,13 +105,13 @@ def _outlive(worker: int, workers: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def to_unit_range(images: jnp.ndarray, levels: int | None) -> jnp.ndarray:
+def to_unit_range(images: Pixels, levels: int | None) -> Pixels:
     """Pixels 0 .. levels - 1 to float32 in [-1, 1], or real numbers (levels None) as they are; NumPy and JAX arrays."""
     if levels is None:
         return images.astype("float32")
     return images.astype("float32") * (2.0 / (levels - 1)) - 1.0
 
 
-def to_levels(images: np.ndarray, levels: int) -> np.ndarray:
+def to_levels(images: ArrayLike, levels: int) -> np.ndarray:
     """Values in [-1, 1] to the nearest pixel value 0 .. levels - 1 (uint8), clipped: `to_unit_range`'s inverse."""
     return np.clip(np.round((np.asarray(images) + 1.0) * (0.5 * (levels - 1))), 0, levels - 1).astype(np.uint8)

@@ -19,12 +19,12 @@ def draw_mixture(means: Sequence[Sequence[float]], stds: Sequence[float], weight
             f"mixture: got {len(means)} means, {len(stds)} stds and {len(weights)} weights; one of each a component is "
             "needed (set --config.data.kwargs)"
         )
-    means = np.asarray(means, np.float64)
+    centres = np.asarray(means, np.float64)
     shares = np.asarray(weights if len(weights) else np.ones(len(means)), np.float64)
 
     def draw(rng, n):
         labels = rng.choice(len(means), n, p=shares / shares.sum())
-        return means[labels] + np.asarray(stds)[labels, None] * rng.standard_normal((n, means.shape[1])), labels
+        return centres[labels] + np.asarray(stds)[labels, None] * rng.standard_normal((n, centres.shape[1])), labels
 
     return draw
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from score_sde import hosts
 from score_sde.data import images_of, to_unit_range
+from score_sde.errors import present
 from score_sde.experiment import Experiment
 from score_sde.randomness import noise
 from score_sde.sde import log_snr, marginal
@@ -31,16 +32,19 @@ def accuracy(experiment: Experiment, params: Any) -> list[dict[str, float]]:
     batch = min(experiment.batch_size, count)
     key = jax.random.key(experiment.config["seed"])
 
+    logits_of = present(experiment.logits)
+
     @jax.jit
     def measure(params, x0, labels, indices, t):
         keys = jax.vmap(partial(jax.random.fold_in, key))(indices)
-        logits = experiment.logits(params, marginal(sde, x0, noise(keys, x0), t), t)
+        logits = logits_of(params, marginal(sde, x0, noise(keys, x0), t), t)
         own = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)[:, 0]
         return jnp.argmax(logits, axis=1) == labels, -own
 
     rows = []
     for t in np.linspace(sde.t_min, sde.t_max, NUM_LEVELS, dtype=np.float32):
-        right, entropy = [], []
+        right: list[np.ndarray] = []
+        entropy: list[np.ndarray] = []
         for first in range(0, count, batch):
             indices = np.minimum(np.arange(first, first + batch), count - 1)  # the last batch is filled up
             found = measure(params, images[indices], labels[indices], indices, t)

@@ -13,7 +13,7 @@ import numpy as np
 
 from score_sde import ddpm, hosts
 from score_sde.data import images_of, to_unit_range
-from score_sde.errors import UserError
+from score_sde.errors import UserError, present
 from score_sde.evaluation.figures import mean_of, write_figures
 from score_sde.evaluation.provenance import provenance
 from score_sde.experiment import Experiment
@@ -80,8 +80,10 @@ def _flow_parts(experiment: Experiment, levels: int | None) -> Callable:
             "probes_standard_error": flow.standard_error,
         } | ({} if flow.nfe is None else {"nfe": flow.nfe})  # an implicit method's is not known
 
+    make_denoiser = present(experiment.denoiser)
+
     def measure(params, images, labels, keys):
-        denoiser = experiment.denoiser(params, labels=labels if experiment.num_classes else None)
+        denoiser = make_denoiser(params, labels=labels if experiment.num_classes else None)
         draws = jax.lax.map(lambda n: once(denoiser, images, fold_each(keys, n)), jnp.arange(how["num_draws"]))
         parts = {name: jnp.mean(values, axis=0) for name, values in draws.items()}
         parts["probes_standard_error"] /= math.sqrt(how["num_draws"])  # of a mean over the draws
@@ -96,9 +98,10 @@ def _flow_parts(experiment: Experiment, levels: int | None) -> Callable:
 def _chain_bound(experiment: Experiment, levels: int) -> Callable:
     """(params, images, labels, keys) -> {"bits": (n,)}: the variational bound of a chain that asks our denoiser."""
     chain = experiment.chain or chain_through_vp(experiment.likelihood["chain_steps"])
+    make_denoiser = present(experiment.denoiser)
 
     def measure(params, images, labels, keys):
-        denoiser = experiment.denoiser(params, labels=labels if experiment.num_classes else None)
+        denoiser = make_denoiser(params, labels=labels if experiment.num_classes else None)
         epsilon_fn = chain_epsilon(denoiser, experiment.sde, chain)
         x0 = to_unit_range(images, levels)
         return {"bits": ddpm.variational_bound(epsilon_fn, chain, x0, keys, bits_per_dim=True, levels=levels).total}

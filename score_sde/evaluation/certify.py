@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from score_sde.errors import UserError
+from score_sde.errors import UserError, present
 from score_sde.evaluation.figures import write_figures
 from score_sde.evaluation.provenance import provenance
 from score_sde.experiment import Experiment
@@ -38,7 +38,7 @@ from score_sde.solvers import (
 from score_sde.training.metrics import progress_bar
 from score_sde.training.trained import trained
 
-DETERMINISTIC = {
+DETERMINISTIC: dict[str, Callable[[], Solver]] = {
     **{name: SOLVERS[name] for name in ("euler", "ddim", "heun", "rk4")},
     "dpm_solver_pp 2M": partial(dpm_solver_pp, 2),
     "dpm_solver_pp 3M": partial(dpm_solver_pp, 3),
@@ -48,7 +48,7 @@ DETERMINISTIC = {
     "unipc 3": partial(unipc, 3),
     "deis 3": partial(deis, 3),
 }
-STOCHASTIC = {
+STOCHASTIC: dict[str, Callable[[], Solver]] = {
     "euler_maruyama": euler_maruyama,
     "reverse_diffusion": reverse_diffusion,
     "ancestral": ancestral,
@@ -77,7 +77,7 @@ def certify(experiment: Experiment, workdir: Path) -> str:
     params, step = trained(experiment, workdir)
     keys = jax.random.split(jax.random.key(experiment.config["seed"]), how["num_samples"])
     x = jax.vmap(lambda key: prior_sample(sde, key, experiment.event_shape))(keys)
-    denoiser = partial(experiment.denoiser, labels=experiment.label_of(jnp.arange(how["num_samples"])))
+    denoiser = partial(present(experiment.denoiser), labels=experiment.label_of(jnp.arange(how["num_samples"])))
     rows, own_error = deterministic_table(sde, denoiser, params, x, how)
     strong = stochastic_table(sde, denoiser, params, x, keys, how)
     close = [row for row in rows if row["distance"] < CLOSE and own_error < CLOSE]
@@ -206,7 +206,7 @@ def brownian_noise(sde: SDE, keys: jax.Array, x: jax.Array, times: np.ndarray, f
 
 def _runs(solver: Solver, sde: SDE) -> bool:
     try:
-        check_times(np.array([sde.t_max, sde.t_min]), sde, solver)
+        check_times(np.array([sde.t_max, sde.t_min]), sde, solver.needs_signal)
     except UserError:
         return False  # alpha = 0 at t_max
     return True

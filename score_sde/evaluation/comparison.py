@@ -42,7 +42,7 @@ def compare(name: str, draws: list[Features], real: Features, held_out: Features
       and the minimum of so many, which is not what a single draw gives; KID with its standard error and overlap are of
       the first draw. Of features with logits also a classifier score, the Inception score of Inception.
     """
-    number = draws[0].moments.count
+    number = draws[0].moments.number
     distances = [frechet_distance(draw.moments, real.moments) for draw in draws]
     between = frechet_distance(held_out.moments, real.moments)
     shown = [features.vectors[:KEPT] for features in (real, draws[0], held_out)]

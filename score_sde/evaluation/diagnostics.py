@@ -5,6 +5,7 @@ component has the variance 1, per dimension.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -89,7 +90,7 @@ def fokker_planck(sde: SDE, denoiser: Denoiser, x: jax.Array, t: jax.Array, keys
     half = sde.diffusion(t) ** 2 / 2
 
     def potential(x, directions):  # summed over examples, of which each bears on its own gradient alone
-        divergence = sum(jnp.sum(v * jax.jvp(lambda x: score(x, t), (x,), (v,))[1]) for v in directions)
+        divergence: Any = sum(jnp.sum(v * jax.jvp(lambda x: score(x, t), (x,), (v,))[1]) for v in directions)
         if x[0].size > EXACT:
             divergence /= len(directions)
         here = score(x, t)

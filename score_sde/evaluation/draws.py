@@ -7,6 +7,7 @@ import numpy as np
 
 from score_sde import hosts
 from score_sde.data import to_levels
+from score_sde.errors import present
 from score_sde.evaluation import fingerprints
 from score_sde.experiment import Experiment
 from score_sde.training.metrics import progress_bar
@@ -32,6 +33,7 @@ def draw(experiment: Experiment, params: Any, number: int, levels: int | None, w
       levels: of the pixels; None: the data are no pixels.
       workdir: the run's folder; the parts lie in DIR/evaluation/<hash of all that decides a sample>.
     """
+    sampler = present(experiment.sampler)
     folder = workdir / FOLDER / _key(experiment, params)
     if hosts.first():
         folder.mkdir(parents=True, exist_ok=True)
@@ -39,9 +41,9 @@ def draw(experiment: Experiment, params: Any, number: int, levels: int | None, w
     parts = _drawn(folder)
     done = sum(len(part["x"]) for part in parts)
     with progress_bar(number, min(done, number), "image", "samples") as bar:
-        for batch in experiment.sampler.draw(params, number, done):
+        for batch in sampler.draw(params, number, done):
             x = batch.x if levels is None else to_levels(batch.x, levels)
-            part = {"x": x} | ({} if batch.nfe is None else {"nfe": batch.nfe})
+            part: dict[str, Any] = {"x": x} | ({} if batch.nfe is None else {"nfe": batch.nfe})
             if hosts.first():
                 partial = folder / f"partial_{done:09d}.npz"
                 np.savez(partial, **part)
@@ -69,4 +71,4 @@ def _key(experiment: Experiment, params: Any) -> str:
     config = experiment.config
     sampling = {name: value for name, value in config["sampling"].items() if name not in FREE}
     decides = [config["seed"], config["sde"], config["model"], config["data"], sampling]
-    return fingerprints.of_values(decides, fingerprints.of_arrays((params, experiment.sampler.beside())))
+    return fingerprints.of_values(decides, fingerprints.of_arrays((params, present(experiment.sampler).beside())))

@@ -11,7 +11,7 @@ import numpy as np
 
 from score_sde import hosts
 from score_sde.data import images_of, to_levels, to_unit_range
-from score_sde.errors import UserError
+from score_sde.errors import UserError, present
 from score_sde.evaluation import fingerprints
 from score_sde.evaluation.accuracy import accuracy
 from score_sde.evaluation.comparison import check_number, classified, compare, compare_points
@@ -65,7 +65,7 @@ def evaluate(experiment: Experiment, workdir: Path) -> str:
     if experiment.task is not None:
         params, step = trained(experiment, workdir)
         figures = provenance(experiment, step) | {"sampling": experiment.config["sampling"]}
-        figures |= figures_of(experiment, draw_restorations(experiment, params))
+        figures |= figures_of(experiment, present(draw_restorations(experiment, params)))
         return _written(workdir, f"restore_{experiment.task.name}", figures)
     chosen = subjects(experiment, workdir)
     compare_with = _points(experiment) if experiment.source("train").levels is None else _images(experiment, workdir)
@@ -127,7 +127,7 @@ def _images(experiment: Experiment, workdir: Path) -> Callable[[list[np.ndarray]
         if how["neighbours"] and hosts.first():
             seen, _ = images_of(train.source, min(train.number, how["neighbours_among"]))
             path = picture_path(experiment, workdir, step, "_neighbours")
-            save_neighbours(path, draws[0][: how["neighbours"]], seen, train.source.levels)
+            save_neighbours(path, draws[0][: how["neighbours"]], seen, present(train.source.levels))
         return figures
 
     return compare_with
@@ -177,7 +177,8 @@ def save_neighbours(path: Path, samples: np.ndarray, train: np.ndarray, levels: 
       train: (m, height, width, channels).
       levels: pixels are integers 0 .. levels - 1.
     """
-    places = nearest(*(images.reshape(len(images), -1) for images in (samples, train)), min(NEAREST, len(train)))
+    flat, among = (images.reshape(len(images), -1) for images in (samples, train))
+    places = nearest(flat, among, min(NEAREST, len(train)))
     rows = np.concatenate([samples[:, None], train[places]], axis=1)
     cells = to_levels(to_unit_range(rows.reshape(-1, *samples.shape[1:]), levels), 256)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ import numpy as np
 from score_sde import hosts
 from score_sde.cache import cache_folder
 from score_sde.data import Source
+from score_sde.errors import present
 from score_sde.evaluation import fingerprints
 from score_sde.evaluation.extractors import Extractor
 from score_sde.evaluation.moments import Moments, merge, moments_of
@@ -75,7 +76,8 @@ def make_extract(extractor: Extractor) -> Callable[..., Features]:
                     total = moments if total is None else merge(total, moments)
                     waiting = []
                 bar.update(len(vectors))
-        return Features(*(np.concatenate(column)[:kept] for column in zip(*parts, strict=True)), total)
+        vectors, logits = (np.concatenate(column)[:kept] for column in zip(*parts, strict=True))
+        return Features(vectors, logits, present(total))
 
     return extract
 

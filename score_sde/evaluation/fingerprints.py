@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def of_file(path: Path) -> str:
         return _short(hashlib.file_digest(file, "sha256"))
 
 
-def of_split(source: Source, data: dict[str, Any], split: str, number: int | None = None) -> str:
+def of_split(source: Source, data: Mapping[str, Any], split: str, number: int | None = None) -> str:
     """Of a split's first images: the data set, how they are cut and resized, how many there are, and a look at four.
 
     Args:

@@ -10,7 +10,7 @@ import numpy as np
 
 from score_sde import hosts
 from score_sde.data import images_of, to_unit_range
-from score_sde.errors import UserError
+from score_sde.errors import UserError, present
 from score_sde.evaluation.diagnostics import curl, fokker_planck, make_empirical, per_dimension, stein
 from score_sde.evaluation.figures import mean_of
 from score_sde.experiment import Experiment
@@ -56,8 +56,10 @@ def health(experiment: Experiment, params: Any, workdir: Path) -> dict[str, Any]
     keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(number))
     first = {split: (x0[:number], labels[:number]) for split, (x0, labels) in sets.items()}
 
+    make_denoiser = present(experiment.denoiser)
+
     def denoiser(labels):
-        return experiment.denoiser(params, labels=labels if told else None)
+        return make_denoiser(params, labels=labels if told else None)
 
     rows = measure(experiment.sde, denoiser, first, keys, how["health_levels"], experiment.truth, empirical)
     if hosts.first():

@@ -9,14 +9,14 @@ import scipy.linalg
 class Moments(NamedTuple):
     """Of a set of vectors, in float64; sets are merged exactly, whatever parts they come in."""
 
-    count: int
+    number: int
     mean: np.ndarray  # (features,)
     scatter: np.ndarray  # (features, features), sum of (x - mean)(x - mean)^T
 
     @property
     def covariance(self) -> np.ndarray:
         """(features, features), unbiased."""
-        return self.scatter / (self.count - 1)
+        return self.scatter / (self.number - 1)
 
 
 def moments_of(features: np.ndarray) -> Moments:
@@ -29,11 +29,11 @@ def moments_of(features: np.ndarray) -> Moments:
 
 def merge(first: Moments, second: Moments) -> Moments:
     """Of two sets together (Chan, Golub and LeVeque 1979); exact also where the mean is large beside the spread."""
-    count = first.count + second.count
+    number = first.number + second.number
     apart = second.mean - first.mean
-    mean = first.mean + apart * (second.count / count)
-    scatter = first.scatter + second.scatter + np.outer(apart, apart) * (first.count * second.count / count)
-    return Moments(count, mean, scatter)
+    mean = first.mean + apart * (second.number / number)
+    scatter = first.scatter + second.scatter + np.outer(apart, apart) * (first.number * second.number / number)
+    return Moments(number, mean, scatter)
 
 
 def frechet_distance(first: Moments, second: Moments) -> float:

@@ -37,7 +37,7 @@ def _of_samples(experiment: Experiment) -> dict[str, Any]:
     source, how = experiment.source("train"), experiment.evaluation
     rng = np.random.default_rng(0)
     if source.levels is None:
-        points = rng.standard_normal((FEW, *source.image_shape))
+        points = rng.standard_normal((FEW, *source.event_shape))
         return compare_points(points, points[::-1], points + 1.0)
     figures: dict[str, Any] = {}
     for name in choose(how["features"], source, {library: how[library] for library in LIBRARIES}):
@@ -45,7 +45,7 @@ def _of_samples(experiment: Experiment) -> dict[str, Any]:
         vectors = rng.standard_normal((3, FEW, 2))
         logits = rng.standard_normal((FEW, classes))
         drawn, real, held_out = (Features(each, logits, moments_of(each)) for each in vectors)
-        drawn = drawn._replace(moments=drawn.moments._replace(count=how["num_samples"]))
+        drawn = drawn._replace(moments=drawn.moments._replace(number=how["num_samples"]))
         figures |= compare(name, [drawn] * how["num_draws"], real, held_out)
         if name == "classifier":
             figures |= classified(drawn, held_out, np.zeros(FEW, int), "")

@@ -4,16 +4,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 
 from score_sde import hosts
 from score_sde.data import to_levels
+from score_sde.errors import present
 from score_sde.evaluation.accuracy import draw_accuracy
 from score_sde.evaluation.grids import by_class, save_grid
 from score_sde.evaluation.restorations import draw_restorations, save_restorations
 from score_sde.evaluation.scatter import save_paths, save_scatter
 from score_sde.experiment import Experiment
+from score_sde.sampling import draw_whole
 
 FRAMES = 11  # of a strip, the first pure noise, the last the sample
 ROWS = 6
@@ -62,17 +64,12 @@ def draw_samples(
         if restored is not None and hosts.first():
             save_restorations(path, experiment, restored)
         return path
-    drawn = []
-    for batch in experiment.sampler.draw(params, experiment.num_samples):
-        drawn.append(batch.x)
-        if interrupted() and jax.process_count() == 1:
-            return path
-    samples = np.concatenate(drawn)
-    if not hosts.first():
+    samples = draw_whole(present(experiment.sampler), params, experiment.num_samples, interrupted)
+    if samples is None or not hosts.first():
         return path
     partial = path.with_name(f"partial_{path.name}")
-    labels = experiment.class_of(np.arange(len(samples)))
-    told = {} if labels is None else {"labels": np.asarray(labels)}
+    labels = experiment.class_of(jnp.arange(len(samples)))
+    told: dict[str, Any] = {} if labels is None else {"labels": np.asarray(labels)}
     if len(experiment.event_shape) == 3:
         images = to_levels(samples, 256)
         np.savez_compressed(path.with_suffix(".npz"), images=images, **told)
@@ -93,17 +90,18 @@ def draw_denoising(experiment: Experiment, params: Any, step: int, workdir: Path
     Returns:
       The path of the PNG; None for a solver that chooses its own times, which has no trajectory.
     """
-    if experiment.sampler.trajectory is None:
+    trajectory_of = present(experiment.sampler).trajectory
+    if trajectory_of is None:
         return None
     path = picture_path(experiment, workdir, step, "_denoising")
     if not hosts.first():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     if len(experiment.event_shape) == 3:
-        trajectory = experiment.sampler.trajectory(params, min(ROWS, experiment.num_samples))
+        trajectory = trajectory_of(params, min(ROWS, experiment.num_samples))
         save_grid(path, denoising_strip(trajectory), columns=min(FRAMES, len(trajectory)))
     else:
-        save_paths(path, experiment.sampler.trajectory(params, min(100, experiment.num_samples)))
+        save_paths(path, trajectory_of(params, min(100, experiment.num_samples)))
     return path
 
 

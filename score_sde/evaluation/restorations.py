@@ -4,14 +4,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
 from score_sde.data import images_of, to_levels, to_unit_range
+from score_sde.errors import present
 from score_sde.evaluation.grids import save_grid
 from score_sde.experiment import Experiment
 from score_sde.operators import gain
+from score_sde.sampling import draw_whole
 
 ROWS = 8  # of a picture
 
@@ -28,17 +30,15 @@ def draw_restorations(
     experiment: Experiment, params: Any, interrupted: Callable[[], Any] = lambda: None
 ) -> Restored | None:
     """Draws config.sampling's completions of the first test images; None where interrupted (one process alone)."""
-    drawn = []
-    for batch in experiment.sampler.draw(params, experiment.num_samples):
-        drawn.append(batch.x)
-        if interrupted() and jax.process_count() == 1:
-            return None
-    samples = np.concatenate(drawn)
-    beside = experiment.sampler.beside()
+    sampler, task = present(experiment.sampler), present(experiment.task)
+    samples = draw_whole(sampler, params, experiment.num_samples, interrupted)
+    if samples is None:
+        return None
+    beside = sampler.beside()
     return Restored(
         beside["truth"],
         beside["measured"],
-        samples.reshape(-1, experiment.task.completions, *experiment.event_shape),
+        samples.reshape(-1, task.completions, *experiment.event_shape),
     )
 
 
@@ -46,7 +46,7 @@ def save_restorations(path: Path, experiment: Experiment, restored: Restored) ->
     """Writes a PNG with a row an image, the truth, what was measured, the completions; and all numbers as .npz."""
     shown = restored.measured
     if shown.shape != restored.truth.shape:  # of another shape: the least image that gives it
-        shown = np.asarray(gain(experiment.task.operator, shown, 1.0, 0.0))
+        shown = np.asarray(gain(present(present(experiment.task).operator), jnp.asarray(shown), 1.0, 0.0))
     columns = np.concatenate([restored.truth[:, None], shown[:, None], restored.completions], axis=1)[:ROWS]
     cells = to_levels(columns.reshape(-1, *experiment.event_shape), 256)
     np.savez_compressed(path.with_suffix(".npz"), **restored._asdict())
@@ -62,7 +62,7 @@ def figures_of(experiment: Experiment, restored: Restored) -> dict[str, Any]:
     training split's mean; of super-resolution "psnr_bicubic" is of bicubic interpolation. "consistency" is the root
     mean square of A x - y over the completions, where A sees, to be held against "task_noise".
     """
-    task, truth = experiment.task, restored.truth
+    task, truth = present(experiment.task), restored.truth
     source = experiment.source("train")
     seen = to_unit_range(images_of(source, experiment.evaluation["num_real"])[0], source.levels)
     figures = {

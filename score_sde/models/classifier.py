@@ -25,8 +25,8 @@ class AttentionPool(nn.Module):
         heads = count_heads(channels, self.style.heads, self.style.head_channels)
         tokens = x.reshape(batch, height * width, channels)
         tokens = jnp.concatenate([jnp.mean(tokens, axis=1, keepdims=True), tokens], axis=1)
-        places = nn.initializers.normal(channels**-0.5)
-        places = self.param("positions", places, (height * width + 1, channels))
+        initial = nn.initializers.normal(channels**-0.5)
+        places: jax.Array = self.param("positions", initial, (height * width + 1, channels))
         tokens = tokens + places.astype(tokens.dtype)[None]
 
         def project(tokens, name):

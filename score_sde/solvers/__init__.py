@@ -1,5 +1,7 @@
 """Reverse-time solvers, one family a file. A new one is a function that makes a `Solver`, and an entry of `SOLVERS`."""
 
+from collections.abc import Callable
+
 from score_sde.solvers.adaptive import METHODS, adaptive, solve_adaptive
 from score_sde.solvers.adaptive_sde import adaptive_sde, solve_adaptive_sde
 from score_sde.solvers.ancestral import ancestral, exponential_sde, reverse_diffusion
@@ -24,7 +26,7 @@ from score_sde.solvers.runge_kutta import euler, heun, rk4
 from score_sde.solvers.stochastic_runge_kutta import stochastic_runge_kutta
 from score_sde.solvers.unipc import unipc
 
-SOLVERS = {
+SOLVERS: dict[str, Callable[..., Solver]] = {
     # the probability flow
     "euler": euler,
     "heun": heun,
@@ -46,7 +48,8 @@ SOLVERS = {
     "annealed_langevin": annealed_langevin,
     "predictor_corrector": predictor_corrector,
 }
-ADAPTIVE = {"adaptive": adaptive, "adaptive_sde": adaptive_sde}  # choose their own times: run(sde, denoiser, x, keys)
+# choose their own times: run(sde, denoiser, x, keys)
+ADAPTIVE: dict[str, Callable[..., Callable[..., Solution]]] = {"adaptive": adaptive, "adaptive_sde": adaptive_sde}
 
 __all__ = [
     "ADAPTIVE",

@@ -1,7 +1,7 @@
 """The probability flow with steps chosen by the error, each example's own, through Diffrax."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import diffrax
 import jax
@@ -14,7 +14,7 @@ from score_sde.sde import SDE
 from score_sde.solvers.base import NOT_ARRIVED, Solution
 
 FIRST_STEP = 0.01  # as a part of the whole way
-METHODS = {
+METHODS: dict[str, Callable[[], diffrax.AbstractSolver]] = {
     "tsit5": diffrax.Tsit5,
     "dopri5": diffrax.Dopri5,
     "dopri8": diffrax.Dopri8,
@@ -22,7 +22,9 @@ METHODS = {
     "kvaerno3": diffrax.Kvaerno3,  # implicit, for stiff flows of few dimensions: a step solves with the Jacobian
     "kvaerno5": diffrax.Kvaerno5,
 }
-CONTROLLERS = {  # Soderlind 2003, "Digital filters in adaptive time-stepping": I, H211PI, H312PID
+CONTROLLERS: dict[
+    str, dict[str, Any]
+] = {  # Soderlind 2003, "Digital filters in adaptive time-stepping": I, H211PI, H312PID
     "i": {"pcoeff": 0.0, "icoeff": 1.0, "dcoeff": 0.0},
     "pi": {"pcoeff": 1 / 6, "icoeff": 1 / 6, "dcoeff": 0.0},
     "pid": {"pcoeff": 1 / 18, "icoeff": 1 / 9, "dcoeff": 1 / 18},
@@ -97,13 +99,13 @@ def integrate(velocity, y, t0: float, t1: float, how: How):
     """
     method = METHODS[how.method]()
     dtype = jax.tree.leaves(y)[0].dtype
-    t0, t1 = jnp.asarray(t0, dtype), jnp.asarray(t1, dtype)
+    first, last = jnp.asarray(t0, dtype), jnp.asarray(t1, dtype)
     result = diffrax.diffeqsolve(
         diffrax.ODETerm(lambda t, y, args: velocity(t, y)),
         method,
-        t0=t0,
-        t1=t1,
-        dt0=FIRST_STEP * (t1 - t0),
+        t0=first,
+        t1=last,
+        dt0=FIRST_STEP * (last - first),
         y0=y,
         stepsize_controller=diffrax.PIDController(rtol=how.rtol, atol=how.atol, **CONTROLLERS[how.controller]),
         max_steps=how.max_steps,

@@ -12,7 +12,7 @@ from score_sde.parameterization import Denoiser
 from score_sde.randomness import sample_keys
 from score_sde.sde import SDE, lift, reverse_sde_epsilon
 from score_sde.solvers.adaptive import FIRST_STEP, broken, check_arrived
-from score_sde.solvers.base import Solution, Solver, check_times
+from score_sde.solvers.base import Solution, check_times
 
 SAFETY, EXPONENT = 0.9, 0.9
 FACTORS = (0.1, 5.0)  # by which a step may be shorter or longer than the one before
@@ -55,7 +55,7 @@ def solve_adaptive_sde(
     """
     t0, t1 = (end if given is None else given for given, end in ((t0, sde.t_max), (t1, sde.t_min)))
     _check_numbers(rtol, atol, max_steps)
-    check_times(np.array([t0, t1]), sde, Solver(init=None, step=None, nfe_per_step=2, needs_signal=True))
+    check_times(np.array([t0, t1]), sde, needs_signal=True)
     drift, diffusion = reverse_sde_epsilon(sde, lambda x, t: denoiser(x, t).epsilon)
     keys = sample_keys(key, x.shape[0])
     increments = jax.vmap(_brownian(t0, t1, x), in_axes=(0, 0, 0))

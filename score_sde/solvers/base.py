@@ -47,7 +47,7 @@ def solve(
     sde: SDE,
     denoiser: Denoiser,
     x: jax.Array,
-    times: jax.Array,
+    times: jax.Array | np.ndarray,
     key: jax.Array | None = None,
     trajectory: bool = False,
     denoise: bool = False,
@@ -80,7 +80,7 @@ def solve(
       UserError: times are not descending or out of the SDE's range, a stochastic solver has no key, or the denoiser
         gave NaN. Under `jax.jit` the last can't be known: `check_finite` looks at what comes out.
     """
-    check_times(times, sde, solver)
+    check_times(times, sde, solver.needs_signal)
     to_data = _ends_at_data(times, sde)
     times = jnp.asarray(times, x.dtype)
     if solver.stochastic and key is None and noise is None:
@@ -156,7 +156,7 @@ def _ends_at_data(times, sde: SDE) -> bool:
         return float(sde.sigma(jnp.asarray(np.asarray(times)[-1]))) == 0.0
 
 
-def check_times(times, sde: SDE, solver: Solver) -> None:
+def check_times(times: jax.Array | np.ndarray, sde: SDE, needs_signal: bool) -> None:
     """Refuses times that a solver can't step through.
 
     Raises:
@@ -173,7 +173,7 @@ def check_times(times, sde: SDE, solver: Solver) -> None:
     slack = 1e-6 * sde.t_max  # the ends of a float32 grid are rounded
     if values[0] > sde.t_max + slack or values[-1] < 0:
         raise UserError(f"times must lie within [0, {sde.t_max}], got {values[0]} down to {values[-1]}")
-    if not solver.needs_signal:
+    if not needs_signal:
         return
     with jax.ensure_compile_time_eval():
         first = jnp.float32(values[0])

@@ -72,7 +72,7 @@ def _times_of(sde: SDE, level: np.ndarray) -> np.ndarray:
     return _on_host(lambda level: t_from_log_snr(sde, level), level)
 
 
-def _on_host(function, argument: np.ndarray) -> np.ndarray:
+def _on_host(function, argument: np.ndarray | float) -> np.ndarray:
     """A function of JAX in float64, so that a fine grid keeps its steps apart."""
     with jax.enable_x64(True), jax.ensure_compile_time_eval():
         return np.array(function(jnp.asarray(argument, jnp.float64)))

@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from score_sde.errors import UserError
+from score_sde.errors import UserError, present
 from score_sde.sweeps import worker
 from score_sde.sweeps.trials import ROOT, Trial, commands, read_state, write_state
 
@@ -89,7 +89,7 @@ def run(trials: list[Trial], sweep: ConfigDict, workdir: Path) -> None:
         results = tuner.fit()
     finally:
         ray.shutdown()
-    for result in results:
+    for result in (results[i] for i in range(len(results))):
         if not result.config:  # Ctrl-C came before it began
             continue
         folder = Path(result.config["spec"]["folder"])
@@ -129,7 +129,7 @@ def _start_on_hosts(command: list[str], folder: Path, spec: dict[str, Any]) -> l
     from ray.util.placement_group import get_current_placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    group = get_current_placement_group()
+    group = present(get_current_placement_group())
 
     def on(i, function):
         amounts = dict(spec["host"])
@@ -154,7 +154,8 @@ class OnHost:
     """A program on another host, asked like a subprocess."""
 
     def __init__(self, reference: Any):
-        self._reference, self._status = reference, None
+        self._reference = reference
+        self._status: int | None = None
 
     def poll(self) -> int | None:
         import ray

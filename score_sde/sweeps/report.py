@@ -116,11 +116,11 @@ def as_markdown(rows: list[Row], sweep: ConfigDict) -> str:
 
 def as_latex(rows: list[Row], sweep: ConfigDict) -> str:
     """The table in LaTeX, for the booktabs package."""
-    head, *body = as_cells(rows, sweep, bold=r"\textbf{{{}}}", between=r" $\pm$ ")
-    escaped = [[cell.replace("_", r"\_").replace("%", r"\%") for cell in line] for line in [head, *body]]
-    head, *body = (" & ".join(line) + r" \\" for line in escaped)
+    cells = as_cells(rows, sweep, bold=r"\textbf{{{}}}", between=r" $\pm$ ")
+    escaped = [[cell.replace("_", r"\_").replace("%", r"\%") for cell in line] for line in cells]
+    titles, *entries = (" & ".join(line) + r" \\" for line in escaped)
     begin = rf"\begin{{tabular}}{{{'l' * len(keys_of(rows))}{'r' * (len(names(sweep)) + 2)}l}}"
-    return "\n".join([begin, r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]) + "\n"
+    return "\n".join([begin, r"\toprule", titles, r"\midrule", *entries, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
 def keys_of(rows: list[Row]) -> list[str]:

@@ -85,8 +85,9 @@ def start_here(command: list[str], folder: Path) -> list[subprocess.Popen]:
     root = Path(command[1]).parent
     with (folder / LOG).open("a") as log:
         # In a session of its own: a Ctrl-C reaches it once, as the guard's SIGTERM, and it has time to save.
-        quiet = {"stdout": log, "stderr": log, "stdin": subprocess.DEVNULL, "start_new_session": True}
-        return [subprocess.Popen(guard, cwd=root, **quiet)]
+        return [
+            subprocess.Popen(guard, cwd=root, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
+        ]
 
 
 def last_words(folder: Path) -> str:

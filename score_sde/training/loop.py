@@ -15,6 +15,7 @@ from score_sde.training.interrupt import interruptible
 from score_sde.training.metrics import MetricsLog, Window, progress_bar
 from score_sde.training.nonfinite import check_finite
 from score_sde.training.preparation import check_data, check_step, describe, describe_batch, first_state, train_step_of
+from score_sde.training.step import Metrics
 from score_sde.training.workdir import prepare
 
 
@@ -60,7 +61,8 @@ def train(experiment: Experiment, workdir: Path, devices: list[jax.Device]) -> s
     describe_batch(batch)
     state, batch = layout.place(state), layout.put(_flagged(batch, lambda: None))
     log, window = MetricsLog(workdir, first_step=step), Window(experiment.batch_size)
-    metrics, losses = None, []
+    metrics: Metrics | None = None
+    losses: list[float] = []
 
     with (
         checkpoints.on_disk(manager),

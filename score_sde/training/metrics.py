@@ -12,6 +12,7 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from score_sde import hosts
+from score_sde.errors import present
 from score_sde.training.workdir import write_atomically
 
 
@@ -84,7 +85,7 @@ class Window:
 
     def pause(self) -> None:
         """What follows, until `resume`, is not training."""
-        self._seconds += time.perf_counter() - self._last
+        self._seconds += time.perf_counter() - present(self._last)
 
     def resume(self) -> None:
         self._last = time.perf_counter()

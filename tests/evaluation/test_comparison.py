@@ -91,7 +91,7 @@ def test_moments_do_not_depend_on_batches_or_devices(digits, extractors, monkeyp
         monkeypatch.undo()
         scale = np.abs(found[0].moments.covariance).max()
         for other in found[1:]:
-            assert found[0].moments.count == other.moments.count == 1500
+            assert found[0].moments.number == other.moments.number == 1500
             np.testing.assert_array_equal(found[0].vectors, other.vectors)
             np.testing.assert_allclose(found[0].moments.mean, other.moments.mean, rtol=1e-9, atol=1e-12)
             np.testing.assert_allclose(found[0].moments.covariance, other.moments.covariance, rtol=0, atol=1e-9 * scale)
@@ -117,7 +117,7 @@ def test_a_splits_features_are_computed_once_and_told_apart(digits, extractors, 
 
     first, second = (features.of_real(counted, extractor, split) for _ in range(2))
     assert len(calls) == 1
-    assert first.moments.count == 1000
+    assert first.moments.number == 1000
     assert first.vectors.shape == (700, 64)
     whole = extracted(extractor, images[:1000])
     for found in (first, second):

@@ -44,6 +44,6 @@ def test_parts_of_any_size_merge_to_the_whole():
         total = parts[0]
         for part in parts[1:]:
             total = merge(total, part)
-        assert total.count == 1000
+        assert total.number == 1000
         np.testing.assert_allclose(total.mean, whole.mean, rtol=1e-13)  # a thousand roundings
         np.testing.assert_allclose(total.covariance, np.cov(x.T), rtol=1e-9, atol=1e-9)

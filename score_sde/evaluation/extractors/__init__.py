@@ -83,8 +83,8 @@ def choose(features: Sequence[str], source: Source, files: Mapping[str, str]) ->
     Raises:
       UserError: one is unknown, doesn't fit the images, or lacks its weights; or none is left.
     """
-    *size, channels = source.image_shape
-    small, classes = np.prod([*size, channels]) <= LARGEST, source.num_classes > 1
+    channels = source.event_shape[-1]
+    small, classes = np.prod(source.event_shape) <= LARGEST, source.num_classes > 1
     where = "--config.evaluation.features"
     for name in features:
         lookup("features", EXTRACTORS, name, where)

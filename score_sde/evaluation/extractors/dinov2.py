@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 SIDE, PATCH, HEAD = 224, 14, 64
-MEAN, STD = np.float32((0.485, 0.456, 0.406)), np.float32((0.229, 0.224, 0.225))  # ImageNet's
+MEAN, STD = np.array(((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), np.float32)  # ImageNet's
 FILE = "dinov2_vitl14_pretrain.pth"
 SOURCE = f"https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/{FILE}"
 

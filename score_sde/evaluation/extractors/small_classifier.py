@@ -1,5 +1,6 @@
 """A small convolutional classifier, in whose features samples are compared: trained once a data set, no download."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -27,8 +28,8 @@ class SmallClassifier(nn.Module):
     @nn.compact
     def __call__(self, x):
         """Returns (features (batch, 128), logits (batch, num_classes))."""
-        for i, (features, stride) in enumerate(((32, 1), (64, 2), (128, 2))):
-            x = nn.swish(nn.GroupNorm(8, name=f"norm_{i}")(Conv(features, stride=stride, name=f"conv_{i}")(x)))
+        for i, (width, stride) in enumerate(((32, 1), (64, 2), (128, 2))):
+            x = nn.swish(nn.GroupNorm(8, name=f"norm_{i}")(Conv(width, stride=stride, name=f"conv_{i}")(x)))
         features = jnp.mean(x, axis=(1, 2))
         return features, dense(self.num_classes, name="logits")(features)
 
@@ -73,7 +74,7 @@ def fit(source: Source, seed: int = 0) -> Fitted:
     return Fitted(module, carried[0], fingerprints.of_arrays(carried[0]))
 
 
-def fitted(source: Source, data: dict[str, Any]) -> Fitted:
+def fitted(source: Source, data: Mapping[str, Any]) -> Fitted:
     """`fit` of a training split, kept on disk, in `cache_folder()`, for the next call.
 
     Args:

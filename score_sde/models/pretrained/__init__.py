@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from score_sde.errors import UserError, lookup
+from score_sde.errors import UserError, lookup, present
 from score_sde.models.pretrained import diffusers, edm, files, native, score_sde
 from score_sde.models.pretrained.family import Target, complete
 
@@ -88,16 +88,17 @@ def adopt(path: str, family: str = "", options: Mapping[str, Any] | None = None)
       UserError: as of `load`, or nothing says of which family the weights are.
     """
     found = files.read(path)
-    family = family or found.family
+    family = family or found.family or ""
     if not family:
         known = ", ".join(FAMILIES)
         raise UserError(f"of which family are the weights in {path}? Set --config.model.family to one of {known}")
     chosen = lookup("family", FAMILIES, family, "--config.model.family")
-    _, variables = load(family, found.arrays, found.config)
-    aim = target(family, found.config)
-    name, kwargs = chosen.model(found.config)
+    _, variables = load(family, found.arrays, found.config)  # which refuses weights without a config
+    config = present(found.config)
+    aim = target(family, config)
+    name, kwargs = chosen.model(config)
     kwargs = dict(kwargs) | aim.model_kwargs | dict(options or {})
-    shape = _event_shape(chosen, found.config, found.arrays)
+    shape = _event_shape(chosen, config, found.arrays)
     return Adopted(name, kwargs, variables["params"], shape, aim)
 
 

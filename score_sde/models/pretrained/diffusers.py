@@ -118,8 +118,8 @@ def model(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     )
     if options["resnet_time_scale_shift"] != "default" and options["add_attention"]:
         insist("diffusers", options, attn_norm_num_groups=(options["norm_num_groups"],))  # else it has no normalization
-    known = ("DownBlock2D", "AttnDownBlock2D", "UpBlock2D", "AttnUpBlock2D")
-    known += ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")
+    plain = ("DownBlock2D", "AttnDownBlock2D", "UpBlock2D", "AttnUpBlock2D")
+    known = (*plain, "ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")
     for kind in (*downs, *ups):
         if kind not in known:
             raise UserError(f"diffusers: the block {kind!r} is not covered, only {', '.join(known)}")

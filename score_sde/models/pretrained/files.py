@@ -29,7 +29,7 @@ class Weights(NamedTuple):
     """What a file holds."""
 
     arrays: Any  # a state dict: names to arrays; of a score_sde checkpoint: its "model" and "ema"
-    family: str | None  # and the config, where the file says so
+    family: str | None  # where the file says so; and its config
     config: dict[str, Any] | None
 
 

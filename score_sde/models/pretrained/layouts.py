@@ -72,7 +72,7 @@ def inside(parts: Mapping[str, tuple[str, Mapping]]) -> dict[Path, tuple[str, Ca
 
 def fused_attention(theirs: str, heads: int, interleaved: bool = True) -> dict[Path, Source]:
     """Query, key and value of one 1x1 convolution `theirs`, (3 channels, channels, 1, 1)."""
-    sources = {}
+    sources: dict[Path, Source] = {}
     for part, ours in enumerate(("query", "key", "value")):
         cut = partial(share, part=part, heads=heads, interleaved=interleaved)
         sources[ours, "kernel"] = Source((f"{theirs}.weight",), lambda w, cut=cut: linear_as_convolution(cut(w)))
