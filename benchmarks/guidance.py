@@ -104,10 +104,8 @@ def main(argv):
         row_of(scale, machine, *draw(config, scale, train.levels)) for scale in (float(text) for text in FLAGS.scales)
     ]
     real = [row_of(f"real {name}", machine, *scaled(split)) for name, split in (("test", test), ("train", train))]
-    show(
-        f"Guidance of {Path(FLAGS.workdir).name}{' by ' + FLAGS.guide if FLAGS.guide else ''}, {FLAGS.samples} samples",
-        rows + real,
-    )
+    by = f" by {FLAGS.guide}" if FLAGS.guide else ""
+    show(f"Guidance of {Path(FLAGS.workdir).name}{by}, {FLAGS.samples} samples", rows + real)
     if FLAGS.picture:
         save_picture(FLAGS.picture, rows, real[0])
 

@@ -39,9 +39,16 @@ class Prior(NamedTuple):
 
 def task_of(settings: Mapping[str, Any], event_shape: tuple[int, ...]) -> Task | None:
     """The inverse problem that the settings ask for, if there is one."""
-    names = ("task", "task_kwargs", "task_noise", "method", "method_kwargs", "completions", "num_samples")
-    (name, kwargs, noise, method, method_kwargs, completions, number) = (settings[name] for name in names)
-    return make_task(name, kwargs, noise, method, method_kwargs, completions, number, event_shape)
+    return make_task(
+        settings["task"],
+        settings["task_kwargs"],
+        settings["task_noise"],
+        settings["method"],
+        settings["method_kwargs"],
+        settings["completions"],
+        settings["num_samples"],
+        event_shape,
+    )
 
 
 def sampler_of(
