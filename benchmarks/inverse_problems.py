@@ -31,6 +31,8 @@ from tests import linear_gaussian, mixtures
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("samples", 4000, "samples of each posterior")
 flags.DEFINE_integer("steps", 400, "steps of the solver: DDIM, for repaint and dps ancestral")
+flags.DEFINE_list("dimensions", ["2", "64"], "of the Gaussian data")
+flags.DEFINE_bool("mixture", True, "also measure on a mixture")
 
 STD = 0.5
 METHODS = {  # name -> (method, solver, arguments)
@@ -122,11 +124,12 @@ def mixture_rows():
 
 def main(argv):
     del argv
-    for dimension in (2, 64):
+    for dimension in map(int, FLAGS.dimensions):
         show(
             f"Posterior of Gaussian data, {FLAGS.steps} steps, {FLAGS.samples} samples", list(gaussian_rows(dimension))
         )
-    show(f"Posterior of a mixture, {FLAGS.steps} steps, {FLAGS.samples} samples", list(mixture_rows()))
+    if FLAGS.mixture:
+        show(f"Posterior of a mixture, {FLAGS.steps} steps, {FLAGS.samples} samples", list(mixture_rows()))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from score_sde.experiment import make_experiment
 from score_sde.randomness import make_draw
 from score_sde.sampling import make_sampler, run_on_grid
 from score_sde.solvers import ddim, time_grid
+from score_sde.training.trained import write_weights
 from tests.command import TINY, finish, start
 
 SMALL = {"channels": 8, "multipliers": (1,), "num_res_blocks": 1, "attention_resolutions": (), "dropout": 0.0}
@@ -33,6 +34,12 @@ def config_of(**sampling):
     config.model.kwargs.update(SMALL)
     config.sampling.update({"num_steps": 4, "num_samples": 20, "batch_size": 20, **sampling})
     return config
+
+
+def classifier_of():
+    config = vp_digits_classifier.get_config()
+    config.model.kwargs.update(SMALL | {"head_channels": 8, "groups": 4})
+    return make_experiment(config, jax.devices()[:1])
 
 
 def draw(experiment, params):
@@ -90,9 +97,7 @@ def test_a_grid_has_a_row_for_each_class():
 
 def test_a_classifier_learns_and_its_loss_is_the_cross_entropy():
     """Of even logits the loss is log 10; on one batch over and over it falls below that, which is guessing's."""
-    config = vp_digits_classifier.get_config()
-    config.model.kwargs.update(SMALL | {"head_channels": 8, "groups": 4})
-    experiment = make_experiment(config, jax.devices()[:1])
+    experiment = classifier_of()
     assert experiment.sampler is None and experiment.denoiser is None
     source = experiment.source("train")
     examples = [source.examples[i] for i in range(64)]
@@ -114,17 +119,11 @@ def test_a_classifier_learns_and_its_loss_is_the_cross_entropy():
     assert float(last) < np.log(10)
 
 
-@pytest.fixture(scope="module")
-def classifier(tmp_path_factory):
-    """A trained, measured and exported classifier."""
-    folder = tmp_path_factory.mktemp("guide") / "classifier"
-    assert "trained 10 steps" in finish(start(folder, *CLASSIFIER))
-    finish(start(folder, *CLASSIFIER, "--mode=evaluate"))
-    return folder
-
-
 @pytest.mark.slow
-def test_a_classifier_run_trains_resumes_measures_exports_and_guides(classifier, tmp_path):
+def test_a_classifier_run_trains_resumes_measures_exports_and_guides(tmp_path):
+    classifier = tmp_path / "classifier"
+    assert "trained 10 steps" in finish(start(classifier, *CLASSIFIER))
+    finish(start(classifier, *CLASSIFIER, "--mode=evaluate"))
     assert "finished its 10 steps" in finish(start(classifier, *CLASSIFIER))
     assert Image.open(classifier / "samples" / "step_00000010.png").size == (600, 400)
     levels = json.loads((classifier / "evaluation.json").read_text())["accuracy"]["levels"]
@@ -140,11 +139,12 @@ def test_a_classifier_run_trains_resumes_measures_exports_and_guides(classifier,
     assert drawn["labels"].tolist() == list(range(10)) and drawn["images"].shape == (10, 8, 8, 1)
 
 
-def test_a_guide_of_another_process_shape_or_kind_is_refused(classifier):
-    finish(start(classifier, *CLASSIFIER, "--mode=export"))
+def test_a_guide_of_another_process_shape_or_kind_is_refused(tmp_path):
+    classifier, weights = classifier_of(), tmp_path / "classifier.safetensors"
+    write_weights(weights, classifier.init_params(), classifier.config)
 
     def words(change=lambda config: None, **sampling):
-        config = config_of(guide=str(classifier), **sampling)
+        config = config_of(guide=str(weights), **sampling)
         change(config)
         with pytest.raises(UserError) as refused:
             make_experiment(config, jax.devices()[:1])

@@ -31,6 +31,8 @@ SHORT = {
     "data": "--size=500 --batches=2",
     "guidance": "--samples=40 --scales=0,2",
     "real_runs": "",
+    "inverse_problems": "--samples=20 --steps=4 --dimensions=2 --nomixture",
+    "solver_convergence": "",
 }
 # What makes a command short: a perceptron or a small U-Net, few steps, few samples.
 BRIEF = {

@@ -84,11 +84,11 @@ def make_extract(extractor: Extractor) -> Callable[..., Features]:
 
 def of_real(extract: Callable[..., Features], extractor: Extractor, split: Split) -> Features:
     """A split's features; kept on disk, in `cache_folder()`, under a hash of the split and the extractor."""
-    key = fingerprints.of_values(split.fingerprint, extractor.fingerprint, KEPT)
+    key = fingerprints.of_values(split.fingerprint, extractor.fingerprint, KEPT, Moments._fields)
     path = cache_folder() / "statistics" / f"{key}.npz"
     if path.is_file():
         with np.load(path) as stored:
-            moments = Moments(int(stored["count"]), stored["mean"], stored["scatter"])
+            moments = Moments(int(stored["number"]), stored["mean"], stored["scatter"])
             return Features(stored["vectors"], stored["logits"], moments)
     examples = split.source.examples
     found = extract(lambda places: np.stack([examples[i]["image"] for i in places]), split.number, KEPT, split.name)

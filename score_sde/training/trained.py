@@ -1,5 +1,6 @@
 """What a run has learned so far."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,9 +58,12 @@ def export(experiment: Experiment, workdir: Path) -> Path:
     """Writes what `trained` gives as safetensors, with all that is needed to use it elsewhere; returns the file."""
     params, step = trained(experiment, workdir)
     path = workdir / f"ema_{step:08d}.safetensors"
-    if not hosts.first():
-        return path
-    config = experiment.config
+    if hosts.first():
+        write_weights(path, params, experiment.config)
+    return path
+
+
+def write_weights(path: Path, params: Any, config: Mapping[str, Any]) -> None:
+    """Parameters as safetensors, with what of a run's config decides what they are."""
     shown = {name: config["data"][name] for name in ("image_size", "channels", "sigma_data")}
     pretrained.save(path, params, config["model"], {"sde": config["sde"]} | shown)
-    return path
