@@ -19,7 +19,7 @@ test: $(INSTALLED) $(VENV)/installed-requirements-sweep.txt $(VENV)/installed-re
 slow: $(INSTALLED) $(VENV)/installed-requirements-sweep.txt $(VENV)/installed-requirements-dev.txt
 	$(VENV)/bin/python -m pytest -q -m slow -n auto --maxprocesses=4 --dist worksteal
 
-lint: $(VENV)/installed-requirements-dev.txt
+lint: $(INSTALLED) $(VENV)/installed-requirements-sweep.txt $(VENV)/installed-requirements-dev.txt
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy

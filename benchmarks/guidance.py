@@ -22,8 +22,11 @@ from ml_collections import ConfigDict
 
 from benchmarks.report import show
 from benchmarks.svm import fit_svm, top_class
+from configs.vp_digits_conditional import get_config
 from score_sde.data import images_of, to_levels, to_unit_range
+from score_sde.errors import UserError
 from score_sde.experiment import make_experiment
+from score_sde.sampling import draw_whole
 from score_sde.training.trained import trained
 
 FLAGS = flags.FLAGS
@@ -35,7 +38,7 @@ flags.DEFINE_string("picture", None, "where to write the plot, a PNG")
 
 
 def as_tuples(value):
-    """What JSON has made lists of."""
+    """The value with its lists as tuples, which JSON has not."""
     if isinstance(value, dict):
         return {key: as_tuples(part) for key, part in value.items()}
     return tuple(map(as_tuples, value)) if isinstance(value, list) else value
@@ -51,7 +54,7 @@ def draw(config, scale, levels):
     config.sampling.guidance_scale = scale
     experiment = make_experiment(config, jax.local_devices())
     params, _ = trained(experiment, Path(FLAGS.workdir))
-    drawn = np.concatenate([batch.x for batch in experiment.sampler.draw(params, FLAGS.samples)])
+    drawn = draw_whole(experiment.sampler, params, FLAGS.samples)
     return to_unit_range(to_levels(drawn, levels), levels), np.asarray(experiment.class_of(np.arange(FLAGS.samples)))
 
 
@@ -95,7 +98,11 @@ def save_picture(path, rows, real):
 
 def main(argv):
     del argv
-    config = ConfigDict(as_tuples(json.loads((Path(FLAGS.workdir) / "config.json").read_text())))
+    saved = Path(FLAGS.workdir) / "config.json"
+    if not saved.is_file():
+        raise UserError(f"{FLAGS.workdir} holds no run: train one first (set --workdir)")
+    config = ConfigDict(as_tuples(json.loads(saved.read_text())))
+    config.sampling = get_config().sampling  # not what the run was last called with
     config.sampling.guide = FLAGS.guide
     source = make_experiment(config, jax.local_devices()).source
     train, test = source("train"), source("test")

@@ -1,6 +1,6 @@
 """How far each method for inverse problems is from the posterior, where that is known.
 
-python benchmarks/inverse_problems.py [--samples=4000] [--steps=400]
+python benchmarks/inverse_problems.py [--samples=4000] [--steps=400] [--dimensions=2,64] [--nomixture]
 
 Gaussian data in 2 and 64 dimensions, independent features of one variance ("isotropic") and correlated ones, of which
 half the features or means of pairs are seen with noise 0, 0.05 and 0.5: the error of the mean in standard deviations of
@@ -31,7 +31,8 @@ from tests import linear_gaussian, mixtures
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("samples", 4000, "samples of each posterior")
 flags.DEFINE_integer("steps", 400, "steps of the solver: DDIM, for repaint and dps ancestral")
-flags.DEFINE_list("dimensions", ["2", "64"], "of the Gaussian data")
+flags.DEFINE_list("dimensions", ["2", "64"], "of the Gaussian data; even")
+flags.register_validator("dimensions", lambda given: all(int(word) % 2 == 0 for word in given), "must be even")
 flags.DEFINE_bool("mixture", True, "also measure on a mixture")
 
 STD = 0.5

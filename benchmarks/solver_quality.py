@@ -47,7 +47,6 @@ from score_sde.solvers import (
 FLAGS = flags.FLAGS
 flags.DEFINE_list("nfe", ["5", "10", "20", "50"], "evaluations of the denoiser")
 flags.DEFINE_integer("samples", 4000, "samples each")
-flags.DEFINE_list("dimensions", ["2", "64"], "of the mixtures")
 flags.DEFINE_bool("all", False, "also print every solver, not the best alone")
 
 SDE = vp()
@@ -192,8 +191,7 @@ def main(argv):
     del argv
     rows, everything = [], []
     with jax.enable_x64(True):
-        known = {"2": PLANE, "64": sixty_four()}
-        for mixture in (known[dimension] for dimension in FLAGS.dimensions):
+        for mixture in (PLANE, sixty_four()):
             dimension, n = mixture.means.shape[1], FLAGS.samples
             rng = np.random.default_rng(1)
             latents = rng.standard_normal((n, dimension)) * float(SDE.sigma(1.0))

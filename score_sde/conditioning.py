@@ -171,7 +171,7 @@ def make_guided(
         return lambda params, beside, indices: classifier_free_labelled(
             lambda labels: denoiser(params, labels=labels), told(indices), how.scale, **bounds
         )
-    logits, weaker = guide.logits, guide.denoiser
+    logits = guide.logits
     if logits is not None:
         classifier_guided(_nothing, _nothing, sde, how.scale)
         return lambda params, beside, indices: classifier_guided(
@@ -180,10 +180,11 @@ def make_guided(
             sde,
             how.scale,
         )
+    weaker = present(guide.denoiser)
     autoguided(_nothing, _nothing, how.scale, **bounds)
     return lambda params, beside, indices: autoguided(
         denoiser(params, labels=told(indices)),
-        present(weaker)(beside, labels=label_of(indices) if guide.num_classes else None),
+        weaker(beside, labels=label_of(indices) if guide.num_classes else None),
         how.scale,
         **bounds,
     )

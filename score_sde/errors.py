@@ -13,8 +13,9 @@ class UserError(ValueError):
 
 
 def present(value: T | None) -> T:
-    """A value that is None elsewhere, and that the caller has made sure of here."""
-    assert value is not None
+    """A value that may be None elsewhere, and that the caller has made sure of here."""
+    if value is None:
+        raise AssertionError("what this code has made sure of is missing")
     return value
 
 

@@ -8,12 +8,11 @@ log p is a density's: of continuous data it may be positive and bits/dim negativ
 dequantized data says anything, as a bound on their probability (Theis et al. 2016).
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
 from score_sde.errors import UserError, lookup, present
 from score_sde.parameterization import Denoiser, velocity_fn
@@ -22,6 +21,7 @@ from score_sde.sde import SDE, lift, marginal, prior_log_prob, sum_event
 from score_sde.solvers import solve_adaptive
 from score_sde.solvers.adaptive import How, check_ends, check_how, integrate
 
+Nats = TypeVar("Nats", jax.Array, np.ndarray)
 DIVERGENCES = ("hutchinson", "exact")
 PROBES = ("rademacher", "gaussian")
 
@@ -85,8 +85,10 @@ def log_likelihood(
     if not exact and (key is None or num_probes < 1):
         raise UserError(f"Hutchinson's estimate needs a key and num_probes >= 1, got num_probes={num_probes}")
     shape = x.shape[1:]
-    none = jnp.zeros((len(x), 0, *shape))
-    probes = none if exact else _probes(sample_keys(present(key), len(x)), num_probes, x, probe)
+    if exact:
+        probes = jnp.zeros((len(x), 0, *shape))
+    else:
+        probes = _probes(sample_keys(present(key), len(x)), num_probes, x, probe)
 
     def one(x, probes):
         def flow(t, x):
@@ -159,11 +161,11 @@ def check_continuous(x) -> None:
 
 
 def bits_per_dim(
-    log_prob: ArrayLike,
+    log_prob: Nats,
     event_shape: tuple[int, ...],
     levels: int = 256,
     data_range: tuple[float, float] = (-1.0, 1.0),
-) -> jax.Array:
+) -> Nats:
     """-log2 of the probability of discrete data, a dimension, of the shape of log_prob.
 
     The data were mapped from [0, levels] to data_range, so a density in nats gains log of the slope a dimension:
@@ -176,7 +178,7 @@ def bits_per_dim(
       data_range: where [0, levels] was mapped to, as by `dequantize`.
     """
     d = np.prod(event_shape)
-    return -(jnp.asarray(log_prob) / d + np.log((data_range[1] - data_range[0]) / levels)) / np.log(2.0)
+    return -(log_prob / d + np.log((data_range[1] - data_range[0]) / levels)) / np.log(2.0)
 
 
 def dequantize(

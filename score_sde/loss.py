@@ -96,13 +96,13 @@ def make_loss(
 def _continuous_losses(
     subject: Subject, objective: Callable, weighting: Weighting, sample_times: TimeSampler, t_min: float
 ) -> LossFn:
-    make_denoiser = present(subject.denoiser)
+    denoiser_of = present(subject.denoiser)
 
     def losses(params, x0, draw, **told):
         t, factor = sample_times(draw, subject.sde, t_min)
         epsilon = noise(draw.noise_keys, x0)
         keys = fold_each(draw.network_keys, 1)  # apart from dropout's
-        denoiser = make_denoiser(params, draw.network_keys, **told)
+        denoiser = denoiser_of(params, draw.network_keys, **told)
         return factor * objective(denoiser, subject.sde, x0, t, epsilon, keys, weighting)
 
     return losses
@@ -124,11 +124,11 @@ def _cross_entropy(subject: Subject, sample_times: TimeSampler, t_min: float) ->
 def _ddpm_losses(subject: Subject, sample_times: TimeSampler, kwargs: Mapping[str, Any]) -> LossFn:
     """`ddpm.simple_loss` at even steps."""
     _check_keys("ddpm", kwargs, ())
-    chain, make_denoiser = present(subject.chain), present(subject.denoiser)
+    chain, denoiser_of = present(subject.chain), present(subject.denoiser)
 
     def losses(params, x0, draw, **told):
         n = ddpm.nearest_index(chain, sample_times(draw, subject.sde, 0.0)[0])
-        denoiser = make_denoiser(params, draw.network_keys, **told)
+        denoiser = denoiser_of(params, draw.network_keys, **told)
         epsilon = noise(draw.noise_keys, x0)
         return ddpm.simple_loss(lambda x, n: denoiser(x, ddpm.time_of(chain, n)).epsilon, chain, x0, n, epsilon)
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from score_sde.errors import UserError, present
+from score_sde.errors import UserError
 from score_sde.sde import lift
 
 FAINT = 1e-5  # of the largest singular value: what is fainter is lost in float32, and counts as unseen
@@ -245,8 +245,10 @@ def check(operator: Operator, event_shape: tuple[int, ...], num_probes: int = 4)
     1e-4 is no rounding.
 
     Raises:
-      UserError: with <A x, y> and <x, A^T y>.
+      UserError: there is no transpose, or one of the two, with <A x, y> and <x, A^T y>.
     """
+    if operator.transpose is None:
+        raise UserError("this operator has no transpose (use operators.linear, or method='dps', which needs none)")
     keys = jax.random.split(jax.random.key(0), 3)
     x, other = (jax.random.normal(key, (num_probes, *event_shape)) for key in keys[:2])
     measured = operator.forward(x)
@@ -258,7 +260,7 @@ def check(operator: Operator, event_shape: tuple[int, ...], num_probes: int = 4)
             "operators.function, and method='dps')"
         )
     y = jax.random.normal(keys[2], measured.shape)
-    back = present(operator.transpose)(y)
+    back = operator.transpose(y)
     if back.shape != x.shape:
         raise UserError(f"the transpose gives the shape {back.shape[1:]} for the data's {x.shape[1:]}")
     for n in range(num_probes):

@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from score_sde.errors import UserError, nearest, present
+from score_sde.errors import UserError, nearest
 from score_sde.training.workdir import flatten
 
 
@@ -18,14 +18,16 @@ def load(place: str) -> ConfigDict:
       place: the file, with its variant after a colon if it has one.
 
     Raises:
-      UserError: there is no such file.
+      UserError: there is no such file, or it is no Python file.
     """
     path, _, variant = place.partition(":")
     if not Path(path).is_file():
         raise UserError(f"no config file {path!r} (set --config.base)")
-    spec = present(importlib.util.spec_from_file_location(f"config_{Path(path).stem}", path))
+    spec = importlib.util.spec_from_file_location(f"config_{Path(path).stem}", path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{path!r} is no Python file (set --config.base)")
     module = importlib.util.module_from_spec(spec)
-    present(spec.loader).exec_module(module)
+    spec.loader.exec_module(module)
     return module.get_config(*([variant] if variant else []))
 
 

@@ -30,7 +30,7 @@ class SDE(NamedTuple):
     diffusion: Callable[[ArrayLike], jax.Array]  # t -> g(t), shape of t
     t_min: float  # where reverse-time integration stops
     t_max: float  # where it starts, from the prior
-    t_from_log_snr: Callable[[ArrayLike], jax.Array] | None = None  # the inverse of log_snr, where it has a closed form
+    t_from_log_snr: Callable[[jax.Array], jax.Array] | None = None  # the inverse of log_snr, where it has a closed form
 
 
 def lift(coefficient: ArrayLike, x: jax.Array) -> jax.Array:
@@ -77,7 +77,7 @@ def vp(beta_min: float = 0.1, beta_max: float = 20.0) -> SDE:
         t_min=1e-3,
         t_max=1.0,
         # snr = exp(-B) / (1 - exp(-B)), so B = log(1 + 1 / snr)
-        t_from_log_snr=lambda log_snr: inverse_integral(jax.nn.softplus(jnp.negative(log_snr))),
+        t_from_log_snr=lambda log_snr: inverse_integral(jax.nn.softplus(-log_snr)),
     )
 
 
@@ -188,7 +188,7 @@ def ve(sigma_min: float = 0.01, sigma_max: float = 50.0) -> SDE:
         diffusion=lambda t: sigma(t) * math.sqrt(2 * log_ratio),
         t_min=1e-5,
         t_max=1.0,
-        t_from_log_snr=lambda log_snr: 0.5 - (0.5 * jnp.asarray(log_snr) + math.log(middle)) / log_ratio,
+        t_from_log_snr=lambda log_snr: 0.5 - (0.5 * log_snr + math.log(middle)) / log_ratio,
     )
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from configs import vp_digits_classifier, vp_digits_conditional
 from score_sde.errors import UserError
+from score_sde.evaluation.accuracy import accuracy
 from score_sde.evaluation.grids import by_class
 from score_sde.evaluation.restorations import Restored, bicubic, figures_of, psnr
 from score_sde.experiment import make_experiment
@@ -36,7 +37,7 @@ def config_of(**sampling):
     return config
 
 
-def classifier_of():
+def small_classifier():
     config = vp_digits_classifier.get_config()
     config.model.kwargs.update(SMALL | {"head_channels": 8, "groups": 4})
     return make_experiment(config, jax.devices()[:1])
@@ -97,7 +98,7 @@ def test_a_grid_has_a_row_for_each_class():
 
 def test_a_classifier_learns_and_its_loss_is_the_cross_entropy():
     """Of even logits the loss is log 10; on one batch over and over it falls below that, which is guessing's."""
-    experiment = classifier_of()
+    experiment = small_classifier()
     assert experiment.sampler is None and experiment.denoiser is None
     source = experiment.source("train")
     examples = [source.examples[i] for i in range(64)]
@@ -140,11 +141,10 @@ def test_a_classifier_run_trains_resumes_measures_exports_and_guides(tmp_path):
 
 
 def test_a_guide_of_another_process_shape_or_kind_is_refused(tmp_path):
-    classifier, weights = classifier_of(), tmp_path / "classifier.safetensors"
-    write_weights(weights, classifier.init_params(), classifier.config)
+    (tmp_path / "checkpoints").mkdir()  # a run's folder
 
     def words(change=lambda config: None, **sampling):
-        config = config_of(guide=str(weights), **sampling)
+        config = config_of(guide=str(tmp_path), **sampling)
         change(config)
         with pytest.raises(UserError) as refused:
             make_experiment(config, jax.devices()[:1])
@@ -156,6 +156,10 @@ def test_a_guide_of_another_process_shape_or_kind_is_refused(tmp_path):
     def other_size(config):
         config.data.image_size = 16
 
+    assert "has not exported its weights" in words()
+    classifier = small_classifier()
+    params = classifier.init_params()
+    write_weights(tmp_path / "ema_00000000.safetensors", params, classifier.config)
     assert "was trained on another SDE, vp" in words(other_process)
     assert "data of the shape (8, 8, 1), these are (16, 16, 1)" in words(other_size)
     assert "classifier guidance: need scale >= 0, got -1.0" in words(guidance_scale=-1.0)
@@ -164,6 +168,10 @@ def test_a_guide_of_another_process_shape_or_kind_is_refused(tmp_path):
         lambda config: config.model.kwargs.update(num_classes=5)
     )
     assert "label 10" in words(label=10)
+
+    levels = accuracy(classifier, params)
+    assert len(levels) == 11 and levels[0]["num_images"] == 297
+    assert all(0 <= level["accuracy"] <= 1 and level["cross_entropy"] > 0 for level in levels)
 
 
 CONDITIONAL = {"num_classes": 10, "label_dropout": 0.1}

@@ -78,6 +78,9 @@ def test_benchmarks_files_and_links_are_there():
         assert (ROOT / path).is_file() or path in NOT_OURS, path
     for path in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / path).exists(), path
+    headings = re.findall(r"^#+ (.*)", README, re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+    assert set(re.findall(r"\]\(#([^)]+)\)", README)) <= anchors
     for path in re.findall(r"`(score_sde/[\w/.]+)`", README):
         assert (ROOT / path).exists(), path
 
@@ -107,10 +110,11 @@ def tree(tmp_path):
 
 def test_the_additions_apply_together(tree):
     for diff, _ in ADDITIONS:
-        for path in re.findall(r"^\+\+\+ b/(.*)$", diff, re.MULTILINE):
-            added = [line[1:] for line in diff.splitlines() if line.startswith("+") and not line.startswith("+++")]
-            assert any(line in (tree / path).read_text().splitlines() for line in added), path
-            compile((tree / path).read_text(), path, "exec")
+        for path, changes in re.findall(r"^\+\+\+ b/(.*)\n((?:[@+-](?!--).*\n)*)", diff, re.MULTILINE):
+            text = (tree / path).read_text()
+            added = re.findall(r"^\+(.+)$", changes, re.MULTILINE)
+            assert added and set(added) <= set(text.splitlines()), path
+            compile(text, path, "exec")
 
 
 @pytest.mark.slow

@@ -80,10 +80,10 @@ def _flow_parts(experiment: Experiment, levels: int | None) -> Callable:
             "probes_standard_error": flow.standard_error,
         } | ({} if flow.nfe is None else {"nfe": flow.nfe})  # an implicit method's is not known
 
-    make_denoiser = present(experiment.denoiser)
+    denoiser_of = present(experiment.denoiser)
 
     def measure(params, images, labels, keys):
-        denoiser = make_denoiser(params, labels=labels if experiment.num_classes else None)
+        denoiser = denoiser_of(params, labels=labels if experiment.num_classes else None)
         draws = jax.lax.map(lambda n: once(denoiser, images, fold_each(keys, n)), jnp.arange(how["num_draws"]))
         parts = {name: jnp.mean(values, axis=0) for name, values in draws.items()}
         parts["probes_standard_error"] /= math.sqrt(how["num_draws"])  # of a mean over the draws
@@ -98,10 +98,10 @@ def _flow_parts(experiment: Experiment, levels: int | None) -> Callable:
 def _chain_bound(experiment: Experiment, levels: int) -> Callable:
     """(params, images, labels, keys) -> {"bits": (n,)}: the variational bound of a chain that asks our denoiser."""
     chain = experiment.chain or chain_through_vp(experiment.likelihood["chain_steps"])
-    make_denoiser = present(experiment.denoiser)
+    denoiser_of = present(experiment.denoiser)
 
     def measure(params, images, labels, keys):
-        denoiser = make_denoiser(params, labels=labels if experiment.num_classes else None)
+        denoiser = denoiser_of(params, labels=labels if experiment.num_classes else None)
         epsilon_fn = chain_epsilon(denoiser, experiment.sde, chain)
         x0 = to_unit_range(images, levels)
         return {"bits": ddpm.variational_bound(epsilon_fn, chain, x0, keys, bits_per_dim=True, levels=levels).total}
@@ -175,10 +175,10 @@ def account(parts: dict[str, np.ndarray], event_shape: tuple[int, ...], levels: 
     if levels is None:
         return figures | {f"{name}_nats": mean_of(values) for name, values in parts.items() if name != "log_prob"}
     to_bits = partial(bits_per_dim, event_shape=event_shape, levels=levels, data_range=centred_range(levels))
-    figures["bits_per_dim"] = mean_of(np.asarray(to_bits(parts["log_prob"])))
-    volume = float(to_bits(0.0))  # the density of an even spread over a level
+    figures["bits_per_dim"] = mean_of(to_bits(parts["log_prob"]))
+    volume = float(to_bits(np.zeros(())))  # the density of an even spread over a level
     figures["bits_per_dim_account"] = {"dequantization": {"mean": volume, "standard_error": 0.0}} | {
-        name: mean_of(np.asarray(to_bits(values)) - volume) for name, values in parts.items() if name != "log_prob"
+        name: mean_of(to_bits(values) - volume) for name, values in parts.items() if name != "log_prob"
     }
     return figures
 

@@ -56,10 +56,10 @@ def health(experiment: Experiment, params: Any, workdir: Path) -> dict[str, Any]
     keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(number))
     first = {split: (x0[:number], labels[:number]) for split, (x0, labels) in sets.items()}
 
-    make_denoiser = present(experiment.denoiser)
+    denoiser_of = present(experiment.denoiser)
 
     def denoiser(labels):
-        return make_denoiser(params, labels=labels if told else None)
+        return denoiser_of(params, labels=labels if told else None)
 
     rows = measure(experiment.sde, denoiser, first, keys, how["health_levels"], experiment.truth, empirical)
     if hosts.first():

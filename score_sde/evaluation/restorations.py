@@ -46,7 +46,8 @@ def save_restorations(path: Path, experiment: Experiment, restored: Restored) ->
     """Writes a PNG with a row an image, the truth, what was measured, the completions; and all numbers as .npz."""
     shown = restored.measured
     if shown.shape != restored.truth.shape:  # of another shape: the least image that gives it
-        shown = np.asarray(gain(present(present(experiment.task).operator), jnp.asarray(shown), 1.0, 0.0))
+        operator = present(present(experiment.task).operator)
+        shown = np.asarray(gain(operator, jnp.asarray(shown), 1.0, 0.0))
     columns = np.concatenate([restored.truth[:, None], shown[:, None], restored.completions], axis=1)[:ROWS]
     cells = to_levels(columns.reshape(-1, *experiment.event_shape), 256)
     np.savez_compressed(path.with_suffix(".npz"), **restored._asdict())

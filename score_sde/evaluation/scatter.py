@@ -65,9 +65,9 @@ def score_field(experiment: Experiment, params: Any, level: float, reach: float,
     Returns:
       (points (side^2, 2), scores (side^2, 2), sigma / alpha).
     """
-    sde, make_denoiser = experiment.sde, present(experiment.denoiser)
+    sde, denoiser_of = experiment.sde, present(experiment.denoiser)
     t = t_from_log_snr(sde, jnp.float32(level))
     axis = np.linspace(-reach, reach, side, dtype=np.float32)
     points = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
-    score = jax.jit(lambda params, x: score_fn(make_denoiser(params), sde)(x, t))
+    score = jax.jit(lambda params, x: score_fn(denoiser_of(params), sde)(x, t))
     return points, np.asarray(score(params, sde.alpha(t) * points)), float(sde.sigma(t) / sde.alpha(t))

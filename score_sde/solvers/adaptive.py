@@ -22,9 +22,8 @@ METHODS: dict[str, Callable[[], diffrax.AbstractSolver]] = {
     "kvaerno3": diffrax.Kvaerno3,  # implicit, for stiff flows of few dimensions: a step solves with the Jacobian
     "kvaerno5": diffrax.Kvaerno5,
 }
-CONTROLLERS: dict[
-    str, dict[str, Any]
-] = {  # Soderlind 2003, "Digital filters in adaptive time-stepping": I, H211PI, H312PID
+# Soderlind 2003, "Digital filters in adaptive time-stepping": I, H211PI, H312PID
+CONTROLLERS: dict[str, dict[str, Any]] = {
     "i": {"pcoeff": 0.0, "icoeff": 1.0, "dcoeff": 0.0},
     "pi": {"pcoeff": 1 / 6, "icoeff": 1 / 6, "dcoeff": 0.0},
     "pid": {"pcoeff": 1 / 18, "icoeff": 1 / 9, "dcoeff": 1 / 18},

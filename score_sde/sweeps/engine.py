@@ -89,7 +89,8 @@ def run(trials: list[Trial], sweep: ConfigDict, workdir: Path) -> None:
         results = tuner.fit()
     finally:
         ray.shutdown()
-    for result in (results[i] for i in range(len(results))):
+    for i in range(len(results)):
+        result = results[i]
         if not result.config:  # Ctrl-C came before it began
             continue
         folder = Path(result.config["spec"]["folder"])

@@ -12,12 +12,12 @@ from score_sde.data import to_unit_range
 from score_sde.data.augmentation import augment_each
 from score_sde.errors import present
 from score_sde.likelihood import centred_range, dequantize
+from score_sde.loss import LossFn
 from score_sde.randomness import Draw, fold_each, make_draw
 from score_sde.training.state import TrainState
 
 AXIS = "devices"
 
-LossFn = Callable[..., jax.Array]
 Metrics = dict[str, jax.Array]
 
 
@@ -63,9 +63,8 @@ def make_train_step(
     def told(batch: Mapping[str, jax.Array], draw: Draw) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The images as the network gets them, and what it is told of them."""
         if dequantized:
-            x0 = dequantize(
-                fold_each(draw.noise_keys, 1), batch["image"], present(levels), centred_range(present(levels))
-            )
+            number = present(levels)
+            x0 = dequantize(fold_each(draw.noise_keys, 1), batch["image"], number, centred_range(number))
         else:
             x0 = to_unit_range(batch["image"], levels)
         labels = {"labels": batch["label"]} if labelled else {}
