@@ -1,12 +1,16 @@
 """What every test runs under: eight virtual CPU devices, and no broadcasting between arrays of different rank."""
 
 import os
+from pathlib import Path
 
 # Compilation is most of the tests' time: LLVM's cheaper passes are taken, but not in the programs that tests start.
 os.environ["XLA_FLAGS"] = " ".join(
     [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=1"]
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
+# What one worker or one call of pytest has compiled, no other compiles again.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pytest_cache" / "compiled")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 import jax
 import pytest

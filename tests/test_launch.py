@@ -234,9 +234,11 @@ def test_a_run_that_diverges_stops_and_saves_nothing_of_it(tmp_path):
     assert not any(path.name.isdigit() for path in (tmp_path / "checkpoints").iterdir())
 
 
-def test_train_sample_and_evaluate_leave_what_the_contract_says(tmp_path):
-    short = ("--config.training.num_steps=20", "--config.training.sample_every=10")
-    printed = finish(start(tmp_path, *short, devices=2))
+SHORT = ("--config.training.num_steps=20", "--config.training.sample_every=10")
+
+
+def test_train_and_evaluate_leave_what_the_contract_says(tmp_path):
+    printed = finish(start(tmp_path, *SHORT, devices=2))
     assert "trained 20 steps" in printed
     assert "2 cpu device(s), batch 8, 4 a device" in printed
 
@@ -252,24 +254,8 @@ def test_train_sample_and_evaluate_leave_what_the_contract_says(tmp_path):
         assert (images.shape, images.dtype) == ((10, 8, 8, 1), np.uint8)
         assert Image.open(stem.with_suffix(".png")).mode == "L"
 
-    # Samples depend on neither the batch nor the number of devices: 10 in batches of 8 on 2 devices, of 6 on 3.
-    # A rounding of float32 may move a value across the middle between two of the 256 levels.
-    drawn = images.astype(int)
-    printed = finish(start(tmp_path, *short, "--mode=sample", "--config.sampling.batch_size=5", devices=3))
-    assert "10 samples of step 20" in printed
-    again = np.load(stem.with_suffix(".npz"))["images"].astype(int)
-    assert np.abs(drawn - again).max() <= 1
-
-    # The exported average, adopted elsewhere, draws the same; it says itself what network it is of.
-    assert "ema_00000020.safetensors" in finish(start(tmp_path, *short, "--mode=export"))
-    other = ("--mode=sample", "--config=configs/flow_digits.py", *[flag for flag in TINY if ".sampling." in flag])
-    weights = f"--config.model.pretrained={tmp_path / 'ema_00000020.safetensors'}"
-    assert "10 samples of step 0" in finish(start(tmp_path / "adopted", *other, weights))
-    again = np.load(tmp_path / "adopted" / "samples" / "step_00000000.npz")["images"].astype(int)
-    assert np.abs(drawn - again).max() <= 1
-
     few = ("--config.evaluation.num_samples=40", "--config.evaluation.num_real=200", "--config.sampling.batch_size=40")
-    finish(start(tmp_path, *short, *few, "--mode=evaluate"))
+    finish(start(tmp_path, *SHORT, *few, "--mode=evaluate"))
     figures = json.loads((tmp_path / "evaluation.json").read_text())
     assert (figures["step"], figures["num_samples"]) == (20, 40)
     assert [figures["data"][split]["number"] for split in ("train", "test")] == [200, 200]
@@ -278,15 +264,38 @@ def test_train_sample_and_evaluate_leave_what_the_contract_says(tmp_path):
 
     # A run killed between its last save and its last picture draws it when it is started again.
     stem.with_suffix(".png").unlink()
-    assert "has finished its 20 steps" in finish(start(tmp_path, *short))
+    assert "has finished its 20 steps" in finish(start(tmp_path, *SHORT))
     assert stem.with_suffix(".png").exists()
 
     misfit = ("--config.training.num_steps=60", "--config.training.log_every=30", "--config.training.sample_every=60")
     misfit += ("--config.training.steps_per_call=30", "--config.training.checkpoint_every=30")
     assert "step 20, no multiple of steps_per_call=30" in finish(start(tmp_path, *misfit), expected=2)
 
-    refused = finish(start(tmp_path, *short, "--config.seed=1"), expected=2)
+    refused = finish(start(tmp_path, *SHORT, "--config.seed=1"), expected=2)
     assert "holds a run of another config: seed was 0, is 1" in refused
+
+
+@pytest.mark.slow
+def test_samples_are_the_same_on_other_devices_and_of_exported_weights(tmp_path):
+    finish(start(tmp_path, *SHORT, devices=2))
+    stem = tmp_path / "samples" / "step_00000020"
+    images = np.load(stem.with_suffix(".npz"))["images"]
+
+    # Samples depend on neither the batch nor the number of devices: 10 in batches of 8 on 2 devices, of 6 on 3.
+    # A rounding of float32 may move a value across the middle between two of the 256 levels.
+    drawn = images.astype(int)
+    printed = finish(start(tmp_path, *SHORT, "--mode=sample", "--config.sampling.batch_size=5", devices=3))
+    assert "10 samples of step 20" in printed
+    again = np.load(stem.with_suffix(".npz"))["images"].astype(int)
+    assert np.abs(drawn - again).max() <= 1
+
+    # The exported average, adopted elsewhere, draws the same; it says itself what network it is of.
+    assert "ema_00000020.safetensors" in finish(start(tmp_path, *SHORT, "--mode=export"))
+    other = ("--mode=sample", "--config=configs/flow_digits.py", *[flag for flag in TINY if ".sampling." in flag])
+    weights = f"--config.model.pretrained={tmp_path / 'ema_00000020.safetensors'}"
+    assert "10 samples of step 0" in finish(start(tmp_path / "adopted", *other, weights))
+    again = np.load(tmp_path / "adopted" / "samples" / "step_00000000.npz")["images"].astype(int)
+    assert np.abs(drawn - again).max() <= 1
 
 
 def test_an_exact_network_is_accepted_by_every_mode(tmp_path):
@@ -315,10 +324,10 @@ def test_points_are_trained_on_and_the_run_resumes(tmp_path):
         "--config.sampling.num_steps=4",
         "--config.model.kwargs.features=(8,)",
     )
-    printed = finish(start(tmp_path, *short))
+    printed = finish(start(tmp_path, *SHORT))
     assert "10,000 points of 2 features" in printed
     assert np.load(tmp_path / "samples" / "step_00000020.npz")["samples"].shape == (64, 2)
-    longer = (*short, "--config.training.num_steps=30")
+    longer = (*SHORT, "--config.training.num_steps=30")
     assert "from step 20" in finish(start(tmp_path, *longer))
 
 

@@ -38,7 +38,6 @@ def test_all_are_there_with_their_outputs():
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("XLA_FLAGS", "")
     book = nbformat.read(path, as_version=4)
     NotebookClient(book, timeout=600, resources={"metadata": {"path": str(path.parent)}}).execute()
