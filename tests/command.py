@@ -36,11 +36,11 @@ POINTS = (  # the same of a perceptron on points, which compiles at once
 
 
 def environment(devices: int = 1) -> dict[str, str]:
-    """For a program of its own on so many virtual devices; what one test compiles, no other compiles again."""
+    """For a program of its own on so many virtual devices, compiled as cheaply as the tests themselves (conftest.py)."""
     return dict(
         os.environ,
         JAX_PLATFORMS="cpu",
-        XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}",
+        XLA_FLAGS=f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=1",
         JAX_COMPILATION_CACHE_DIR=str(ROOT / ".pytest_cache" / "compiled"),
         JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
         XDG_CACHE_HOME=str(ROOT / ".pytest_cache"),

@@ -12,7 +12,7 @@ import pytest
 from tests.command import ROOT, environment
 
 README = (ROOT / "README.md").read_text()
-(EXAMPLE,) = re.findall(r"In Python[^`]*?:\n\n```python\n(.*?)```", README, re.DOTALL)
+(EXAMPLE,) = re.findall(r"In Python, without any config.*?```python\n(.*?)```", README, re.DOTALL)
 
 
 def test_extras_are_what_the_requirements_say():

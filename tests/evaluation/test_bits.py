@@ -68,7 +68,7 @@ def test_bits_of_rounded_gaussian_pixels(tmp_path):
     assert abs(bits["mean"] - entropy) < 4 * bits["standard_error"]
     account = figures["bits_per_dim_account"]
     assert set(account) == {"dequantization", "prior", "divergence", "truncation"}
-    np.testing.assert_allclose(sum(part["mean"] for part in account.values()), bits["mean"], rtol=0, atol=1e-9)
+    np.testing.assert_allclose(sum(part["mean"] for part in account.values()), bits["mean"], rtol=0, atol=SUM)
     np.testing.assert_allclose(account["dequantization"]["mean"], 3.0, rtol=1e-6)  # -log2 of the width 1/8
     assert abs(figures["histograms_bits_per_dim"] - of_these) < 0.05
     assert figures["num_examples"] == 600
@@ -100,7 +100,7 @@ def test_the_importance_weighted_bound_is_tighter(tmp_path):
         figures = json.loads((folder / "evaluation.json").read_text())["likelihood"]
         means.append(figures["bits_per_dim"]["mean"])
         parts = figures["bits_per_dim_account"]
-        np.testing.assert_allclose(sum(part["mean"] for part in parts.values()), means[-1], rtol=0, atol=1e-9)
+        np.testing.assert_allclose(sum(part["mean"] for part in parts.values()), means[-1], rtol=0, atol=SUM)
     assert means[1] < means[0]  # the very same draws: log mean exp is never below the mean
 
 
