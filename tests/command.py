@@ -36,7 +36,7 @@ POINTS = (  # the same of a perceptron on points, which compiles at once
 
 
 def environment(devices: int = 1) -> dict[str, str]:
-    """For a program of its own on so many virtual devices, compiled as cheaply as the tests themselves (conftest.py)."""
+    """For a program of its own on so many virtual devices, compiled as cheaply as the tests are (conftest.py)."""
     return dict(
         os.environ,
         JAX_PLATFORMS="cpu",

@@ -19,6 +19,7 @@ from score_sde.sde import edm
 from tests import mixtures
 
 MEAN, STD, LEVELS = 0.1, 0.3, 17
+SUM = 5 * 4 * 2.0**-24  # five parts of at most 4 bits, each rounded to float32 before they are added
 
 
 def one_device():
