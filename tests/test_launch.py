@@ -324,10 +324,10 @@ def test_points_are_trained_on_and_the_run_resumes(tmp_path):
         "--config.sampling.num_steps=4",
         "--config.model.kwargs.features=(8,)",
     )
-    printed = finish(start(tmp_path, *SHORT))
+    printed = finish(start(tmp_path, *short))
     assert "10,000 points of 2 features" in printed
     assert np.load(tmp_path / "samples" / "step_00000020.npz")["samples"].shape == (64, 2)
-    longer = (*SHORT, "--config.training.num_steps=30")
+    longer = (*short, "--config.training.num_steps=30")
     assert "from step 20" in finish(start(tmp_path, *longer))
 
 

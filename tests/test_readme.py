@@ -127,8 +127,7 @@ def test_the_additions_run(tree):
 @pytest.mark.slow
 def test_the_commands_run(tmp_path):
     """Those of a laptop, in their order, in one place, each made brief; and those that train are first."""
-    os.symlink(ROOT / "benchmarks", tmp_path / "benchmarks")
-    for part in ("score_sde", "configs", "launch.py"):
+    for part in ("score_sde", "configs", "benchmarks", "tests", "launch.py"):
         os.symlink(ROOT / part, tmp_path / part)
     printed = ""
     for kind, block in BLOCKS:
