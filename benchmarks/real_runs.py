@@ -46,10 +46,14 @@ def row(folder: Path) -> dict[str, Any]:
 
 
 def _seconds(records: list[dict[str, Any]]) -> float:
-    """How long the logged steps took; those between two logs at the rate of the second."""
+    """How long the logged steps took; those between two logs at the rate of the second, or, where the first log is of
+    a single call and so has none, at the next one's."""
+    known = [record["steps_per_second"] for record in records if "steps_per_second" in record]
+    if not known:
+        sys.exit("a run of a single call has logged no rate: train for longer (set --config.training.num_steps)")
     steps = [0] + [record["step"] for record in records]
-    done = zip(steps[:-1], steps[1:], records, strict=True)
-    return sum((after - before) / record["steps_per_second"] for before, after, record in done)
+    rates = [record.get("steps_per_second", known[0]) for record in records]
+    return sum((after - before) / rate for before, after, rate in zip(steps[:-1], steps[1:], rates, strict=True))
 
 
 def main() -> None:
