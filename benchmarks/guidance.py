@@ -24,7 +24,6 @@ from benchmarks.report import show
 from benchmarks.svm import fit_svm, top_class
 from configs.vp_digits_conditional import get_config
 from score_sde.data import images_of, to_levels, to_unit_range
-from score_sde.errors import UserError
 from score_sde.experiment import make_experiment
 from score_sde.sampling import draw_whole
 from score_sde.training.trained import trained
@@ -100,7 +99,7 @@ def main(argv):
     del argv
     saved = Path(FLAGS.workdir) / "config.json"
     if not saved.is_file():
-        raise UserError(f"{FLAGS.workdir} holds no run: train one first (set --workdir)")
+        sys.exit(f"{FLAGS.workdir} holds no run: train one first, or set --workdir")
     config = ConfigDict(as_tuples(json.loads(saved.read_text())))
     config.sampling = get_config().sampling  # not what the run was last called with
     config.sampling.guide = FLAGS.guide

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+# Compilation is most of the tests' time, so LLVM's cheaper passes are taken; the README's commands run with all.
+CHEAP = "--xla_backend_optimization_level=1"
 TINY = (
     "--config=configs/vp_digits.py",
     "--config.model.kwargs.channels=8",
@@ -36,12 +38,11 @@ POINTS = (  # the same of a perceptron on points, which compiles at once
 
 
 def environment(devices: int = 1) -> dict[str, str]:
-    """For a program of its own on so many virtual devices, compiled as cheaply as the tests are (conftest.py)."""
+    """For a program of its own on so many virtual devices; it compiles as the tests do, and into their cache."""
     return dict(
         os.environ,
         JAX_PLATFORMS="cpu",
-        XLA_FLAGS=f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=1",
-        JAX_COMPILATION_CACHE_DIR=str(ROOT / ".pytest_cache" / "compiled"),
+        XLA_FLAGS=f"--xla_force_host_platform_device_count={devices} {CHEAP}",
         JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
         XDG_CACHE_HOME=str(ROOT / ".pytest_cache"),
     )

@@ -1,15 +1,13 @@
 """What every test runs under: eight virtual CPU devices, and no broadcasting between arrays of different rank."""
 
 import os
-from pathlib import Path
 
-# Compilation is most of the tests' time, so LLVM's cheaper passes are taken; the README's commands run with all.
-os.environ["XLA_FLAGS"] = " ".join(
-    [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=1"]
-)
+from tests.command import CHEAP, ROOT
+
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 {CHEAP}"
 os.environ["JAX_PLATFORMS"] = "cpu"
 # What one worker or one call of pytest has compiled, no other compiles again.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pytest_cache" / "compiled")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "compiled")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 import jax
