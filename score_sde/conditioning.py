@@ -31,6 +31,7 @@ class Guide(NamedTuple):
     num_classes: int  # that a classifier tells apart, or that a network is told
     logits: Callable | None  # (params, x, t) -> (n, num_classes); None: a network
     denoiser: Callable[..., Denoiser] | None  # (params, **told) -> denoiser; None: a classifier
+    objective: str = ""  # its training objective, where the weights record it
 
 
 class Guidance(NamedTuple):
@@ -89,12 +90,16 @@ def load_guide(
         )
 
     def denoiser(params, **told):
-        def first(x, level):
-            return apply(params, **told)(x, level)[..., : event_shape[-1]]
+        return make_denoiser(
+            apply(params, **told),
+            sde,
+            target.prediction,
+            target.preconditioning,
+            sigma_data,
+            learned_variance=getattr(model, "outputs", 1) == 2,
+        )
 
-        return make_denoiser(first, sde, target.prediction, target.preconditioning, sigma_data)
-
-    return Guide(found.params, num_classes, None, denoiser)
+    return Guide(found.params, num_classes, None, denoiser, target.objective)
 
 
 def _exported(path: str) -> str:

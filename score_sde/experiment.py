@@ -123,12 +123,14 @@ def make_experiment(config: ConfigDict, devices: list[jax.Device]) -> Experiment
     check_augment(config.data.augment, getattr(model, "augment_dim", 0), event_shape)
     classifies = _classifies(config, model)
     guide = load_guide(config.sampling.guide, config.sampling.guide_family, _make_sde, sde, event_shape)
+    objectives = config.loss.objective, guide.objective if guide else ""
+    discrete_time_only = not config.sampling.off_grid and any(name in CHAIN_OBJECTIVES for name in objectives)
     task = task_of(_plain(config.sampling), event_shape)
     class_of = make_label_of(num_classes_of(num_classes, guide), config.sampling.label, in_turn=task is None)
     if classifies:  # it predicts nothing that alpha = 0 could make infinite, but may be shown log(sigma / alpha)
         decided = config.model.preconditioning not in ("none", "log_sigma")
         check_parameterization(sde, "epsilon" if decided else "v", config.model.preconditioning)
-    denoiser = None if classifies else _make_denoiser(config, sde, apply, config.data.channels)
+    denoiser = None if classifies else _make_denoiser(config, sde, apply)
     _check_outputs(config, output_shape, event_shape, classifies)
     truth = _truth(config, sde)
     subject = Subject(
@@ -148,7 +150,7 @@ def make_experiment(config: ConfigDict, devices: list[jax.Device]) -> Experiment
     if denoiser is not None:
         prior = Prior(
             sde,
-            chain if _knows_the_chain_alone(config) else None,
+            chain if discrete_time_only else None,
             denoiser,
             num_classes,
             getattr(model, "label_dropout", 0.0) > 0,
@@ -196,7 +198,7 @@ def make_experiment(config: ConfigDict, devices: list[jax.Device]) -> Experiment
         certify=certify,
         truth=truth,
         chain=chain,
-        knows_the_chain_alone=_knows_the_chain_alone(config),
+        knows_the_chain_alone=discrete_time_only,
     )
 
 
@@ -222,6 +224,8 @@ def _adopt(config: ConfigDict) -> tuple[ConfigDict, Any]:
     adopted.model.prediction, adopted.model.preconditioning = found.target.prediction, found.target.preconditioning
     if found.target.sigma_data is not None:
         adopted.data.sigma_data = found.target.sigma_data
+    if found.target.objective in CHAIN_OBJECTIVES:  # the network knows a chain's steps only
+        adopted.loss.objective = found.target.objective
     return adopted, found.params
 
 
@@ -352,7 +356,7 @@ def _check_loss(
         ) from error
 
 
-def _make_denoiser(config: ConfigDict, sde: SDE, network: Callable, channels: int) -> Callable[..., Denoiser]:
+def _make_denoiser(config: ConfigDict, sde: SDE, network: Callable) -> Callable[..., Denoiser]:
     """(params, keys=None, **told) -> denoiser; with keys, one an example, in training mode."""
     prediction, preconditioning = config.model.prediction, config.model.preconditioning
     if config.model.name == "mixture":  # is shown what it needs, and hands on what `prediction` says
@@ -367,13 +371,10 @@ def _make_denoiser(config: ConfigDict, sde: SDE, network: Callable, channels: in
         )
     check_parameterization(sde, prediction, preconditioning)
 
-    def denoiser(params, keys=None, **told):
-        def first(x, level):  # without the learned variance, if there is one
-            return network(params, keys, **told)(x, level)[..., :channels]
-
-        return make_denoiser(first, sde, prediction, preconditioning, config.data.sigma_data)
-
-    return denoiser
+    options = {"sigma_data": config.data.sigma_data, "learned_variance": config.loss.objective == "ddpm_hybrid"}
+    return lambda params, keys=None, **told: make_denoiser(
+        network(params, keys, **told), sde, prediction, preconditioning, **options
+    )
 
 
 def _truth(config: ConfigDict, sde: SDE) -> Denoiser | None:
@@ -383,10 +384,6 @@ def _truth(config: ConfigDict, sde: SDE) -> Denoiser | None:
     parts = {key: value for key, value in _plain(config.data.kwargs).items() if key in ("means", "stds", "weights")}
     exact = models.create("mixture", **parts)
     return make_denoiser(lambda x, level: exact.apply({}, x, level), sde, preconditioning="log_snr")
-
-
-def _knows_the_chain_alone(config: ConfigDict) -> bool:
-    return config.loss.objective in CHAIN_OBJECTIVES and not config.sampling.off_grid
 
 
 def _make_schedule(config: ConfigDict) -> Schedule:

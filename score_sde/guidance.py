@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from score_sde.conditioned import Conditioned, conditioned, count_evaluations
 from score_sde.errors import UserError, present
 from score_sde.parameterization import Denoiser, Prediction, move_x0
 from score_sde.sde import SDE, lift, t_from_log_snr
@@ -42,10 +43,13 @@ def classifier_guided(denoiser: Denoiser, log_prob_fn: LogProb, sde: SDE, scale:
     if _is(scale, 0):
         return denoiser
 
-    def gradient(x, t):
-        return jax.grad(lambda x: jnp.sum(log_prob_fn(x, t)))(x)
+    def guided(x, t, denoiser, log_prob_fn, scale):
+        def gradient(x, t):
+            return jax.grad(lambda x: jnp.sum(log_prob_fn(x, t)))(x)
 
-    return lambda x, t: shift_score(denoiser(x, t), gradient, x, t, sde, scale)
+        return shift_score(denoiser(x, t), gradient, x, t, sde, scale)
+
+    return conditioned(guided, denoiser, log_prob_fn, _per_example(scale))
 
 
 def shift_score(
@@ -71,7 +75,7 @@ def of_x0(denoiser: Denoiser, log_prob: Callable[[jax.Array], jax.Array]) -> Log
       denoiser: (x, t) -> Prediction.
       log_prob: x0 (batch, *event) -> (batch,), as of minus an energy.
     """
-    return lambda x, t: log_prob(denoiser(x, t).x0)
+    return conditioned(lambda x, t, denoiser: log_prob(denoiser(x, t).x0), denoiser)
 
 
 def class_log_prob(logits_fn: Callable, labels: jax.Array) -> LogProb:
@@ -85,13 +89,13 @@ def class_log_prob(logits_fn: Callable, labels: jax.Array) -> LogProb:
       UserError: a label is outside of the classes.
     """
 
-    def log_prob(x, t):
+    def log_prob(x, t, logits_fn, labels):
         logits = logits_fn(x, t)
         check_classes(labels, logits.shape[-1])
         chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.maximum(labels, 0)[:, None], axis=1)[:, 0]
         return jnp.where(labels < 0, 0.0, chosen)
 
-    return log_prob
+    return conditioned(log_prob, logits_fn, labels)
 
 
 def classifier_free(
@@ -120,10 +124,11 @@ def classifier_free(
       UserError: the interval is empty, rescale is out of range, or it is asked for without the SDE.
     """
 
-    def both(x, t):
+    def both(x, t, conditional, unconditional):
         return conditional(x, t), unconditional(x, t)
 
-    return _extrapolated(both, conditional, unconditional, scale, How(interval, rescale, sde))
+    joined = conditioned(both, conditional, unconditional)
+    return _extrapolated(joined, conditional, unconditional, scale, How(interval, rescale, sde))
 
 
 def classifier_free_labelled(
@@ -146,14 +151,16 @@ def classifier_free_labelled(
     """
     none = jnp.full_like(labels, -1)
 
-    def both(x, t):
-        twice = jnp.concatenate([labels, none])
+    def both(x, t, labels, none):
         times = t if jnp.ndim(t) == 0 else jnp.concatenate([t, t])
-        pair = denoiser_of(twice)(jnp.concatenate([x, x]), times)
-        halves = [jnp.split(part, 2) for part in pair]
-        return Prediction(halves[0][0], halves[1][0]), Prediction(halves[0][1], halves[1][1])
+        pair = denoiser_of(jnp.concatenate([labels, none]))(jnp.concatenate([x, x]), times)
+        return tuple(jax.tree.map(lambda part, half=half: jnp.split(part, 2)[half], pair) for half in (0, 1))
 
-    return _extrapolated(both, denoiser_of(labels), denoiser_of(none), scale, How(interval, rescale, sde))
+    first, second = denoiser_of(labels), denoiser_of(none)
+    joined = conditioned(
+        both, labels, none, evaluations=lambda t: count_evaluations(first, t) + count_evaluations(second, t)
+    )
+    return _extrapolated(joined, first, second, scale, How(interval, rescale, sde))
 
 
 def autoguided(
@@ -184,31 +191,37 @@ class How(NamedTuple):
     sde: SDE | None
 
 
-def _extrapolated(both: Callable, first: Denoiser, second: Denoiser, scale: Any, how: How) -> Denoiser:
-    """second + scale (first - second), where `both` gives the two at once; of the scales 0 and 1 one is asked alone."""
+def _extrapolated(both: Conditioned, first: Denoiser, second: Denoiser, scale: Any, how: How) -> Denoiser:
+    """Returns second + scale (first - second); `both` evaluates the two together, scales 0 and 1 only one of them."""
     _check_how(how)
     if _is(scale, 1):
         return first
     if _is(scale, 0) and how.interval is None and how.rescale == 0:
         return second
 
-    def guided(x, t):
-        strong, weak = both(x, t)
-        pair = jax.tree.map(lambda a, b: b + lift(scale, x) * (a - b), strong, weak)
+    def guided(x, t, strong, weak, scale):
+        x0, epsilon = (b + lift(scale, x) * (a - b) for a, b in ((strong.x0, weak.x0), (strong.epsilon, weak.epsilon)))
+        pair = strong._replace(x0=x0, epsilon=epsilon)
         return pair if how.rescale == 0 else _rescaled(pair, strong, t, how)
 
     if how.interval is None:
-        return guided
+        return conditioned(lambda x, t, both, scale: guided(x, t, *both(x, t), scale), both, _per_example(scale))
     low, high = how.interval
 
-    def within(x, t):
+    def within(x, t, both, first, scale):
         t = jnp.asarray(t, x.dtype)
         inside = (low < t) & (t <= high)
         if t.ndim == 0:
-            return jax.lax.cond(inside, guided, first, x, t)
-        return jax.tree.map(lambda a, b: jnp.where(lift(inside, x), a, b), guided(x, t), first(x, t))
+            return jax.lax.cond(inside, lambda x, t: guided(x, t, *both(x, t), scale), first, x, t)
+        strong, weak = both(x, t)
+        chosen = guided(x, t, strong, weak, scale)
+        return jax.tree.map(lambda a, b: jnp.where(lift(inside, x), a, b), chosen, strong)
 
-    return within
+    def evaluations(t):
+        inside = (low < np.asarray(t)) & (np.asarray(t) <= high)
+        return np.where(inside, count_evaluations(both, t), count_evaluations(first, t))
+
+    return conditioned(within, both, first, _per_example(scale), evaluations=evaluations)
 
 
 def _rescaled(pair: Prediction, strong: Prediction, t: jax.Array, how: How) -> Prediction:
@@ -250,6 +263,11 @@ def _check_scale(name: str, scale: Any) -> None:
             f"{name}: need scale >= 0, got {scale}; classifier-free guidance alone takes a negative one (set "
             "--config.sampling.guidance_scale)"
         )
+
+
+def _per_example(scale: Any) -> Any:
+    """Returns a number as it is, and a list or an array of scales as an array, (batch,)."""
+    return scale if np.ndim(scale) == 0 else jnp.asarray(scale)
 
 
 def _is(scale: Any, number: int) -> bool:

@@ -1,12 +1,14 @@
 """Several processes that run one program, each with its own devices: TPU pods, Slurm, or by hand."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from score_sde.errors import UserError
 
@@ -84,3 +86,12 @@ def all_rows(mine: Any) -> Any:
 def devices() -> list[jax.Device]:
     """All devices, those of a process together, in order of the processes."""
     return sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+
+
+def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
+    """Copies every array to each of this process's devices, along a new leading axis, as `jax.pmap` places them.
+
+    Any other placement, or another name of the axis, would compile a train step a second time at its second call.
+    """
+    sharding = NamedSharding(Mesh(np.array(devices), ("devices",)), PartitionSpec("devices"))
+    return jax.tree.map(lambda leaf: jax.device_put(jnp.stack([leaf] * len(devices)), sharding), tree)

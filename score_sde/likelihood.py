@@ -14,12 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from score_sde.conditioned import map_examples
 from score_sde.errors import UserError, lookup, present
 from score_sde.parameterization import Denoiser, velocity_fn
 from score_sde.randomness import fold_each, noise, sample_keys
 from score_sde.sde import SDE, lift, marginal, prior_log_prob, sum_event
 from score_sde.solvers import solve_adaptive
 from score_sde.solvers.adaptive import How, check_ends, check_how, integrate
+from score_sde.solvers.base import most_evaluations
 
 Nats = TypeVar("Nats", jax.Array, np.ndarray)
 DIVERGENCES = ("hutchinson", "exact")
@@ -31,7 +33,7 @@ class Likelihood(NamedTuple):
 
     log_prob: jax.Array  # (batch,)
     latent: jax.Array  # (batch, *event), where x flows to at t_max
-    nfe: jax.Array  # (batch,) evaluations of the denoiser; one with its derivative along a probe counts once
+    nfe: jax.Array | None  # (batch,) network evaluations, each with its derivative along the probes counted once
     prior: jax.Array  # (batch,) log N(latent; 0, sigma(t_max)^2)
     divergence: jax.Array  # (batch,) the integral, its mean over probes
     standard_error: jax.Array  # (batch,) of the divergence, from the spread over probes; NaN of one probe, 0 if exact
@@ -58,7 +60,8 @@ def log_likelihood(
 
     Args:
       sde: the forward process.
-      denoiser: (x, t) -> Prediction, with t: (batch,).
+      denoiser: (x, t) -> Prediction, with t: (batch,); each example is evaluated with its row of the conditioning, so
+        that with labels this is log p(x | y).
       x: (batch, *event) real numbers at t_min: continuous data, or pixels after `dequantize`.
       key: one typed key, folded by the example's position, or (batch,) keys; for the probes.
       divergence: "hutchinson", unbiased, or "exact", which costs as many derivatives as there are dimensions.
@@ -90,21 +93,19 @@ def log_likelihood(
     else:
         probes = _probes(sample_keys(present(key), len(x)), num_probes, x, probe)
 
-    def one(x, probes):
-        def flow(t, x):
-            return velocity_fn(denoiser, sde)(x[None], t[None])[0]
-
+    def one(velocity, x, probes):
         def augmented(t, state):
             x, _ = state
             directions = jnp.eye(x.size, dtype=x.dtype).reshape(-1, *shape) if exact else probes
-            velocity, slopes = _along(lambda x: flow(t, x), x, directions)
+            value, slopes = _along(lambda x: velocity(x, t), x, directions)
             parts = jnp.sum((directions * slopes).reshape(len(directions), -1), axis=1)
-            return velocity, jnp.sum(parts, keepdims=True) if exact else parts
+            return value, jnp.sum(parts, keepdims=True) if exact else parts
 
         integrals = jnp.zeros(1 if exact else num_probes, x.dtype)
         return integrate(augmented, (x, integrals), sde.t_min, sde.t_max, how)
 
-    (latent, integrals), nfe = jax.vmap(one)(x, probes)
+    (latent, integrals), steps = map_examples(one, velocity_fn(denoiser, sde), x, probes)
+    nfe = None if steps is None else steps * most_evaluations(denoiser, sde.t_min, sde.t_max)
     if not isinstance(latent, jax.core.Tracer) and not np.isfinite(np.asarray(latent)).all():
         raise UserError(
             f"an example didn't arrive within max_steps={max_steps}, or met NaN on the way (set "

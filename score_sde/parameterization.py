@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from score_sde.conditioned import Conditioned, conditioned
 from score_sde.errors import UserError, lookup
 from score_sde.sde import SDE, lift, log_snr, slope, t_from_log_snr, vp
 
@@ -22,15 +23,37 @@ class Prediction(NamedTuple):
     epsilon: jax.Array
 
 
-Denoiser = Callable[[jax.Array, ArrayLike], Prediction]
+class VariancePrediction(NamedTuple):
+    """A `Prediction` with a learned reverse variance (Nichol and Dhariwal 2021, eq. 15)."""
+
+    x0: jax.Array
+    epsilon: jax.Array
+    v: jax.Array  # of the shape of x, see `reverse_log_variance`
+
+
+# (x (batch, *event), t () or (batch,)) -> Prediction. A plain function where there is no conditioning, else a
+# `Conditioned`, which carries labels and the like and checks the batch size.
+Denoiser = Callable[[jax.Array, ArrayLike], Prediction | VariancePrediction]
+
+
+def reverse_log_variance(v: jax.Array, smallest: jax.Array, largest: jax.Array) -> jax.Array:
+    """Interpolates log variances: `smallest` at v = -1, `largest` at v = 1 (Nichol and Dhariwal 2021, eq. 15).
+
+    Args:
+      v: a network's output, unbounded.
+      smallest: log of the variance of q(x_s | x_t, x0), exact for a single data point.
+      largest: log of the variance of q(x_t | x_s) (beta), exact for standard normal data.
+    """
+    return 0.5 * (1 + v) * largest + 0.5 * (1 - v) * smallest
 
 
 def move_x0(pair: Prediction, shift: jax.Array, t: ArrayLike, sde: SDE) -> Prediction:
-    """The pair with x0 + shift; eps follows, so that alpha x0 + sigma eps is the same x_t.
+    """Adds shift to x0 and moves eps along, so that alpha x0 + sigma eps stays x_t.
 
-    As a difference, so that what isn't moved stays exact where sigma is small.
+    Computed as a difference, so that unmoved components stay exact where sigma is small.
     """
-    return Prediction(pair.x0 + shift, pair.epsilon - lift(sde.alpha(t) / sde.sigma(t), shift) * shift)
+    ratio = lift(sde.alpha(t) / sde.sigma(t), shift)
+    return pair._replace(x0=pair.x0 + shift, epsilon=pair.epsilon - ratio * shift)
 
 
 class Row(NamedTuple):
@@ -214,19 +237,23 @@ def make_denoiser(
     prediction: str = "epsilon",
     preconditioning: str = "none",
     sigma_data: float = 0.5,
-) -> Denoiser:
+    learned_variance: bool = False,
+) -> Conditioned:
     """Makes a denoiser of a network: here a network meets an SDE.
 
     Args:
-      network: (x, noise_level) -> raw output of the shape of x; noise_level is (batch,).
+      network: (x, noise_level) -> raw output of the shape of x; noise_level is (batch,). The denoiser keeps its
+        conditioning (`models.network`).
       sde: the forward process that x_t comes from.
       prediction: what the raw output estimates, a key of `PREDICTIONS`. Only "none" and "log_sigma" leave the choice;
         with another preconditioning the output is what Karras et al. call F.
       preconditioning: what the network is shown, a key of `PRECONDITIONINGS`.
       sigma_data: the data's standard deviation, for "edm".
+      learned_variance: whether the output has twice the channels of x, of which the second half is v of a
+        `VariancePrediction`.
 
     Returns:
-      (x, t) -> Prediction, for x: (batch, *event) and t: () or (batch,).
+      (x, t) -> Prediction, or VariancePrediction, for x: (batch, *event) and t: () or (batch,).
 
     Raises:
       UserError: prediction or preconditioning is unknown; the message lists the known ones.
@@ -235,24 +262,27 @@ def make_denoiser(
     output_of = show(network, sde, preconditioning, sigma_data)
     decided_row = PRECONDITIONINGS[preconditioning].row
 
-    def denoiser(x, t):
+    def denoiser(x, t, output_of):
         t = jnp.asarray(t, x.dtype)
         row = decided_row(sde, t, sigma_data) if decided_row else chosen_row(sde, t)
-        return _solve(row, output_of(x, t), x, sde.alpha(t), sde.sigma(t))
+        output = output_of(x, t)
+        raw, *v = jnp.split(output, 2, axis=-1) if learned_variance else [output]
+        pair = _solve(row, raw, x, sde.alpha(t), sde.sigma(t))
+        return VariancePrediction(*pair, *v) if learned_variance else pair
 
-    return denoiser
+    return conditioned(denoiser, output_of)
 
 
-def show(network: Callable, sde: SDE, preconditioning: str = "none", sigma_data: float = 0.5) -> Callable:
+def show(network: Callable, sde: SDE, preconditioning: str = "none", sigma_data: float = 0.5) -> Conditioned:
     """A network of (scaled x_t, noise level) as a function of (x_t, t); arguments and errors of `make_denoiser`."""
     chosen = lookup("preconditioning", PRECONDITIONINGS, preconditioning, "--config.model.preconditioning")
 
-    def output(x, t):
+    def output(x, t, network):
         t = jnp.asarray(t, x.dtype)
         level = jnp.broadcast_to(chosen.c_noise(sde, t, sigma_data), x.shape[:1])
         return network(lift(chosen.c_in(sde, t, sigma_data), x) * x, level)
 
-    return output
+    return conditioned(output, network)
 
 
 def check_parameterization(sde: SDE, prediction: str, preconditioning: str) -> None:
@@ -287,21 +317,21 @@ def check_parameterization(sde: SDE, prediction: str, preconditioning: str) -> N
 def through(denoiser: Denoiser, sde: SDE, prediction: str) -> Denoiser:
     """A denoiser as a network with this prediction would give it: its pair through `prediction` and back."""
 
-    def converted(x, t):
+    def converted(x, t, denoiser):
         t = jnp.asarray(t, x.dtype)
         return to_prediction(from_prediction(denoiser(x, t), t, sde, prediction), x, t, sde, prediction)
 
-    return converted
+    return conditioned(converted, denoiser)
 
 
-def score_fn(denoiser: Denoiser, sde: SDE) -> Callable:
+def score_fn(denoiser: Denoiser, sde: SDE) -> Conditioned:
     """The score grad log p_t(x) = -epsilon(x, t) / sigma(t) of a denoiser: (x, t) -> score, of the shape of x."""
-    return lambda x, t: score_from_epsilon(denoiser(x, t).epsilon, sde.sigma(t))
+    return conditioned(lambda x, t, denoiser: score_from_epsilon(denoiser(x, t).epsilon, sde.sigma(t)), denoiser)
 
 
-def velocity_fn(denoiser: Denoiser, sde: SDE) -> Callable:
+def velocity_fn(denoiser: Denoiser, sde: SDE) -> Conditioned:
     """dx/dt = alpha'(t) x0 + sigma'(t) eps of the probability flow: (x, t) -> velocity, of the shape of x.
 
     Finite where alpha = 0, unlike drift and diffusion.
     """
-    return lambda x, t: from_prediction(denoiser(x, t), t, sde, "velocity")
+    return conditioned(lambda x, t, denoiser: from_prediction(denoiser(x, t), t, sde, "velocity"), denoiser)

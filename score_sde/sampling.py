@@ -14,7 +14,7 @@ from score_sde.errors import UserError
 from score_sde.parameterization import Denoiser, Prediction
 from score_sde.randomness import sample_keys
 from score_sde.sde import SDE, prior_sample
-from score_sde.solvers import Solution, Solver, check_finite, solve
+from score_sde.solvers import Solution, Solver, check_finite, most_evaluations, solve
 
 # (params, beside, indices (n,), x (n, *event) from the prior, keys (n,)) -> Solution
 Run = Callable[[Any, Any, jax.Array, jax.Array, jax.Array], Solution]
@@ -24,7 +24,7 @@ class Drawn(NamedTuple):
     """A batch of samples."""
 
     x: np.ndarray  # (n, *event_shape) float32
-    nfe: np.ndarray | None  # (n,) evaluations of the denoiser, guided or not; None where they can't be known
+    nfe: np.ndarray | None  # (n,) network evaluations, guidance included; None where they can't be known
 
 
 class Sampler(NamedTuple):
@@ -55,11 +55,11 @@ def run_on_grid(
 
 
 def run_adaptive(adaptive: Callable[..., Solution], sde: SDE, denoiser, x, keys, denoise: bool) -> Solution:
-    """What `ADAPTIVE` makes; with denoise the last x is replaced by E[x0 | x], 1 NFE."""
+    """Runs an `ADAPTIVE` solver; with denoise the last x is replaced by E[x0 | x], one more evaluation."""
     solution = adaptive(sde, denoiser, x, keys)
     if not denoise:
         return solution
-    nfe = None if solution.nfe is None else solution.nfe + 1
+    nfe = None if solution.nfe is None else solution.nfe + most_evaluations(denoiser, sde.t_min, sde.t_min)
     return solution._replace(x=denoiser(solution.x, sde.t_min).x0, nfe=nfe)
 
 
@@ -134,13 +134,15 @@ def make_sampler(
         return solution._replace(nfe=nfe)
 
     beside = functools.cache(beside)
-    compiled = jax.pmap(draw_on_one, in_axes=(None, None, 0), devices=devices)
+    beside_on_devices = functools.cache(lambda: hosts.replicate(beside(), devices))
+    compiled = jax.pmap(draw_on_one, devices=devices)
 
     def draw(params, num_samples, skip=0):
+        params = hosts.replicate(params, devices)
         for first in range(skip, num_samples, batch_size):
             # The last batch is drawn whole and cut, so that nothing is compiled for its size.
             indices = np.arange(first, first + batch_size)[hosts.my_rows(batch_size)].reshape(len(devices), -1)
-            solution = compiled(params, beside(), indices)
+            solution = compiled(params, beside_on_devices(), indices)
             mine = {"x": solution.x} | ({} if solution.nfe is None else {"nfe": solution.nfe})
             mine = {name: np.asarray(part).reshape(-1, *part.shape[2:]) for name, part in mine.items()}
             mine["broken_at"] = np.asarray(solution.broken_at).reshape(-1)

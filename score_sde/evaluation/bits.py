@@ -18,6 +18,7 @@ from score_sde.evaluation.figures import mean_of, write_figures
 from score_sde.evaluation.provenance import provenance
 from score_sde.experiment import Experiment
 from score_sde.likelihood import bits_per_dim, centred_range, dequantize, log_likelihood, truncation
+from score_sde.parameterization import VariancePrediction
 from score_sde.randomness import fold_each
 from score_sde.sde import SDE, lift, t_from_log_snr, vp
 from score_sde.training.metrics import progress_bar
@@ -27,7 +28,8 @@ from score_sde.training.trained import trained
 def likelihood(experiment: Experiment, workdir: Path) -> str:
     """Measures the test split and writes the figures to evaluation.json, under "likelihood".
 
-    Of a network with classes: p(x | y), with each example's own.
+    For a class-conditional network this is p(x | y) with each example's class, and p(x) under "unconditional" if labels
+    were dropped in training.
     Of pixels: bits/dim, a bound through uniform dequantization, with prior, divergence, dequantization and truncation
     as its parts, which sum to it; beside it the variational bound of a discrete chain, and what a histogram of each
     pixel (of the training split) needs. Of real numbers: mean log density in nats.
@@ -44,13 +46,11 @@ def likelihood(experiment: Experiment, workdir: Path) -> str:
     measure = partial(_over_batches, experiment=experiment, params=params, images=images, labels=labels)
     figures = provenance(experiment, step) | {"num_examples": len(images), "settings": how}
     if not experiment.knows_the_chain_alone:
-        parts = measure(_flow_parts(experiment, source.levels), name="likelihood")
-        if not np.isfinite(parts["log_prob"]).all():
-            raise UserError(
-                f"an example took more than {how['max_steps']} steps (set --config.likelihood.max_steps, or larger "
-                "--config.likelihood.rtol and atol)"
-            )
-        figures |= account(parts, experiment.event_shape, source.levels)
+        flow_parts = _flow_parts(experiment, source.levels)
+        figures |= account(measure(flow_parts, name="likelihood"), experiment.event_shape, source.levels)
+        if experiment.num_classes and experiment.config["model"]["kwargs"].get("label_dropout", 0.0) > 0:
+            parts = measure(flow_parts, name="likelihood", labels=np.full_like(labels, -1))
+            figures["unconditional"] = account(parts, experiment.event_shape, source.levels)
     if source.levels is not None:
         if how["chain_steps"]:
             bound = measure(_chain_bound(experiment, source.levels), name="chain")
@@ -102,7 +102,7 @@ def _chain_bound(experiment: Experiment, levels: int) -> Callable:
 
     def measure(params, images, labels, keys):
         denoiser = denoiser_of(params, labels=labels if experiment.num_classes else None)
-        epsilon_fn = chain_epsilon(denoiser, experiment.sde, chain)
+        epsilon_fn = chain_epsilon(denoiser, experiment.sde, chain)  # with its variance, if that was learned
         x0 = to_unit_range(images, levels)
         return {"bits": ddpm.variational_bound(epsilon_fn, chain, x0, keys, bits_per_dim=True, levels=levels).total}
 
@@ -116,13 +116,14 @@ def chain_through_vp(num_steps: int) -> ddpm.Schedule:
 
 
 def chain_epsilon(denoiser, sde: SDE, chain: ddpm.Schedule) -> Callable:
-    """(x_n, n) -> eps of a chain's step, from a denoiser of any SDE: at the time of the same log-SNR, on its scale."""
+    """Returns (x_n, n) -> eps, or (eps, v), of a chain's step from a denoiser of any SDE, at the same log-SNR."""
 
     def epsilon_fn(x, n):
         signal = jnp.sqrt(chain.alphas_cumprod[n])
         level = jnp.log(chain.alphas_cumprod[n]) - jnp.log1p(-chain.alphas_cumprod[n])
         t = jnp.clip(t_from_log_snr(sde, level), 0.0, sde.t_max)
-        return denoiser(lift(sde.alpha(t) / signal, x) * x, t).epsilon
+        pair = denoiser(lift(sde.alpha(t) / signal, x) * x, t)
+        return (pair.epsilon, pair.v) if isinstance(pair, VariancePrediction) else pair.epsilon
 
     return epsilon_fn
 
@@ -160,6 +161,11 @@ def _over_batches(
             measured = compiled(params, shown, told, keys_of(indices).reshape(len(devices), each))
             kept = min(batch, len(images) - first)
             whole = hosts.all_rows({name: np.asarray(values).reshape(-1) for name, values in measured.items()})
+            if not np.isfinite(whole.get("log_prob", 0.0)).all():
+                raise UserError(
+                    f"likelihood: an example took more than {experiment.likelihood['max_steps']} steps (set "
+                    "--config.likelihood.max_steps, or larger --config.likelihood.rtol and atol)"
+                )
             parts.append({name: values[:kept] for name, values in whole.items()})
             bar.update(kept)
     return {name: np.concatenate([part[name] for part in parts]).astype(np.float64) for name in parts[0]}
@@ -192,4 +198,7 @@ def _text(figures: dict[str, Any]) -> str:
             f"{bits['mean']:.3f} ± {bits['standard_error']:.3f} bits/dim on {figures['num_examples']} test images, "
             f"{evaluations} evaluations each; histograms need {figures['histograms_bits_per_dim']:.3f}"
         )
+    if "bits_per_dim" in figures.get("unconditional", {}):
+        bits = figures["unconditional"]["bits_per_dim"]
+        lines.append(f"that is p(x | y); p(x) has {bits['mean']:.3f} ± {bits['standard_error']:.3f} bits/dim")
     return "\n".join(lines)

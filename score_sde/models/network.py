@@ -1,25 +1,36 @@
-"""A module and its parameters as a function of images and noise levels."""
+"""A Flax module and its parameters as a function of x and the noise level."""
 
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
+
+from score_sde.conditioned import Conditioned, conditioned
 
 
-def network(model: nn.Module, params: Any, keys: jax.Array | None = None, **told: jax.Array | None) -> Callable:
-    """(x, noise_level) -> output; with keys, one an example, in training mode, with dropout from each example's key.
+def network(model: nn.Module, params: Any, keys: jax.Array | None = None, **labels: jax.Array | None) -> Conditioned:
+    """Returns (x, noise_level) -> output, conditioned on batch-first `labels` and `augment`; None: not conditioned.
 
-    What the network is told beside the noise level, `labels` or `augment`, is batch-first; None: nothing.
+    Args:
+      model: The module, called as model.apply(variables, x, noise_level, train=..., **labels).
+      params: Its parameters.
+      keys: (batch,) dropout keys, one per example; None evaluates without dropout.
+      **labels: `labels` (batch,) and `augment` (batch, augment_dim).
     """
-    known: dict[str, Any] = {name: value for name, value in told.items() if value is not None}
-    variables = {"params": params}
+    given = {name: value for name, value in labels.items() if value is not None}
+    names, variables = tuple(given), {"params": params}
     dropout = getattr(model, "dropout", 0.0) or getattr(model, "label_dropout", 0.0)
-    if keys is None or not dropout:
-        return lambda x, level: model.apply(variables, x, level, train=keys is not None, **known)
 
-    def one(x, level, key, told):
-        alone = {name: value[None] for name, value in told.items()}
-        return model.apply(variables, x[None], level[None], train=True, rngs={"dropout": key}, **alone)[0]
+    def apply(x, level, *values):
+        return model.apply(variables, x, level, train=keys is not None, **dict(zip(names, values, strict=True)))
 
-    return lambda x, level: jax.vmap(one)(x, level, keys, known)
+    def apply_with_dropout(x, level, keys, *values):
+        def one(x, level, key, values):
+            inputs = {name: value[None] for name, value in zip(names, values, strict=True)}
+            return model.apply(variables, x[None], level[None], train=True, rngs={"dropout": key}, **inputs)[0]
+
+        return jax.vmap(one)(x, level, keys, values)
+
+    function, first = (apply_with_dropout, (keys,)) if keys is not None and dropout else (apply, ())
+    return conditioned(function, *first, *given.values(), evaluations=lambda level: np.ones(np.shape(level), int))

@@ -12,6 +12,7 @@ from score_sde.solvers.base import (
     check_memoryless,
     check_times,
     evaluation_times,
+    most_evaluations,
     solve,
 )
 from score_sde.solvers.ddim import ddim
@@ -76,6 +77,7 @@ __all__ = [
     "exponential_sde",
     "heun",
     "langevin",
+    "most_evaluations",
     "predictor_corrector",
     "reverse_diffusion",
     "rk4",

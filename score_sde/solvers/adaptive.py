@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from score_sde.conditioned import map_examples
 from score_sde.errors import UserError, lookup
 from score_sde.parameterization import Denoiser, velocity_fn
 from score_sde.sde import SDE
-from score_sde.solvers.base import NOT_ARRIVED, Solution
+from score_sde.solvers.base import NOT_ARRIVED, Solution, most_evaluations
 
 FIRST_STEP = 0.01  # as a part of the whole way
 METHODS: dict[str, Callable[[], diffrax.AbstractSolver]] = {
@@ -59,7 +60,7 @@ def solve_adaptive(
 
     Args:
       sde: the forward process.
-      denoiser: (x, t) -> Prediction, with t: (batch,).
+      denoiser: (x, t) -> Prediction, with t: (batch,); each example is evaluated with its row of the conditioning.
       x: (batch, *event) at t0.
       rtol, atol: the error of a step may be atol + rtol |x|.
       method: a key of `METHODS`.
@@ -80,10 +81,11 @@ def solve_adaptive(
     check_how(how)
     check_ends(sde, t0, t1)
 
-    def velocity(t, x):
-        return velocity_fn(denoiser, sde)(x[None], t[None])[0]
+    def one(velocity, x):
+        return integrate(lambda t, x: velocity(x, t), x, t0, t1, how)
 
-    result, nfe = jax.vmap(lambda x: integrate(velocity, x, t0, t1, how))(x)
+    result, steps = map_examples(one, velocity_fn(denoiser, sde), x)
+    nfe = None if steps is None else steps * most_evaluations(denoiser, t0, t1)
     solution = Solution(result, nfe, None, broken(result))
     if not isinstance(result, jax.core.Tracer):
         check_arrived(solution, max_steps)

@@ -12,7 +12,7 @@ from score_sde.parameterization import Denoiser
 from score_sde.randomness import sample_keys
 from score_sde.sde import SDE, lift, reverse_sde_epsilon
 from score_sde.solvers.adaptive import FIRST_STEP, broken, check_arrived
-from score_sde.solvers.base import Solution, check_times
+from score_sde.solvers.base import Solution, check_times, most_evaluations
 
 SAFETY, EXPONENT = 0.9, 0.9
 FACTORS = (0.1, 5.0)  # by which a step may be shorter or longer than the one before
@@ -47,7 +47,7 @@ def solve_adaptive_sde(
       max_steps: steps an example may take, accepted and rejected.
 
     Returns:
-      A Solution whose nfe is (batch,), 2 a step, accepted or rejected.
+      A Solution whose nfe is (batch,): two evaluations of the denoiser per step, accepted or rejected.
 
     Raises:
       UserError: the SDE's drift and diffusion are infinite at t0, a number is out of range, or an example took
@@ -92,7 +92,7 @@ def solve_adaptive_sde(
     state = x, x, batch, FIRST_STEP * (batch - t1), jnp.zeros(x.shape[:1], jnp.int32)
     result, _, t, _, steps = jax.lax.while_loop(unfinished, attempt, state)
     result = jnp.where(lift(t <= t1, x), result, jnp.nan)
-    solution = Solution(result, 2 * steps, None, broken(result))
+    solution = Solution(result, 2 * steps * most_evaluations(denoiser, t1, t0), None, broken(result))
     if not isinstance(result, jax.core.Tracer):
         check_arrived(solution, max_steps)
     return solution

@@ -5,6 +5,7 @@ r = alpha_t / alpha_s and v = sigma_t^2 - r^2 sigma_s^2 (Kingma et al. 2021, "Va
 
 import jax.numpy as jnp
 
+from score_sde.parameterization import VariancePrediction, reverse_log_variance
 from score_sde.randomness import noise
 from score_sde.sde import SDE, log_snr
 from score_sde.solvers.base import Memoryless, Solver
@@ -16,18 +17,25 @@ def transition(sde: SDE, s, t):
 
 
 def ancestral() -> Solver:
-    """Draws from the posterior q(x_s | x_t, x0) at the predicted x0; 1 NFE a step.
+    """Draws from the posterior q(x_s | x_t, x0) at the predicted x0; 1 NFE per step.
 
     N(r (sigma_s / sigma_t)^2 x_t + alpha_s (v / sigma_t^2) x0, (v / sigma_t^2) sigma_s^2): Ho et al. 2020, eq. 6 and 7,
     for any alpha and sigma (Kingma et al. 2021, eq. 25), so for vp the chain's sampler, for ve that of Song et al.
-    2021, Appendix F, and for sub_vp, which had none, its own.
+    2021, Appendix F, and for sub_vp, which had none, its own. If the network learned its variance, the step draws with
+    it: between (v / sigma_t^2) sigma_s^2 and v on a logarithmic scale, of any grid (Nichol and Dhariwal 2021, eq. 15
+    and Section 4).
     """
 
     def step(sde, denoiser, state, t, t_next, source):
         r, renewed = transition(sde, t_next, t)
         sigma = sde.sigma(t_next)
-        mean = r * (sigma / sde.sigma(t)) ** 2 * state.x + sde.alpha(t_next) * renewed * denoiser(state.x, t).x0
-        return Memoryless(mean + jnp.sqrt(renewed) * sigma * noise(source, state.x))
+        pair = denoiser(state.x, t)
+        mean = r * (sigma / sde.sigma(t)) ** 2 * state.x + sde.alpha(t_next) * renewed * pair.x0
+        std = jnp.sqrt(renewed) * sigma
+        if isinstance(pair, VariancePrediction):
+            ends = (jnp.log(renewed * level**2) for level in (sigma, sde.sigma(t)))
+            std = jnp.exp(0.5 * reverse_log_variance(pair.v, *ends))
+        return Memoryless(mean + std * noise(source, state.x))
 
     return Solver(init=Memoryless, step=step, nfe_per_step=1, stochastic=True)
 

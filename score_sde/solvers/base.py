@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from score_sde.conditioned import count_evaluations
 from score_sde.errors import UserError
 from score_sde.parameterization import Denoiser, Prediction
 from score_sde.randomness import fold_each, sample_keys
@@ -30,7 +31,8 @@ class Solution(NamedTuple):
     """What `solve` returns."""
 
     x: jax.Array  # (batch, *event), at the last time
-    nfe: int | jax.Array | None  # evaluations of the denoiser for each sample; (batch,) of an adaptive solver
+    nfe: int | jax.Array | None  # network evaluations per sample, a guided step of two counted as two; (batch,) of
+    # an adaptive solver
     trajectory: jax.Array | None  # (num_steps + 1, batch, *event) from the first time to the last, if it was asked for
     broken_at: jax.Array | None = None  # () the time of the first step that gave NaN or infinity; NaN: none
     # did; -1: some examples of an adaptive solver didn't arrive
@@ -52,6 +54,7 @@ def solve(
     trajectory: bool = False,
     denoise: bool = False,
     noise: jax.Array | None = None,
+    to_data: bool | None = None,
 ) -> Solution:
     """Runs a solver from x at times[0] down to times[-1], as one `lax.scan`.
 
@@ -63,7 +66,8 @@ def solve(
       sde: the forward process.
       denoiser: (x, t) -> Prediction.
       x: (batch, *event) at times[0].
-      times: (num_steps + 1,) strictly descending, within [0, sde.t_max].
+      times: (num_steps + 1,) strictly descending, within [0, sde.t_max]. If they are traced, as an argument of a
+        `jax.jit`ted function, `to_data` must be given, and times that do not descend give NaN.
       key: one typed key, folded by the sample's position in the batch, or (batch,) keys, one a sample. Step n of a
         sample draws with its key folded by n, so that a sample never depends on its batch. None for a deterministic
         solver.
@@ -72,16 +76,21 @@ def solve(
         ends at sigma = 0 the last step is that already.
       noise: (num_steps, batch, *event) standard normal noise to use in place of a key's, as for refining one Brownian
         path; for solvers that draw once a step.
+      to_data: whether the grid ends at sigma = 0; None: read from the times, which must then be known while tracing.
 
     Returns:
       A Solution.
 
     Raises:
-      UserError: times are not descending or out of the SDE's range, a stochastic solver has no key, or the denoiser
-        gave NaN. Under `jax.jit` the last can't be known: `check_finite` looks at what comes out.
+      UserError: if times are not descending or out of the SDE's range, `to_data` is missing or contradicts them, a
+        stochastic solver has no key, or the denoiser gave NaN. Under `jax.jit` the last can't be known: `check_finite`
+        looks at what comes out.
     """
     check_times(times, sde, solver.needs_signal)
-    to_data = _ends_at_data(times, sde)
+    to_data = _ends_at_data(times, sde, to_data)
+    nfe = _count_evaluations(solver, sde, denoiser, times, to_data, denoise)
+    if isinstance(times, jax.core.Tracer):  # `check_times` could not look at them
+        x = jnp.where(jnp.all(jnp.diff(times) < 0), x, jnp.nan)
     times = jnp.asarray(times, x.dtype)
     if solver.stochastic and key is None and noise is None:
         raise UserError("this solver is stochastic: solve(...) needs key, a jax.random.key or one a sample")
@@ -108,7 +117,6 @@ def solve(
     broken_at = jnp.where(jnp.isnan(broken_at) & ~jnp.all(jnp.isfinite(last)), last_t, broken_at)
     if trajectory:
         path = jnp.concatenate([x[None], path if to_data else path[:-1], last[None]])
-    nfe = (len(stepped) - 1) * solver.nfe_per_step + int(to_data or denoise)
     solution = Solution(last, nfe, path if trajectory else None, broken_at)
     if not isinstance(broken_at, jax.core.Tracer):
         check_finite(solution)
@@ -148,12 +156,42 @@ def check_finite(solution: Solution) -> None:
         )
 
 
-def _ends_at_data(times, sde: SDE) -> bool:
-    """Whether a grid, known now, ends where sigma = 0."""
+def _ends_at_data(times, sde: SDE, to_data: bool | None = None) -> bool:
+    """Returns whether a grid ends where sigma = 0.
+
+    Raises:
+      UserError: if the times are traced and to_data is None, or to_data contradicts known times.
+    """
     if isinstance(times, jax.core.Tracer):
-        return False
+        if to_data is None:
+            raise UserError(
+                "solve: expected times that are known while tracing, got an argument of a compiled function, so that "
+                "it is unknown whether they end at sigma = 0 (close over a NumPy array, or give to_data=True or False)"
+            )
+        return to_data
     with jax.ensure_compile_time_eval():
-        return float(sde.sigma(jnp.asarray(np.asarray(times)[-1]))) == 0.0
+        ends = float(sde.sigma(jnp.asarray(np.asarray(times)[-1]))) == 0.0
+    if to_data not in (None, ends):
+        raise UserError(f"solve: expected to_data={ends} for times that end at {np.asarray(times)[-1]}, got {to_data}")
+    return ends
+
+
+def most_evaluations(denoiser: Denoiser, t0: float, t1: float) -> int:
+    """Returns the network evaluations of a call at the most expensive time in [t0, t1]."""
+    return int(np.max(count_evaluations(denoiser, np.linspace(t0, t1, 1025))))
+
+
+def _count_evaluations(solver: Solver, sde: SDE, denoiser: Denoiser, times, to_data: bool, denoise: bool) -> int:
+    """Returns the network evaluations per sample of `solve`: the solver's calls, each at its time's cost."""
+    calls = (len(times) - 1 - to_data) * solver.nfe_per_step + int(to_data or denoise)
+    costs = count_evaluations(denoiser, np.linspace(sde.t_min, sde.t_max, 1025))
+    if isinstance(times, jax.core.Tracer) or np.ptp(costs) == 0:
+        return calls * int(costs.max())
+    called = evaluation_times(solver, sde, np.asarray(times))
+    if denoise and not to_data:
+        called = np.append(called, times[-1])
+    # Solvers that evaluate their own denoiser, as for a gradient, are charged the most for these calls.
+    return int(count_evaluations(denoiser, called).sum()) + (calls - len(called)) * int(costs.max())
 
 
 def check_times(times: jax.Array | np.ndarray, sde: SDE, needs_signal: bool) -> None:
@@ -199,9 +237,10 @@ def evaluation_times(solver: Solver, sde: SDE, times: np.ndarray) -> np.ndarray:
         state = solver.step(sde, denoiser, state, *interval, sample_keys(jax.random.key(0), 1))
         return state, jnp.stack(asked)
 
-    stepped = jnp.asarray(times[:-1] if _ends_at_data(times, sde) else times, jnp.float32)
-    last = np.asarray(stepped[-1:])[: len(times) - len(stepped)]  # of a grid that ends at sigma = 0
+    stepped = np.asarray(times[:-1] if _ends_at_data(times, sde) else times, np.float32)
+    last = stepped[-1:][: len(times) - len(stepped)]  # of a grid that ends at sigma = 0
     if len(stepped) == 1:
         return last
-    asked = jax.lax.scan(advance, solver.init(jnp.zeros((1, 1))), (stepped[:-1], stepped[1:]))[1]
+    with jax.ensure_compile_time_eval():
+        asked = jax.lax.scan(advance, solver.init(jnp.zeros((1, 1))), (stepped[:-1], stepped[1:]))[1]
     return np.concatenate([np.asarray(asked).ravel(), last])

@@ -9,11 +9,11 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from score_sde.errors import lookup
+from score_sde.hosts import replicate
 from score_sde.training.step import AXIS, scan_steps
 
 
@@ -143,15 +143,6 @@ LAYOUTS = {"pmap": pmap_layout, "fsdp": fsdp_layout}
 def make_layout(strategy: str, devices: Sequence[jax.Device]) -> Layout:
     """The layout of a strategy, a key of `LAYOUTS`."""
     return lookup("strategy", LAYOUTS, strategy, "--config.training.strategy")(devices)
-
-
-def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
-    """One copy of every array for each of this process's devices, along a new leading axis, as `jax.pmap` places them.
-
-    Any other placement, or another name of the axis, would compile the step a second time at its second call.
-    """
-    sharding = NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec(AXIS))
-    return jax.tree.map(lambda leaf: jax.device_put(jnp.stack([leaf] * len(devices)), sharding), tree)
 
 
 def unreplicate(tree: Any) -> Any:

@@ -66,4 +66,5 @@ def export(experiment: Experiment, workdir: Path) -> Path:
 def write_weights(path: Path, params: Any, config: Mapping[str, Any]) -> None:
     """Parameters as safetensors, with what of a run's config decides what they are."""
     shown = {name: config["data"][name] for name in ("image_size", "channels", "sigma_data")}
-    pretrained.save(path, params, config["model"], {"sde": config["sde"]} | shown)
+    process = {"sde": config["sde"], "objective": config["loss"]["objective"]}
+    pretrained.save(path, params, config["model"], process | shown)

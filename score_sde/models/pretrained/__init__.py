@@ -116,8 +116,8 @@ def save(path: str | Path, params: Any, model: Mapping[str, Any], process: Mappi
       path: the file.
       params: a tree of parameters.
       model: {"name", "kwargs", "prediction", "preconditioning"}.
-      process: {"sde": {"name", "kwargs"}, "image_size", "channels", "sigma_data"}: what it was trained for, image_size
-        0 for vectors.
+      process: {"sde": {"name", "kwargs"}, "image_size", "channels", "sigma_data", "objective"}: what it was trained
+        for, image_size 0 for vectors. A discrete-time objective says that the network knows a chain's steps only.
     """
     arrays = traverse_util.flatten_dict(jax.tree.map(np.asarray, params), sep="/")
     files.write(path, arrays, "native", dict(process) | {"model": dict(model)})

@@ -8,10 +8,16 @@ from score_sde.models.pretrained.layouts import Source, same
 
 
 def target(config: Mapping[str, Any]) -> Target:
-    """What the run was trained for."""
+    """Returns what the run was trained for."""
     model, sde = config["model"], config["sde"]
     return Target(
-        sde["name"], sde["kwargs"], model["prediction"], model["preconditioning"], {}, config.get("sigma_data")
+        sde["name"],
+        sde["kwargs"],
+        model["prediction"],
+        model["preconditioning"],
+        {},
+        config.get("sigma_data"),
+        config.get("objective", ""),
     )
 
 
