@@ -1,5 +1,6 @@
 """Solvers on Gaussian data, whose probability flow and reverse SDE are known in closed form."""
 
+from functools import partial
 from itertools import pairwise
 
 import jax
@@ -243,6 +244,26 @@ def test_the_times_a_solver_asks_for_are_found():
     np.testing.assert_allclose(evaluation_times(heun(), SDE, times), [1.0, 0.5, 0.5, 0.1], rtol=1e-6)
     for make in (ddim, unipc, deis, ancestral, euler_maruyama):
         np.testing.assert_allclose(evaluation_times(make(), SDE, times), times[:-1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["heun", "unipc", "ancestral"])
+def test_traced_grids_equal_known_ones(name):
+    """`to_data` says whether a traced grid ends at the data; a traced grid that does not descend gives NaN."""
+    x, times, key = jnp.ones((2, 1)), time_grid(SDE, 5, end="zero"), jax.random.key(0)
+
+    @partial(jax.jit, static_argnums=1)
+    def run(times, to_data):
+        return solve(SOLVERS[name](), SDE, denoiser, x, times, key, to_data=to_data).x
+
+    np.testing.assert_allclose(run(times, True), solve(SOLVERS[name](), SDE, denoiser, x, times, key).x, rtol=1e-5)
+    np.testing.assert_allclose(
+        run(times[:-1], False), solve(SOLVERS[name](), SDE, denoiser, x, times[:-1], key).x, rtol=1e-5
+    )
+    with pytest.raises(UserError, match="expected times that are known while tracing"):
+        run(times, None)
+    assert np.isnan(run(times[::-1], False)).all()
+    with pytest.raises(UserError, match="expected to_data=True for times that end at 0"):
+        solve(SOLVERS[name](), SDE, denoiser, x, times, key, to_data=False)
 
 
 @pytest.mark.parametrize("sde", [flow(), vp_cosine()], ids=["flow", "vp_cosine"])
