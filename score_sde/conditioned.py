@@ -59,7 +59,7 @@ def conditioned(function: Callable, *parts: Any, evaluations: Callable | None = 
         return function(x, t, *(next(rest) if carry else part for part, carry in zip(parts, carries, strict=True)))
 
     functions = [part for part in parts if callable(part)]
-    counted = evaluations or (lambda t: sum(count_evaluations(part, t) for part in functions))
+    counted = evaluations or (lambda t: np.sum([count_evaluations(part, t) for part in functions], axis=0))
     return Conditioned(
         joined, *(part for part, carry in zip(parts, carries, strict=True) if carry), evaluations=counted
     )

@@ -199,22 +199,26 @@ def _extrapolated(both: Conditioned, first: Denoiser, second: Denoiser, scale: A
     if _is(scale, 0) and how.interval is None and how.rescale == 0:
         return second
 
-    def guided(x, t, strong, weak, scale):
+    def guided(x, t, both, scale):
+        strong, weak = both(x, t)
+        return mixed(x, t, strong, weak, scale)
+
+    def mixed(x, t, strong, weak, scale):
         x0, epsilon = (b + lift(scale, x) * (a - b) for a, b in ((strong.x0, weak.x0), (strong.epsilon, weak.epsilon)))
         pair = strong._replace(x0=x0, epsilon=epsilon)
         return pair if how.rescale == 0 else _rescaled(pair, strong, t, how)
 
     if how.interval is None:
-        return conditioned(lambda x, t, both, scale: guided(x, t, *both(x, t), scale), both, _per_example(scale))
+        return conditioned(guided, both, _per_example(scale))
     low, high = how.interval
 
     def within(x, t, both, first, scale):
         t = jnp.asarray(t, x.dtype)
         inside = (low < t) & (t <= high)
         if t.ndim == 0:
-            return jax.lax.cond(inside, lambda x, t: guided(x, t, *both(x, t), scale), first, x, t)
+            return jax.lax.cond(inside, lambda x, t: guided(x, t, both, scale), first, x, t)
         strong, weak = both(x, t)
-        chosen = guided(x, t, strong, weak, scale)
+        chosen = mixed(x, t, strong, weak, scale)
         return jax.tree.map(lambda a, b: jnp.where(lift(inside, x), a, b), chosen, strong)
 
     def evaluations(t):

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_sde import operators
+from score_sde.conditioned import conditioned
 from score_sde.errors import UserError, build
 from score_sde.guidance import shift_score
 from score_sde.operators import Operator, gain
@@ -53,11 +54,12 @@ def replacement(solver: Solver, denoiser: Denoiser, sde: SDE, problem: Problem) 
       UserError: the operator is not linear.
     """
 
-    def replaced(x, t):
+    def replaced(x, t, denoiser, y):
         pair = denoiser(x, t)
-        return move_x0(pair, gain(problem.operator, _residual(problem, pair.x0), 1.0, problem.noise), t, sde)
+        residual = y - problem.operator.forward(pair.x0)
+        return move_x0(pair, gain(problem.operator, residual, 1.0, problem.noise), t, sde)
 
-    return solver, replaced
+    return solver, conditioned(replaced, denoiser, problem.y)
 
 
 def repaint(solver: Solver, denoiser: Denoiser, sde: SDE, problem: Problem, repeats: int = 5) -> Changed:
@@ -120,7 +122,7 @@ def dps(solver: Solver, denoiser: Denoiser, sde: SDE, problem: Problem, step_siz
         raise UserError(f"dps: need step_size > 0, got {step_size} (set --config.sampling.method_kwargs.step_size)")
 
     def misfit(x, t):
-        squares = sum_event(_residual(problem, denoiser(x, t).x0) ** 2)
+        squares = sum_event((problem.y - problem.operator.forward(denoiser(x, t).x0)) ** 2)
         positive = squares > 0
         return jnp.sum(jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1.0)), 0.0))
 
@@ -151,13 +153,16 @@ def pigdm(solver: Solver, denoiser: Denoiser, sde: SDE, problem: Problem, sigma_
     if problem.operator.transpose is None:
         gain(problem.operator, problem.y, 1.0, 0.0)  # says so
 
-    def term(x, t):
-        alpha, sigma = sde.alpha(t), sde.sigma(t)
-        left = (sigma_data * sigma) ** 2 / (sigma**2 + (sigma_data * alpha) ** 2)
-        x0, pull = jax.vjp(lambda x: denoiser(x, t).x0, x)
-        return pull(gain(problem.operator, _residual(problem, x0), left, problem.noise))[0]
+    def guided(x, t, denoiser, y):
+        def term(x, t):
+            alpha, sigma = sde.alpha(t), sde.sigma(t)
+            left = (sigma_data * sigma) ** 2 / (sigma**2 + (sigma_data * alpha) ** 2)
+            x0, pull = jax.vjp(lambda x: denoiser(x, t).x0, x)
+            return pull(gain(problem.operator, y - problem.operator.forward(x0), left, problem.noise))[0]
 
-    return solver, lambda x, t: shift_score(denoiser(x, t), term, x, t, sde)
+        return shift_score(denoiser(x, t), term, x, t, sde)
+
+    return solver, conditioned(guided, denoiser, problem.y)
 
 
 def ddrm(
@@ -189,7 +194,8 @@ def ddrm(
 
     def step(sde, denoiser, state, t, t_next, source):
         x = state.x
-        x0, epsilon = (svd.vt(part) for part in denoiser(x, t))
+        pair = denoiser(x, t)
+        x0, epsilon = svd.vt(pair.x0), svd.vt(pair.epsilon)
         level, alpha = sde.sigma(t_next) / sde.alpha(t_next), sde.alpha(t_next)
         inverse = jnp.asarray(np.where(seen, 1 / np.where(seen, svd.singular, 1.0), 0.0), x.dtype)[None]
         measured, spread = inverse * svd.ut(problem.y), jnp.asarray(own_noise, x.dtype)[None]
@@ -205,10 +211,6 @@ def ddrm(
         return Memoryless(alpha * svd.v(mean + jnp.sqrt(jnp.maximum(variance, 0.0)) * drawn))
 
     return Solver(init=Memoryless, step=step, nfe_per_step=1, stochastic=True), denoiser
-
-
-def _residual(problem: Problem, x0: jax.Array) -> jax.Array:
-    return problem.y - problem.operator.forward(x0)
 
 
 METHODS = {"replacement": replacement, "repaint": repaint, "dps": dps, "pigdm": pigdm, "ddrm": ddrm}

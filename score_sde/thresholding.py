@@ -9,6 +9,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from score_sde.conditioned import conditioned
 from score_sde.errors import UserError
 from score_sde.parameterization import Denoiser, move_x0
 from score_sde.sde import SDE, lift
@@ -60,12 +61,12 @@ def dynamic_threshold(percentile: float = 99.5, largest: float = math.inf) -> Th
 
 def _moving(move: Callable[[jax.Array], jax.Array]) -> Threshold:
     def threshold(denoiser, sde):
-        def moved(x, t):
+        def moved(x, t, denoiser):
             pair = denoiser(x, t)
             kept = move(pair.x0)
             return move_x0(pair, kept - pair.x0, t, sde)._replace(x0=kept)
 
-        return moved
+        return conditioned(moved, denoiser)
 
     return threshold
 

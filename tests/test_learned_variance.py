@@ -12,7 +12,7 @@ from score_sde.experiment import make_experiment
 from score_sde.guidance import classifier_free, classifier_guided
 from score_sde.parameterization import Prediction, VariancePrediction, make_denoiser
 from score_sde.sde import edm, flow, lift, vp
-from score_sde.solvers import ancestral, solve
+from score_sde.solvers import SOLVERS, ancestral, solve
 from score_sde.thresholding import clip_x0
 from score_sde.training.trained import write_weights
 
@@ -129,3 +129,11 @@ def test_learned_variance_from_config_to_export(tmp_path):
     images, labels, keys = jnp.zeros((2, 8, 8, 1), jnp.uint8), jnp.zeros(2, int), jax.random.split(jax.random.key(0), 2)
     bounds = [_chain_bound(trained, 17)(each, images, labels, keys)["bits"] for each in (params, shifted)]
     assert np.all(np.abs(bounds[0] - bounds[1]) > 0.01)
+
+
+def test_every_solver_takes_a_learned_variance():
+    sde, x, times = vp(), jnp.ones((2, 1)), np.array([1.0, 0.5])
+    denoiser = gaussian(sde, lambda t: jnp.zeros_like(t))
+    for name, make in SOLVERS.items():
+        shape = jax.eval_shape(lambda x, make=make: solve(make(), sde, denoiser, x, times, jax.random.key(0)).x, x)
+        assert shape.shape == x.shape, name

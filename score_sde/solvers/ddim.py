@@ -24,12 +24,12 @@ def ddim(eta: float = 0.0) -> Solver:
         raise UserError(f"ddim: need 0 <= eta <= 1, got {eta} (set --config.sampling.kwargs.eta)")
 
     def step(sde, denoiser, state, t, t_next, source):
-        x0, epsilon = denoiser(state.x, t)
+        pair = denoiser(state.x, t)
         alpha, sigma = sde.alpha(t_next), sde.sigma(t_next)
         if eta == 0.0:
-            return Memoryless(alpha * x0 + sigma * epsilon)
+            return Memoryless(alpha * pair.x0 + sigma * pair.epsilon)
         variance = -jnp.expm1(log_snr(sde, t) - log_snr(sde, t_next)) * sigma**2
         kept = jnp.sqrt(jnp.maximum(sigma**2 - eta**2 * variance, 0.0))
-        return Memoryless(alpha * x0 + kept * epsilon + eta * jnp.sqrt(variance) * noise(source, state.x))
+        return Memoryless(alpha * pair.x0 + kept * pair.epsilon + eta * jnp.sqrt(variance) * noise(source, state.x))
 
     return Solver(init=Memoryless, step=step, nfe_per_step=1, stochastic=eta > 0.0)
