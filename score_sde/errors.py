@@ -19,9 +19,14 @@ def present(value: T | None) -> T:
     return value
 
 
+def cut(text: str, length: int = 80) -> str:
+    """Text from a file or command line, short enough for a message."""
+    return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
 def nearest(given: str, known: Iterable[str]) -> str:
     """A question naming the known spelling nearest to what was given, or nothing where none is near."""
-    matches = difflib.get_close_matches(given, list(known), n=1)
+    matches = difflib.get_close_matches(cut(given), list(known), n=1)
     return f" Did you mean {matches[0]!r}?" if matches else ""
 
 
@@ -37,7 +42,9 @@ def lookup(kind: str, table: Mapping[str, Any], name: str, where: str = "") -> A
     if name in table:
         return table[name]
     place = f" (set {where})" if where else ""
-    raise UserError(f"unknown {kind} {name!r}; known: {', '.join(sorted(table))}.{nearest(name, table)}{place}")
+    raise UserError(
+        f"unknown {kind} {cut(repr(name))}; known: {', '.join(sorted(table))}.{nearest(name, table)}{place}"
+    )
 
 
 def build(

@@ -6,7 +6,7 @@ A family says how its layers are named and laid out, in a file of its own; `load
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,10 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from score_sde.errors import UserError, lookup, present
+from score_sde.errors import UserError, cut, lookup, present
 from score_sde.models.pretrained import diffusers, edm, files, native, score_sde
 from score_sde.models.pretrained.family import Target, complete
 
+NAMED = 1000  # of what is wrong with weights, at most
 FREE = ("dtype", "remat", "dropout", "label_dropout")  # keyword arguments that weights don't decide
 FAMILIES = {
     "score_sde": score_sde.FAMILY,
@@ -63,7 +64,7 @@ def load(
     arrays = chosen.arrays(weights)
     strange = [name for name, array in arrays.items() if not hasattr(array, "shape")]
     if strange:
-        raise UserError(f"family {family!r}: no arrays in {', '.join(map(str, strange))}")
+        raise UserError(f"family {family!r}: no arrays in {_listed(map(str, strange), ', ')}")
     arrays = {name: np.asarray(array) for name, array in arrays.items()}
     with complete(family):
         name, kwargs = chosen.model(config)
@@ -195,9 +196,16 @@ def _parameters(family, chosen, module, config, arrays) -> dict[str, Any]:
     if problems:
         raise UserError(
             f"family {family!r}: these weights are not those of the network that the config describes:\n  "
-            + "\n  ".join(problems)
+            + _listed(problems, "\n  ", 300)
         )
     return traverse_util.unflatten_dict(parameters)
+
+
+def _listed(found: Iterable[str], separator: str, length: int = 80) -> str:
+    """The first of what was found in a file, each cut to a length, and how many more there are."""
+    found = [cut(text, length) for text in found]
+    more = [f"and {len(found) - NAMED:,} more"] if len(found) > NAMED else []
+    return separator.join([*found[:NAMED], *more])
 
 
 def _made(source, arrays, shape):
@@ -218,6 +226,6 @@ def _event_shape(chosen, config, arrays) -> tuple[int, ...]:
 
 def _shapes(module, chosen, config, arrays) -> dict[tuple[str, ...], tuple[int, ...]]:
     """The module's parameters by path."""
-    x = jnp.zeros((1, *_event_shape(chosen, config, arrays)))
+    x = jax.ShapeDtypeStruct((1, *_event_shape(chosen, config, arrays)), jnp.float32)
     variables = jax.eval_shape(module.init, jax.random.key(0), x, jnp.zeros(1))
     return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(variables["params"]).items()}

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from score_sde.errors import UserError
+from score_sde.errors import UserError, cut
 
 
 class Target(NamedTuple):
@@ -33,11 +33,15 @@ class Family(NamedTuple):
 
 @contextmanager
 def complete(family: str) -> Iterator[None]:
-    """Says which option a config lacks where one is looked up in vain."""
+    """Raises a `UserError` where the config of a network lacks an option, or where one is of another type."""
     try:
         yield
+    except UserError:
+        raise
     except KeyError as error:
-        raise UserError(f"{family}: the network's config lacks {error}") from error
+        raise UserError(f"{family}: the network's config lacks {cut(str(error))}") from error
+    except (ArithmeticError, AttributeError, IndexError, MemoryError, RecursionError, TypeError, ValueError) as error:
+        raise UserError(f"{family}: no network can be built from its config: {cut(str(error), 200)}") from error
 
 
 def insist(family: str, config: Mapping[str, Any], **known: tuple) -> None:
@@ -46,4 +50,4 @@ def insist(family: str, config: Mapping[str, Any], **known: tuple) -> None:
         given = config.get(option, values[0])
         if given not in values:
             accepted = " or ".join(map(repr, values))
-            raise UserError(f"{family}: {option}={given!r} is not covered, only {accepted}")
+            raise UserError(f"{family}: {option}={cut(repr(given))} is not covered, only {accepted}")

@@ -1,13 +1,14 @@
 """Weights from files: names to NumPy arrays, and what the file says of them. Nothing in a file is ever executed."""
 
 import json
+import math
 import os
 import pickle
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ from flax import traverse_util
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from score_sde.errors import UserError
+from score_sde.errors import UserError, cut
 
 CONVERSION = """a .pkl file runs code when it is opened; where its classes are installed, convert it once:
     import json, pickle, safetensors.torch as st
@@ -54,13 +55,16 @@ def read(path: str | Path) -> Weights:
         raise
     except Exception as error:  # each format has its own, and a damaged file may raise any
         kind = "folder of diffusers" if path.is_dir() else f"{path.suffix} file"
-        raise UserError(f"{path} can't be read as a {kind}: {error}") from error
+        raise UserError(f"{path} can't be read as a {kind}: {cut(str(error), 200)}") from None
     if not isinstance(weights.arrays, Mapping):
         raise UserError(f"{path} holds a {type(weights.arrays).__name__}, not names to arrays")
     beside = path.with_name(path.name + ".json")
     if beside.is_file():
         said = _read_json(beside)
         weights = weights._replace(family=said.get("family", weights.family), config=said.get("config", weights.config))
+    for name, kind in (("family", str), ("config", dict)):
+        if not isinstance(given := getattr(weights, name), kind | None):
+            raise UserError(f"{path}: expected its {name} to be a {kind.__name__}, got a {type(given).__name__}")
     return weights
 
 
@@ -87,7 +91,7 @@ def _read_safetensors(path: Path) -> Weights:
     with safe_open(str(path), "numpy") as file:
         said = file.metadata() or {}
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    return Weights(arrays, said.get("family"), json.loads(said["config"]) if "config" in said else None)
+    return Weights(arrays, said.get("family"), _json(said["config"], path) if "config" in said else None)
 
 
 def _read_folder(path: Path) -> Weights:
@@ -106,12 +110,23 @@ def _read_folder(path: Path) -> Weights:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        said = json.loads(path.read_text())
+        text = path.read_text()
     except ValueError as error:
         raise UserError(f"{path} is no JSON: {error}") from error
+    said = _json(text, path)
     if not isinstance(said, dict):
         raise UserError(f'{path} holds no object {{"name": value, ...}}')
     return said
+
+
+def _json(text: str, path: Path) -> Any:
+    """Parses JSON from a file."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise UserError(f"{path} is no JSON of a config: its lists and objects are nested too deep") from None
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON: {error}") from error
 
 
 def _refuse_pickle(path: Path) -> Weights:
@@ -133,49 +148,90 @@ _DTYPES = {
     "ByteStorage": "u1",
     "BoolStorage": "?",
 }
+MAX_DIMENSIONS = 64  # NumPy's
+MAX_PARTS = 100_000  # of a .pth file, each as often as it is referred to: more than any network has
 
 
 def _rebuild_tensor(storage: _Storage, offset, size, stride, *unused) -> np.ndarray:
-    numbers = (offset, *size, *stride)
-    if not isinstance(storage, _Storage) or any(type(n) is not int or n < 0 for n in numbers):
-        raise ValueError("a tensor is not described by its storage and whole numbers")
-    if np.prod(size, dtype=object) > max(1, len(storage.data)):
+    """A view of its storage: many tensors of one storage take no memory."""
+    if not isinstance(storage, _Storage) or max(len(size), len(stride)) > MAX_DIMENSIONS:
+        raise ValueError("a tensor is not described by its storage and a shape")
+    if any(type(n) is not int or not 0 <= n < 2**63 for n in (offset, *size, *stride)):
+        raise ValueError("a tensor is not described by whole numbers")
+    if math.prod(size) > max(1, len(storage.data)):
         raise ValueError("a tensor is larger than its storage")
     itemsize = storage.data.itemsize
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if 0 not in size and last >= len(storage.data):
         raise ValueError("a tensor reaches out of its storage")
     strides = [itemsize * step for step in stride]
-    return np.lib.stride_tricks.as_strided(storage.data[offset:], size, strides).copy()
+    return np.lib.stride_tricks.as_strided(storage.data[offset:], size, strides, writeable=False)
 
 
-class _Unpickler(pickle.Unpickler):
-    """Knows tensors and dictionaries, and refuses to look up anything else, so that no code in a file can run."""
+class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined]
+    """Reads tensors and dictionaries, and refuses to look up anything else, so that no code in a file can run.
+
+    Python's own unpickler, as the compiled one allocates what a file claims, and hashes any key: of a tuple of tuples
+    that are shared that takes exponential time.
+    """
+
+    dispatch: ClassVar = {
+        code: read
+        for code, read in pickle._Unpickler.dispatch.items()  # type: ignore[attr-defined]
+        if bytes([code]) not in (pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET, pickle.DICT, pickle.BYTEARRAY8)
+    }
 
     def __init__(self, file, archive: zipfile.ZipFile, root: str):
         super().__init__(file)
         self._archive, self._root = archive, root
+        self._storages: dict[tuple[str, str], _Storage] = {}
+
+    def load_setitem(self):
+        value, key = self.stack.pop(), self.stack.pop()
+        self._set([key, value])
+
+    def load_setitems(self):
+        self._set(self.pop_mark())
+
+    def _set(self, items):
+        if any(type(key) not in (str, int) for key in items[::2]):
+            raise ValueError("a name is no text")
+        self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
+
+    def load_build(self):
+        self.stack.pop()  # attributes, of which none is needed
+
+    dispatch[pickle.BUILD[0]] = load_build
+    dispatch[pickle.SETITEM[0]] = load_setitem
+    dispatch[pickle.SETITEMS[0]] = load_setitems
 
     def find_class(self, module, name):
         if module == "torch" and name in _DTYPES:
-            return np.dtype(_DTYPES[name])
+            return _DTYPES[name]
         known = {
-            ("collections", "OrderedDict"): OrderedDict,
+            ("collections", "OrderedDict"): lambda: OrderedDict(),  # its items follow, and are looked at
             ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
             ("torch._utils", "_rebuild_parameter"): lambda data, *unused: data,
         }
         if (module, name) not in known:
             raise UserError(
-                f"the file asks for {module}.{name}: only tensors, numbers and dictionaries are read, and nothing is "
-                "executed (save the state dict alone, as safetensors)"
+                f"the file asks for {cut(f'{module}.{name}')}: only tensors, numbers and dictionaries are read, and "
+                "nothing is executed (save the state dict alone, as safetensors)"
             )
         return known[module, name]
 
     def persistent_load(self, identifier):
         kind, dtype, key, _, count = identifier
-        if kind != "storage" or not str(key).isalnum() or not isinstance(dtype, np.dtype) or type(count) is not int:
-            raise ValueError(f"unknown storage {identifier}")
-        return _Storage(np.frombuffer(self._archive.read(f"{self._root}/data/{key}"), dtype, count))
+        known = all(type(part) is str for part in (kind, dtype, key)) and kind == "storage" and key.isalnum()
+        if not known or dtype not in _DTYPES.values() or type(count) is not int:
+            raise ValueError("a storage is not described by its type, name and size")
+        if (key, dtype) not in self._storages:
+            data = np.frombuffer(self._archive.read(f"{self._root}/data/{key}"), dtype)
+            self._storages[key, dtype] = _Storage(data)
+        (data,) = self._storages[key, dtype]
+        if not 0 <= count <= len(data):
+            raise ValueError("a storage is larger than its file")
+        return _Storage(data[:count])
 
 
 def _read_pth(path: Path) -> Weights:
@@ -185,6 +241,28 @@ def _read_pth(path: Path) -> Weights:
             f"{path} is not in the zip format that torch.save writes since PyTorch 1.6 (load and save it there again)"
         )
     with zipfile.ZipFile(path) as archive:
+        if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+            raise ValueError("its parts are larger than the file, and torch.save compresses none")
         (name,) = [name for name in archive.namelist() if name.endswith("/data.pkl")]
         with archive.open(name) as file:
-            return Weights(_Unpickler(file, archive, name.split("/")[0]).load(), None, None)
+            try:
+                arrays = _Unpickler(file, archive, name.split("/")[0]).load()
+            except (
+                KeyError
+            ) as error:  # an instruction, or a place in the memory, of the pickle; or a part of the archive
+                raise ValueError(f"it holds no {error}") from None
+    _check_ends(arrays)
+    return Weights(arrays, None, None)
+
+
+def _check_ends(content: Any) -> None:
+    """Refuses lists, tuples and dictionaries that hold themselves, or that sharing makes endless to visit."""
+    left, count = [content], 0
+    while left:
+        part = left.pop()
+        if not isinstance(part, Mapping | list | tuple):
+            continue
+        count += len(part)
+        if count > MAX_PARTS:
+            raise ValueError("its lists and dictionaries hold themselves, or each other too often")
+        left += part.values() if isinstance(part, Mapping) else part
