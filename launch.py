@@ -7,8 +7,16 @@ import ast
 import errno
 import os
 import re
+import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
+
+if __name__ == "__main__":  # before the imports, which take seconds
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    while (opened := os.open(os.devnull, os.O_RDWR)) <= 2:  # a closed stderr's number would be the next file's
+        pass
+    os.close(opened)
 
 import jax
 from absl import app, flags, logging
@@ -19,6 +27,7 @@ from score_sde.cache import cache_folder
 from score_sde.errors import UserError, lookup, nearest
 from score_sde.experiment import Experiment, make_experiment
 from score_sde.models.pretrained import FREE
+from score_sde.training.interrupt import STOPPED, ending_at_ctrl_c, guard_output
 from score_sde.training.workdir import check_config
 
 FLAGS = flags.FLAGS
@@ -113,6 +122,7 @@ MODES = {
 def sweep(workdir: Path) -> str:
     from score_sde.sweeps.sweep import run_sweep
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # Ray ends its programs at a Ctrl-C
     jax.config.update("jax_platforms", "cpu")  # the trials' devices are theirs
     return run_sweep(FLAGS.config, workdir, FLAGS.address, FLAGS.dry_run, FLAGS.report_only)
 
@@ -148,6 +158,12 @@ def main(argv: list[str]) -> None:
     if FLAGS.mode == "sweep":
         print(sweep(workdir))
         return
+    with ending_at_ctrl_c():
+        _run(run, name, workdir)
+
+
+def _run(run: Callable[[Experiment, Path], str], name: str, workdir: Path) -> None:
+    """Runs a mode on the experiment of --config and prints its answer."""
     if "trials" in FLAGS.config:
         raise UserError(f"{name} is a sweep: give --mode=sweep with it")
     hosts.start(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id, FLAGS.cluster)
@@ -276,9 +292,10 @@ def run() -> None:
         print(f"launch.py: the disk is full: {error}; what was saved before is whole, make room", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("launch.py: stopped at once; a run goes on from its last checkpoint", file=sys.stderr)
+        print(STOPPED, file=sys.stderr)
         sys.exit(130)
 
 
 if __name__ == "__main__":
+    guard_output()
     run()

@@ -4,7 +4,11 @@ Grain's `MapDataset` is random access all the way through, so a run that resumes
 position in the data is the step, and no iterator state is saved, which would be tied to a number of processes.
 """
 
+import multiprocessing
+import os
+import re
 import signal
+import threading
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -15,6 +19,7 @@ from absl import flags
 from jax.typing import ArrayLike
 
 from score_sde.data.examples import Source
+from score_sde.errors import UserError, present
 
 Pixels = TypeVar("Pixels", np.ndarray, jax.Array)
 
@@ -83,6 +88,9 @@ def batches(
       num_workers: processes that read in their place; 0: none.
       rows: of each batch, those that this process reads; None: all.
 
+    Raises:
+      UserError: while batches are taken, a process that reads has ended.
+
     Yields:
       {"image": (steps_per_call, rows, *image_shape), "label", "index": int32 (steps_per_call, rows)}; the index is an
       example's place in the source.
@@ -95,14 +103,39 @@ def batches(
     if num_workers:
         if not flags.FLAGS.is_parsed():  # Grain's workers read flags, also where no command line was
             flags.FLAGS.mark_as_parsed()
-        calls = calls.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers), worker_init_fn=_outlive)
+        calls = calls.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers), worker_init_fn=_follow_parent)
+        return _while_workers_live(iter(calls))
     return iter(calls)
 
 
-def _outlive(worker: int, workers: int) -> None:
-    """Ctrl-C and SIGTERM go to the whole group of processes: the training asks for more until it has saved."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+def _while_workers_live(calls: Iterator[dict[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
+    try:
+        yield from calls
+    except RuntimeError as error:  # Grain's
+        ended = re.search(r"Worker process was terminated unexpectedly with exit code (-?\d+)", str(error))
+        if ended is None:
+            raise
+        raise UserError(
+            f"data: expected its worker processes to live as long as the run, one ended with exit code "
+            f"{ended.group(1)}: out of memory, or killed (set --config.data.num_workers; the same command goes on from "
+            "the last checkpoint)"
+        ) from None
+
+
+def _follow_parent(worker: int, workers: int) -> None:
+    """Ends a worker with its parent alone.
+
+    Ctrl-C, SIGTERM and SIGHUP go to the whole group of processes, and the training asks for more until it has saved. A
+    thread waits for the parent, as Linux's own signal at its death comes when the thread that started the worker ends.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(present(multiprocessing.parent_process()),), daemon=True).start()
+
+
+def _end_with(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
 
 
 def to_unit_range(images: Pixels, levels: int | None) -> Pixels:

@@ -129,8 +129,8 @@ class Window:
 
 def progress_bar(total: int, first: int, unit: str, description: str) -> tqdm:
     """A bar from `first` to `total` with the rate and the time left; without a terminal a line every 10 seconds."""
-    interval = 0.2 if sys.stderr.isatty() else 10.0
-    quiet = not hosts.first()
+    quiet = not hosts.first() or sys.stderr is None
+    interval = 0.2 if not quiet and sys.stderr.isatty() else 10.0
     return tqdm(
         total=total, initial=first, unit=unit, desc=description, mininterval=interval, dynamic_ncols=True, disable=quiet
     )

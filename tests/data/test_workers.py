@@ -1,0 +1,59 @@
+"""The processes that read batches end with their run, and it ends in a sentence when one of them does."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.command import POINTS, finish, start
+
+pytestmark = pytest.mark.slow
+READ = (*POINTS, "--config.data.num_workers=2", "--config.training.num_steps=1000000")
+READ += ("--config.training.checkpoint_every=1000000", "--config.training.sample_every=1000000")
+
+
+def workers_of(process):
+    """The process ids of the workers that read, and not of the one that tracks their memory."""
+    found = subprocess.run(["pgrep", "-f", "-P", str(process.pid), "spawn_main"], capture_output=True, text=True)
+    return [int(number) for number in found.stdout.split()]
+
+
+def training(workdir):
+    """A run that has logged, and its workers."""
+    process = start(workdir, *READ)
+    end = time.monotonic() + 120
+    while not (workdir / "metrics.jsonl").exists():
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.05)
+    workers = workers_of(process)
+    assert len(workers) == 2
+    return process, workers
+
+
+def wait_until_gone(numbers):
+    """Waits for the ends of processes; a zombie of another parent's is gone."""
+    end = time.monotonic() + 30
+    while [n for n in numbers if Path(f"/proc/{n}").exists() and "Z" not in Path(f"/proc/{n}/stat").read_text()]:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_a_killed_worker_ends_the_run_in_one_sentence(tmp_path):
+    process, workers = training(tmp_path)
+    os.kill(workers[0], signal.SIGKILL)
+    printed = finish(process, 2)
+    assert "data: expected its worker processes to live as long as the run, one ended with exit code -9" in printed
+    assert "Traceback" not in printed
+    wait_until_gone(workers)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_workers_end_with_their_run(tmp_path, number):
+    process, workers = training(tmp_path)
+    process.send_signal(number)
+    printed = finish(process, 0 if number == signal.SIGTERM else -number)
+    assert "Traceback" not in printed
+    wait_until_gone(workers)
