@@ -1,6 +1,7 @@
 """Several processes that run one program, each with its own devices: TPU pods, Slurm, or by hand."""
 
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from score_sde.errors import UserError
+
+_LOST = threading.Event()
 
 
 def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1, cluster: bool = False) -> None:
@@ -95,3 +98,8 @@ def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
     """
     sharding = NamedSharding(Mesh(np.array(devices), ("devices",)), PartitionSpec("devices"))
     return jax.tree.map(lambda leaf: jax.device_put(jnp.stack([leaf] * len(devices)), sharding), tree)
+
+
+def lost() -> bool:
+    """Whether another process of this run has ended without a word."""
+    return _LOST.is_set()

@@ -14,7 +14,7 @@ import numpy as np
 from score_sde import ddpm, hosts
 from score_sde.data import images_of, to_unit_range
 from score_sde.errors import UserError, present
-from score_sde.evaluation.figures import mean_of, write_figures
+from score_sde.evaluation.figures import check_figures, mean_of, write_figures
 from score_sde.evaluation.provenance import provenance
 from score_sde.experiment import Experiment
 from score_sde.likelihood import bits_per_dim, centred_range, dequantize, log_likelihood, truncation
@@ -40,6 +40,7 @@ def likelihood(experiment: Experiment, workdir: Path) -> str:
     Raises:
       UserError: the folder has no checkpoint, the data set is missing, or an example took too many steps.
     """
+    check_figures(workdir)
     how, source = experiment.likelihood, experiment.source("test")
     params, step = trained(experiment, workdir)
     images, labels = images_of(source, how["num_examples"])

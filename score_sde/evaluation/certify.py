@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_sde.errors import UserError, present
-from score_sde.evaluation.figures import write_figures
+from score_sde.evaluation.figures import check_figures, write_figures
 from score_sde.evaluation.provenance import provenance
 from score_sde.experiment import Experiment
 from score_sde.sde import SDE, prior_sample
@@ -73,6 +73,7 @@ def certify(experiment: Experiment, workdir: Path) -> str:
             "certify refines grids, and this network was trained at a chain's steps alone (set "
             "--config.sampling.off_grid=True if it may be asked between them)"
         )
+    check_figures(workdir)
     how, sde = experiment.certify, experiment.sde
     params, step = trained(experiment, workdir)
     keys = jax.random.split(jax.random.key(experiment.config["seed"]), how["num_samples"])

@@ -19,7 +19,7 @@ from score_sde.evaluation.curve import save_curve
 from score_sde.evaluation.draws import FOLDER, draw
 from score_sde.evaluation.extractors import EXTRACTORS, LIBRARIES, Extractor, choose
 from score_sde.evaluation.features import Features, Split, make_extract, of_real, split_of
-from score_sde.evaluation.figures import read_figures, write_figures
+from score_sde.evaluation.figures import check_figures, read_figures, write_figures
 from score_sde.evaluation.grids import save_grid
 from score_sde.evaluation.health import health
 from score_sde.evaluation.manifolds import nearest
@@ -56,6 +56,7 @@ def evaluate(experiment: Experiment, workdir: Path) -> str:
     Raises:
       UserError: the folder has no checkpoint, the data set is missing, or images can't be compared as asked.
     """
+    check_figures(workdir)
     if experiment.logits is not None:
         params, step = trained(experiment, workdir)
         return _written(workdir, "accuracy", provenance(experiment, step) | {"levels": accuracy(experiment, params)})

@@ -2,15 +2,17 @@
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from score_sde import hosts
+from score_sde.disk import UNREADABLE, locked, read_object, report, set_aside, write_atomically
 from score_sde.errors import UserError
 from score_sde.tasks import TASKS
-from score_sde.training.workdir import write_atomically
 
 SECTIONS = (
     "likelihood",
@@ -31,22 +33,56 @@ def read_figures(place: Path) -> dict[str, Any]:
     """The figures of a run's folder, or of an evaluation.json.
 
     Raises:
-      UserError: there are none.
+      UserError: there are none, or they can't be read.
     """
-    path = place / "evaluation.json" if place.is_dir() else place
+    path = _place(place) if place.is_dir() else place
     if not path.is_file():
         raise UserError(f"there is no evaluation at {path}: run --mode=evaluate there, or choose another folder")
-    return json.loads(path.read_text())
+    try:
+        return read_object(path)
+    except UNREADABLE as error:
+        raise UserError(f"{path} can't be read ({error}): run --mode=evaluate there again") from error
+
+
+def check_figures(workdir: Path) -> None:
+    """Sets a damaged evaluation.json aside; call it before anything is measured."""
+    if hosts.first() and _place(workdir).is_file():
+        with _sole_writer(workdir):
+            _stored(workdir)
 
 
 def write_figures(workdir: Path, figures: dict[str, Any]) -> None:
     """Writes figures to evaluation.json: what `evaluate` writes replaces its last figures, a section its own."""
     if not hosts.first():
         return
-    path = workdir / "evaluation.json"
-    before = json.loads(path.read_text()) if path.is_file() else {}
-    if any(name in SECTIONS for name in figures):
-        after = before | figures
-    else:
-        after = figures | {name: before[name] for name in SECTIONS if name in before}
-    write_atomically(path, json.dumps(after, indent=2) + "\n")
+    with _sole_writer(workdir):
+        before = _stored(workdir)
+        if any(name in SECTIONS for name in figures):
+            after = before | figures
+        else:
+            after = figures | {name: before[name] for name in SECTIONS if name in before}
+        write_atomically(_place(workdir), json.dumps(after, indent=2) + "\n")
+
+
+def _place(workdir: Path) -> Path:
+    return workdir / "evaluation.json"
+
+
+def _stored(workdir: Path) -> dict[str, Any]:
+    path = _place(workdir)
+    if not path.is_file():
+        return {}
+    try:
+        return read_object(path)
+    except UNREADABLE as error:
+        report(f"{path} can't be read ({error}); it is kept in {set_aside(path, workdir)}")
+        return {}
+
+
+@contextmanager
+def _sole_writer(workdir: Path) -> Iterator[None]:
+    """Keeps other modes from writing meanwhile; one that hangs is waited for at most a minute."""
+    with locked(workdir / "evaluation.lock", seconds=60.0) as holder:
+        if holder:
+            report(f"{_place(workdir)} has been in use for a minute, by {holder}; its figures may be lost")
+        yield

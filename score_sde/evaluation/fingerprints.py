@@ -1,35 +1,13 @@
 """Short hashes of what a figure came from: figures of different ones are not comparable."""
 
-import hashlib
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
-
-import jax
-import numpy as np
 
 from score_sde.data import Source
 from score_sde.errors import UserError
+from score_sde.fingerprints import of_arrays, of_file, of_values
 
-
-def of_values(*values: Any) -> str:
-    """Of what JSON can hold."""
-    return _short(hashlib.sha256(json.dumps(values, sort_keys=True).encode()))
-
-
-def of_arrays(tree: Any) -> str:
-    """Of a tree of arrays: their numbers, not their names."""
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(tree):
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return _short(digest)
-
-
-def of_file(path: Path) -> str:
-    """Of what a file holds."""
-    with path.open("rb") as file:
-        return _short(hashlib.file_digest(file, "sha256"))
+__all__ = ["check_same", "of_arrays", "of_file", "of_split", "of_values"]
 
 
 def of_split(source: Source, data: Mapping[str, Any], split: str, number: int | None = None) -> str:
@@ -62,7 +40,3 @@ def check_same(ours: dict[str, Any], theirs: dict[str, Any], whose: str) -> None
     if different:
         said = "; ".join(f"{name}: {ours[name]} here, {theirs.get(name)} there" for name in different)
         raise UserError(f"figures of {whose} are not comparable with these ({said})")
-
-
-def _short(digest) -> str:
-    return digest.hexdigest()[:16]

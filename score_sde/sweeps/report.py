@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from score_sde.disk import write_atomically
 from score_sde.sweeps.check import metric_of
 from score_sde.sweeps.page import page
 from score_sde.sweeps.plots import save_axes
 from score_sde.sweeps.trials import Trial, metric, read_state
-from score_sde.training.workdir import write_atomically
 
 
 class Row(NamedTuple):

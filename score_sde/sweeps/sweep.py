@@ -5,12 +5,12 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from score_sde.disk import write_atomically
 from score_sde.sweeps import engine, progress
 from score_sde.sweeps.check import check, listing
 from score_sde.sweeps.report import write_report
 from score_sde.sweeps.settings import check_sweep
 from score_sde.sweeps.trials import Trial, adopt, commit, make_trials, read_state, write_state
-from score_sde.training.workdir import write_atomically
 
 OVER = ("done", "stopped")  # what isn't run again
 

@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from score_sde import overrides as over
+from score_sde.disk import write_atomically
 from score_sde.errors import UserError
 from score_sde.evaluation import fingerprints
 from score_sde.sweeps.axes import Overrides
-from score_sde.training.workdir import flatten, write_atomically
+from score_sde.training.workdir import flatten
 
 ROOT = Path(__file__).parents[2]
 STATE = "trial.json"

@@ -7,7 +7,6 @@ byte is found. A checkpoint that can't be read is reported and moved to DIR/dama
 import errno
 import hashlib
 import json
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,9 +20,9 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from score_sde import hosts
+from score_sde.disk import UNREADABLE, read_object, report, set_aside, write_atomically
 from score_sde.errors import UserError
 from score_sde.training.state import TrainState
-from score_sde.training.workdir import write_atomically
 
 _SEALING = threading.Lock()
 
@@ -52,7 +51,32 @@ def open_checkpoints(folder: Path, keep: int, every: int = 0, best: int = 0) -> 
         best_mode="min",
         cleanup_tmp_directories=True,
     )
-    return ocp.CheckpointManager(folder, options=options)
+    handler = ocp.StandardCheckpointHandler()  # else the newest folder, whatever it holds, decides how all are read
+    return ocp.CheckpointManager(folder, options=options, item_handlers=handler)
+
+
+@contextmanager
+def closing(manager: ocp.CheckpointManager, seconds: float = 60.0) -> Iterator[None]:
+    """Ends the saves at the end of the block, also where it fails; then within so many seconds."""
+    try:
+        with on_disk(manager):
+            yield
+            finish(manager)
+    except Exception:
+        ending = threading.Thread(target=_end_quietly, args=(manager,), daemon=True)
+        ending.start()
+        ending.join(0.0 if hosts.lost() else seconds)
+        raise
+    manager.close()
+
+
+def _end_quietly(manager: ocp.CheckpointManager) -> None:
+    """Finishes a save that is going on; of one that fails the error on its way up is the news."""
+    with suppress(Exception):
+        manager.wait_until_finished()
+        seal(Path(manager.directory))
+    with suppress(Exception):
+        manager.close()
 
 
 def save(manager: ocp.CheckpointManager, state: TrainState, loss: float | None = None) -> None:
@@ -64,7 +88,7 @@ def save(manager: ocp.CheckpointManager, state: TrainState, loss: float | None =
       loss: the mean since the last save, for the choice of the best.
 
     Raises:
-      UserError: the disk is full, now or at the last save.
+      UserError: the disk is full or the folder can't be written, now or at the last save.
     """
     step = int(state.step)
     if step == manager.latest_step():
@@ -72,7 +96,7 @@ def save(manager: ocp.CheckpointManager, state: TrainState, loss: float | None =
     metrics = None if loss is None else {"loss": loss}
     if hosts.first():
         manifest_of(Path(manager.directory) / str(step)).unlink(missing_ok=True)  # of one of this step that is gone
-    with on_disk(manager):
+    with _saving(manager):
         manager.save(step, args=ocp.args.StandardSave(state._asdict()), metrics=metrics)
     threading.Thread(target=_seal_when_there, args=(Path(manager.directory), step), daemon=True).start()
 
@@ -81,11 +105,27 @@ def finish(manager: ocp.CheckpointManager) -> None:
     """Waits for the last save.
 
     Raises:
-      UserError: the disk is full.
+      UserError: the disk is full, or the folder can't be written.
     """
-    with on_disk(manager):
+    with _saving(manager):
         manager.wait_until_finished()
     seal(Path(manager.directory))
+
+
+@contextmanager
+def _saving(manager: ocp.CheckpointManager) -> Iterator[None]:
+    """Within the block, whatever a save fails with is a `UserError`."""
+    try:
+        with on_disk(manager):
+            yield
+    except UserError:
+        raise
+    except Exception as error:  # a folder that is gone or closed, an error of the file system
+        reason = str(error).split("\n")[0]
+        raise UserError(
+            f"no checkpoint can be saved in {manager.directory}: {reason or type(error).__name__}; mend it, and the "
+            "same command goes on from the last one"
+        ) from error
 
 
 @contextmanager
@@ -188,7 +228,7 @@ def _newest(steps: list[int], folder: Path, read: Callable[[int], Any], set_asid
             state = read(step)
         except Exception as error:  # each kind of damage has its own
             reason = str(error).split("\n")[0]
-            print(f"the checkpoint of step {step} in {folder} can't be read: {reason}", file=sys.stderr)
+            report(f"the checkpoint of step {step} in {folder} can't be read: {reason}")
             continue
         for damaged in steps[:n] if set_aside else ():
             _set_aside(folder / str(damaged))
@@ -203,12 +243,9 @@ def _newest(steps: list[int], folder: Path, read: Callable[[int], Any], set_asid
 def _set_aside(path: Path) -> None:
     """Moves a damaged checkpoint to DIR/damaged, where a new one of the same step doesn't meet it."""
     if hosts.first():
-        damaged = path.parents[1] / "damaged"
-        damaged.mkdir(exist_ok=True)
-        free = next(name for n in range(1000) if not (name := damaged / f"{path.name}.{n}").exists())
-        path.rename(free)
+        kept = set_aside(path, path.parents[1])
         manifest_of(path).unlink(missing_ok=True)
-        print(f"it is kept in {free}", file=sys.stderr)
+        report(f"it is kept in {kept}")
     hosts.wait(f"set aside {path.name}")
 
 
@@ -259,7 +296,10 @@ def check(path: Path) -> None:
     manifest = manifest_of(path)
     if not manifest.is_file():
         return
-    expected = json.loads(manifest.read_text())
+    try:
+        expected = read_object(manifest)
+    except UNREADABLE as error:
+        return report(f"{manifest} can't be read ({error}), so that checkpoint is taken as it is")
     for name, digest in expected.items():
         if not (path / name).is_file():
             raise ValueError(f"{name} is missing")

@@ -5,6 +5,7 @@ import math
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,8 +13,8 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from score_sde import hosts
+from score_sde.disk import report, set_aside, write_atomically
 from score_sde.errors import present
-from score_sde.training.workdir import write_atomically
 
 
 class MetricsLog:
@@ -44,18 +45,31 @@ class MetricsLog:
             self._events.close()
 
 
+def read_log(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The records of a metrics.jsonl, and the number of damaged lines; a last one without its end is being written."""
+    *whole, last = path.read_bytes().split(b"\n") if path.is_file() else [b""]
+    records = [_record(line) for line in whole if line.strip()]
+    found = [record for record in (*records, _record(last)) if record is not None]
+    return found, records.count(None)
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) and type(record.get("step")) is int else None
+
+
 def _keep_up_to(path: Path, step: int) -> None:
     """Drops the lines behind a step: a killed run logged more than it saved, and its last line may be cut short."""
-    if not path.is_file():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except json.JSONDecodeError:
-            continue
-    write_atomically(path, "".join(kept))
+    records, damaged = read_log(path)
+    if damaged:
+        kept = set_aside(path, path.parent)
+        report(f"{path} has {damaged} line(s) that can't be read; it is kept in {kept}, and the others go on in place")
+    if path.is_file() or records:
+        lines = (json.dumps(record) for record in records if record["step"] <= step)
+        write_atomically(path, "".join(f"{line}\n" for line in lines))
 
 
 class Window:

@@ -7,11 +7,11 @@ import jax
 
 from score_sde import hosts
 from score_sde.data import Source
+from score_sde.disk import write_atomically
 from score_sde.errors import UserError
 from score_sde.experiment import Experiment
 from score_sde.training.checkpoints import finish
 from score_sde.training.metrics import Window
-from score_sde.training.workdir import write_atomically
 
 PATIENCE = 100  # steps that may be left out one after another
 

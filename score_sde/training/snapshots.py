@@ -1,5 +1,7 @@
 """Stored averages of a run, from which one of any length is put together after the training (Karras et al. 2024)."""
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,29 +10,42 @@ from flax import traverse_util
 
 from score_sde import hosts
 from score_sde.averages import reconstruction
+from score_sde.disk import UNREADABLE, read_object, report, write_atomically
 from score_sde.errors import UserError
 from score_sde.models.pretrained import files
 
+NAME = re.compile(r"(\d{8,})_(.+)\.safetensors")
+
 
 def save(workdir: Path, step: int, averages: dict[str, Any], lengths: tuple[float, ...]) -> None:
-    """Writes the averages of a step, "length_0" and so on, one file each, in one stroke each."""
+    """Writes the averages of a step, "length_0" and so on, one file each, and then their names into the index."""
     if not hosts.first():
         return
     folder = workdir / "snapshots"
     folder.mkdir(exist_ok=True)
-    for i, length in enumerate(lengths):
-        path = folder / f"{step:08d}_{length:g}.safetensors"
-        files.write_tree(path, averages[f"length_{i}"], "snapshot", {"step": step, "length": length})
+    for i, path in enumerate(_paths(workdir, step, lengths)):
+        files.write_tree(path, averages[f"length_{i}"], "snapshot", {"step": step, "length": lengths[i]})
+    write_atomically(_index(workdir), json.dumps({"files": _stored(workdir)}, indent=1) + "\n")
+
+
+def are_whole(workdir: Path, step: int, lengths: tuple[float, ...]) -> bool:
+    """Whether all averages of a step are stored and undamaged."""
+    try:
+        for path in _paths(workdir, step, lengths):
+            _read(path)
+    except UserError as error:
+        report(f"the stored averages of step {step} are made again: {error}")
+        return False
+    return True
 
 
 def reconstruct(workdir: Path, step: int, length: float) -> Any:
     """The parameters' average of a length, up to the last snapshot that is not after `step`.
 
     Raises:
-      UserError: the run stored no snapshots.
+      UserError: the run stored no snapshots, or one is missing or damaged.
     """
-    found = sorted((workdir / "snapshots").glob("*.safetensors"))
-    stored = [(*_named(path), path) for path in found]
+    stored = [(*_named(name), workdir / "snapshots" / name) for name in _stored(workdir)]
     stored = [entry for entry in stored if entry[0] <= step]
     if not stored:
         raise UserError(
@@ -41,13 +56,45 @@ def reconstruct(workdir: Path, step: int, length: float) -> Any:
     weights = reconstruction(steps, lengths, max(steps), length)
     total: dict[str, np.ndarray] = {}
     for weight, path in zip(weights, paths, strict=True):
-        for name, array in files.read(path).arrays.items():
+        try:
+            arrays = _read(path)
+        except UserError as error:
+            raise UserError(
+                f"{error}; an average of any length needs all of them (--config.sampling.ema_length=0 takes one that "
+                "the checkpoint holds)"
+            ) from error
+        for name, array in arrays.items():
             total[name] = total.get(name, 0.0) + weight * array.astype(np.float64)
     return traverse_util.unflatten_dict(
         {tuple(name.split("/")): array.astype(np.float32) for name, array in total.items()}
     )
 
 
-def _named(path: Path) -> tuple[int, float]:
-    step, length = path.stem.split("_")
+def _read(path: Path) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        raise UserError(f"{path} is missing")
+    return files.read(path).arrays
+
+
+def _stored(workdir: Path) -> list[str]:
+    """The names of all stored averages: those that the index knows, and those that are there."""
+    there = {path.name for path in (workdir / "snapshots").glob("*") if NAME.fullmatch(path.name)}
+    try:
+        known = read_object(_index(workdir))["files"] if _index(workdir).is_file() else []
+        return sorted(there.union(name for name in known if NAME.fullmatch(name)))
+    except (*UNREADABLE, KeyError, TypeError) as error:
+        report(f"{_index(workdir)} can't be read ({error}); the averages that are there are taken as all")
+        return sorted(there)
+
+
+def _index(workdir: Path) -> Path:
+    return workdir / "snapshots" / "index.json"
+
+
+def _paths(workdir: Path, step: int, lengths: tuple[float, ...]) -> list[Path]:
+    return [workdir / "snapshots" / f"{step:08d}_{length:g}.safetensors" for length in lengths]
+
+
+def _named(name: str) -> tuple[int, float]:
+    step, length = name.removesuffix(".safetensors").split("_")
     return int(step), float(length)

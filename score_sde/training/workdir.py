@@ -1,12 +1,13 @@
 """A run's folder and its config: written once, and held against the config of every later call."""
 
 import json
-import os
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from score_sde import hosts
+from score_sde.disk import UNREADABLE, locked, read_object, report, write_atomically
 from score_sde.errors import UserError
 
 # What a resumed run may change: none of these changes the parameters that a given step reaches, but for rounding.
@@ -46,12 +47,21 @@ def check_config(workdir: Path, config: Mapping[str, Any]) -> None:
     """Refuses a folder that holds a run of another config.
 
     Raises:
-      UserError: the folder's config.json differs in a key that changes the run; the message names each.
+      UserError: the folder's config.json differs in a key that changes the run, each of which the message names; or it
+        is damaged, and the folder has checkpoints.
     """
     path = workdir / "config.json"
     if not path.is_file():
         return
-    saved = dict(flatten(json.loads(path.read_text())))
+    try:
+        saved = dict(flatten(read_object(path)))
+    except UNREADABLE as error:
+        if any(step.name.isdigit() for step in (workdir / "checkpoints").glob("*")):
+            raise UserError(
+                f"{path} can't be read ({error}), so whether this command is of the same run is unknown: if it is, "
+                "remove that file and it is written again; else choose another --workdir"
+            ) from error
+        return report(f"{path} can't be read ({error}); nothing was trained yet, and it is written again")
     given = dict(flatten(json.loads(json.dumps(config))))
     differing = [
         f"{key} was {saved.get(key, 'absent')!r}, is {given.get(key, 'absent')!r}"
@@ -66,6 +76,28 @@ def check_config(workdir: Path, config: Mapping[str, Any]) -> None:
         )
 
 
+@contextmanager
+def sole_writer(workdir: Path) -> Iterator[None]:
+    """Makes the run's folder and keeps every other training out of it for the block; reading stays free.
+
+    Raises:
+      UserError: another process trains there, or the folder cannot be made or written.
+    """
+    problem = ""
+    with ExitStack() as stack:
+        try:
+            if hosts.first():
+                workdir.mkdir(parents=True, exist_ok=True)
+                holder = stack.enter_context(locked(workdir / "lock", seconds=2.0))
+                problem = f"{workdir} is in use: {holder} trains there; wait for its end, or choose another --workdir"
+                problem = problem if holder else ""
+        except OSError as error:
+            problem = _unwritable(workdir, error.strerror)
+        if hosts.any_of(bool(problem)):
+            raise UserError(problem or f"{workdir} can't be used, as process 0 says")
+        yield
+
+
 def prepare(workdir: Path, config: Mapping[str, Any]) -> None:
     """Makes the run's folder and writes config.json; call `check_config` first.
 
@@ -78,13 +110,10 @@ def prepare(workdir: Path, config: Mapping[str, Any]) -> None:
             workdir.mkdir(parents=True, exist_ok=True)
             write_atomically(workdir / "config.json", json.dumps(config, indent=2) + "\n")
     except OSError as error:
-        problem = f": {error.strerror}"
+        problem = error.strerror or str(error)
     if hosts.any_of(bool(problem)):
-        raise UserError(f"cannot write to {workdir}{problem} (set --workdir to one you may write)")
+        raise UserError(_unwritable(workdir, problem))
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces a file in one step, so that a killed run never leaves half of it."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
+def _unwritable(workdir: Path, reason: str) -> str:
+    return f"cannot write to {workdir}{reason and ': '}{reason} (set --workdir to one you may write)"

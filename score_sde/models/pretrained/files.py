@@ -1,5 +1,6 @@
 """Weights from files: names to NumPy arrays, and what the file says of them. Nothing in a file is ever executed."""
 
+import hashlib
 import json
 import math
 import os
@@ -16,6 +17,7 @@ from flax import traverse_util
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from score_sde.disk import replacing
 from score_sde.errors import UserError, cut
 
 CONVERSION = """a .pkl file runs code when it is opened; where its classes are installed, convert it once:
@@ -69,17 +71,15 @@ def read(path: str | Path) -> Weights:
 
 
 def write(path: str | Path, arrays: Mapping[str, np.ndarray], family: str, config: Mapping[str, Any]) -> None:
-    """Writes a safetensors file that `read` reads whole."""
+    """Writes a safetensors file that `read` reads whole, in one step and with a checksum."""
     arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    save_file(arrays, str(path), {"family": family, "config": json.dumps(config)})
+    with replacing(Path(path)) as partial:
+        save_file(arrays, str(partial), {"family": family, "config": json.dumps(config), "sha256": _digest(arrays)})
 
 
 def write_tree(path: str | Path, tree: Any, family: str, config: Mapping[str, Any]) -> None:
-    """Writes nested dicts of arrays as `write` does, named by their paths, in one stroke: no half file is ever seen."""
-    path = Path(path)
-    partial = path.with_suffix(f".{os.getpid()}")
-    write(partial, traverse_util.flatten_dict(jax.tree.map(np.asarray, tree), sep="/"), family, config)
-    partial.replace(path)
+    """Writes nested dicts of arrays as `write` does, named by their paths."""
+    write(path, traverse_util.flatten_dict(jax.tree.map(np.asarray, tree), sep="/"), family, config)
 
 
 def read_tree(path: str | Path) -> Any:
@@ -91,7 +91,18 @@ def _read_safetensors(path: Path) -> Weights:
     with safe_open(str(path), "numpy") as file:
         said = file.metadata() or {}
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if said.get("sha256", "") not in ("", _digest(arrays)):
+        raise ValueError("its arrays are not those that were saved")
     return Weights(arrays, said.get("family"), _json(said["config"], path) if "config" in said else None)
+
+
+def _digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 of names, dtypes, shapes and numbers."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}\n".encode())
+        digest.update(arrays[name].tobytes())
+    return digest.hexdigest()
 
 
 def _read_folder(path: Path) -> Weights:
