@@ -7,10 +7,12 @@ import secrets
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 LEFT_OVER = 3600.0  # seconds after which a partial file belongs to a process that was killed
 UNREADABLE = (OSError, ValueError, RecursionError)  # JSON's and UTF-8's errors are ValueErrors
@@ -55,6 +57,27 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError("it holds no JSON object")
     return found
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Writes an .npz file for `read_arrays`, in one step."""
+    with replacing(path) as partial:
+        np.savez(partial, **arrays, members=np.array(sorted(arrays)))
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
+    """The arrays of an .npz file that can be made again; None where it is missing or, which is said, damaged."""
+    try:
+        with np.load(path) as stored:
+            arrays = dict(stored)  # reading compares each member's checksum
+        if arrays.pop("members").tolist() != sorted(arrays):
+            raise ValueError("it lacks a part")
+        return arrays
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # of zipfile, zlib and NumPy's header, each with its own
+        report(f"{path} can't be read ({error}) and is made again")
+        return None
 
 
 def set_aside(path: Path, workdir: Path) -> Path:

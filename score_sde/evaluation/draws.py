@@ -7,6 +7,7 @@ import numpy as np
 
 from score_sde import hosts
 from score_sde.data import to_levels
+from score_sde.disk import read_arrays, write_arrays
 from score_sde.errors import present
 from score_sde.evaluation import fingerprints
 from score_sde.experiment import Experiment
@@ -45,9 +46,7 @@ def draw(experiment: Experiment, params: Any, number: int, levels: int | None, w
             x = batch.x if levels is None else to_levels(batch.x, levels)
             part: dict[str, Any] = {"x": x} | ({} if batch.nfe is None else {"nfe": batch.nfe})
             if hosts.first():
-                partial = folder / f"partial_{done:09d}.npz"
-                np.savez(partial, **part)
-                partial.replace(folder / f"{done:09d}.npz")
+                write_arrays(folder / f"{done:09d}.npz", part)
             parts.append(part)
             done += len(x)
             bar.update(len(x))
@@ -57,12 +56,11 @@ def draw(experiment: Experiment, params: Any, number: int, levels: int | None, w
 
 
 def _drawn(folder: Path) -> list[dict[str, np.ndarray]]:
-    """The parts on disk, in order, as far as there is no gap; with several processes the same on all."""
+    """The parts on disk, in order, up to one that is missing or damaged; with several processes the same on all."""
     parts, done = [], 0
-    while (path := folder / f"{done:09d}.npz").is_file():
-        with np.load(path) as stored:
-            parts.append(dict(stored))
-        done += len(parts[-1]["x"])
+    while (part := read_arrays(folder / f"{done:09d}.npz")) is not None:
+        parts.append(part)
+        done += len(part["x"])
     hosts.wait("evaluation's parts")  # nothing is added before all have looked
     return parts
 

@@ -1,6 +1,5 @@
 """Features of images, computed on all devices, with their moments as they come; of real images kept on disk."""
 
-import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,6 +9,7 @@ import numpy as np
 from score_sde import hosts
 from score_sde.cache import cache_folder
 from score_sde.data import Source
+from score_sde.disk import read_arrays, write_arrays
 from score_sde.errors import present
 from score_sde.evaluation import fingerprints
 from score_sde.evaluation.extractors import Extractor
@@ -86,15 +86,13 @@ def of_real(extract: Callable[..., Features], extractor: Extractor, split: Split
     """A split's features; kept on disk, in `cache_folder()`, under a hash of the split and the extractor."""
     key = fingerprints.of_values(split.fingerprint, extractor.fingerprint, KEPT, Moments._fields)
     path = cache_folder() / "statistics" / f"{key}.npz"
-    if path.is_file():
-        with np.load(path) as stored:
-            moments = Moments(int(stored["number"]), stored["mean"], stored["scatter"])
-            return Features(stored["vectors"], stored["logits"], moments)
+    stored = read_arrays(path)
+    if stored is not None:
+        moments = Moments(int(stored["number"]), stored["mean"], stored["scatter"])
+        return Features(stored["vectors"], stored["logits"], moments)
     examples = split.source.examples
     found = extract(lambda places: np.stack([examples[i]["image"] for i in places]), split.number, KEPT, split.name)
     if hosts.first():
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.npz")
-        np.savez(partial, vectors=found.vectors, logits=found.logits, **found.moments._asdict())
-        partial.replace(path)  # no half file is ever seen
+        write_arrays(path, {"vectors": found.vectors, "logits": found.logits, **found.moments._asdict()})
     return found

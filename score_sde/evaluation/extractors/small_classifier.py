@@ -11,6 +11,7 @@ import optax
 from score_sde import hosts
 from score_sde.cache import cache_folder
 from score_sde.data import Source, batches, to_unit_range
+from score_sde.disk import report
 from score_sde.errors import UserError
 from score_sde.evaluation import fingerprints
 from score_sde.models.layers import Conv, dense
@@ -84,8 +85,11 @@ def fitted(source: Source, data: Mapping[str, Any]) -> Fitted:
     name = fingerprints.of_values(fingerprints.of_split(source, data, "train"), BATCH, STEPS, LEARNING_RATE)
     path = cache_folder() / "classifiers" / f"{name}.safetensors"
     if path.is_file():
-        params = files.read_tree(path)
-        return Fitted(SmallClassifier(source.num_classes), params, fingerprints.of_arrays(params))
+        try:
+            params = files.read_tree(path)
+            return Fitted(SmallClassifier(source.num_classes), params, fingerprints.of_arrays(params))
+        except UserError as error:
+            report(f"{error}; the classifier is trained again")
     made = fit(source)
     if hosts.first():
         path.parent.mkdir(parents=True, exist_ok=True)
