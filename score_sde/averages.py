@@ -109,8 +109,10 @@ def exponent(length: float, where: str = "sampling.ema_length") -> float:
 def reconstruction(steps: Sequence[int], lengths: Sequence[float], step: int, length: float) -> np.ndarray:
     """Weights (n,) of stored averages whose sum is nearest to the average of another length.
 
-    Nearest as functions of time, by least squares (Karras et al. 2024, Section 3.2): the stored average of step a and
-    power p weighs time u by (p + 1) u^p / a^(p + 1) up to a, and the products of two such weights have a closed form.
+    Nearest as functions of time, by least squares (Karras et al. 2024, Section 3.2 and Algorithm 3): the stored average
+    of step a and power p weighs time u by (p + 1) u^p / a^(p + 1) up to a, and the products of two such weights have a
+    closed form. The weights are then divided by their sum, as in the authors' code, so that parameters that never move
+    are their own average.
 
     Args:
       steps: when each was stored.
@@ -124,4 +126,5 @@ def reconstruction(steps: Sequence[int], lengths: Sequence[float], step: int, le
     own = (early / times[:, None]) ** powers[:, None]  # of the first at the end of the earlier: a share, so no overflow
     both = powers[:, None] + powers + 1
     products = own * own.T * early / np.outer(times, times) * np.outer(powers + 1, powers + 1) / both
-    return np.linalg.lstsq(products[:-1, :-1], products[:-1, -1], rcond=None)[0]
+    weights = np.linalg.lstsq(products[:-1, :-1], products[:-1, -1], rcond=None)[0]
+    return weights / weights.sum()

@@ -46,9 +46,24 @@ def test_a_reconstruction_is_the_average_that_would_have_been_tracked(length):
             lengths.append(each)
             arrays.append(average)
     weights = reconstruction(steps, lengths, len(path), length)
-    assert abs(weights.sum() - 1) < 0.01
     found = weights @ np.stack(arrays)
     assert np.linalg.norm(found - directly) < 0.01 * np.linalg.norm(directly)
+
+
+@pytest.mark.parametrize(
+    ("steps", "length"),
+    [
+        ([1000, 2000, 3000, 4000], 0.2),
+        ([750, 1500], 0.15),
+        ([1500], 0.15),
+        ([1500], 0.03),
+        (list(range(10_000, 130_001, 10_000)), 0.2),
+    ],
+)
+def test_constant_parameters_are_their_own_average(steps, length):
+    stored = [step for step in steps for _ in (0.05, 0.1)]
+    weights = reconstruction(stored, [0.05, 0.1] * len(steps), steps[-1], length)
+    np.testing.assert_allclose(weights.sum(), 1.0, rtol=1e-12)
 
 
 def test_snapshots_go_out_and_back(tmp_path):
