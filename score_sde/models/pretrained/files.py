@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import os
 import pickle
 import zipfile
 from collections import OrderedDict
