@@ -12,10 +12,14 @@ import numpy as np
 import pytest
 
 from configs import toy2d
+from score_sde.data.examples import Arrays
 from score_sde.errors import UserError
 from score_sde.experiment import make_experiment
-from score_sde.training import checkpoints
+from score_sde.training import checkpoints, snapshots
+from score_sde.training.data_record import check_same_data
 from score_sde.training.loop import train
+from score_sde.training.metrics import MetricsLog, read_log
+from score_sde.training.workdir import check_config, sole_writer
 from tests.command import POINTS, ROOT, environment
 
 
@@ -41,7 +45,9 @@ def config(**training):
 
 def run(workdir, config, num_devices=1):
     devices = jax.devices()[:num_devices]
-    return train(make_experiment(config, devices), workdir, devices)
+    experiment = make_experiment(config, devices)
+    check_config(workdir, experiment.config)
+    return train(experiment, workdir, devices)
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +69,11 @@ def flip(path):
 
 def truncate(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def copy(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    return tmp_path / "run"
 
 
 @pytest.mark.parametrize("damage", [flip, truncate, Path.unlink])
@@ -177,6 +188,134 @@ def test_a_full_disk_is_one_error_and_loses_nothing(tmp_path):
         return
     assert done.returncode == 2, done.stdout + done.stderr
     assert "is full" in done.stderr and "is whole" in done.stderr
+
+
+def test_an_empty_folder_of_a_step_is_set_aside(finished, tmp_path, capsys):
+    workdir = copy(finished, tmp_path)
+    (workdir / "checkpoints" / "99").mkdir()
+    assert int(checkpoints.restore_newest(workdir)["step"]) == 40
+    assert "has finished its 40 steps" in run(workdir, config())
+    assert "the checkpoint of step 99" in capsys.readouterr().err
+    assert (workdir / "damaged" / "99.0").is_dir() and checkpoints.saved_steps(workdir)[-1] == 40
+
+
+def test_a_damaged_manifest_costs_no_checkpoint(finished, tmp_path, capsys):
+    workdir = copy(finished, tmp_path)
+    truncate(workdir / "manifests" / "40.json")
+    assert int(checkpoints.restore_newest(workdir)["step"]) == 40
+    assert "40.json can't be read" in capsys.readouterr().err
+
+
+def test_a_second_run_in_a_folder_is_refused(tmp_path):
+    with sole_writer(tmp_path), pytest.raises(UserError, match=r"is in use: process \d+ on .* trains there"):
+        run(tmp_path, config())
+    assert not (tmp_path / "config.json").exists()  # nothing of the first is touched
+
+
+@pytest.mark.parametrize("content", [b"{", b"", b"null", b"\xff"])
+def test_a_damaged_config_is_one_sentence(finished, tmp_path, content, capsys):
+    workdir = copy(finished, tmp_path)
+    (workdir / "config.json").write_bytes(content)
+    with pytest.raises(UserError, match="config.json can't be read .*remove that file"):
+        run(workdir, config())
+    shutil.rmtree(workdir / "checkpoints")
+    check_config(workdir, {})  # nothing is trained yet
+    assert "it is written again" in capsys.readouterr().err
+
+
+def test_damaged_lines_of_a_log_are_set_aside(finished, tmp_path, capsys):
+    workdir = copy(finished, tmp_path)
+    path = workdir / "metrics.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b"\n", b'\n{"loss": 1}\n\xff\nnull\n{"step"\n', 1) + b'{"step": 50, "lo')
+    records, damaged = read_log(path)
+    assert [record["step"] for record in records] == [10, 20, 30, 40] and damaged == 4
+    MetricsLog(workdir, first_step=40).close()
+    assert path.read_bytes() == whole
+    assert "has 4 line(s) that can't be read" in capsys.readouterr().err
+    assert (workdir / "damaged" / "metrics.jsonl.0").is_file()
+    MetricsLog(workdir, first_step=30).close()
+    assert path.read_bytes() == b"".join(whole.splitlines(keepends=True)[:3])
+
+
+def test_a_resume_draws_the_picture_that_a_kill_prevented(finished, tmp_path):
+    workdir = copy(finished, tmp_path)
+    drawn = np.load(workdir / "samples" / "step_00000040.npz")["samples"]
+    shutil.rmtree(workdir / "samples")
+    run(workdir, config(num_steps=50, sample_every=40))
+    np.testing.assert_allclose(np.load(workdir / "samples" / "step_00000040.npz")["samples"], drawn, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def averaged(tmp_path_factory):
+    """A run that stored averages of two lengths at the steps 20 and 40."""
+    workdir = tmp_path_factory.mktemp("averaged") / "run"
+    run(workdir, config(ema_lengths=(0.05, 0.1), snapshot_every=20))
+    return workdir
+
+
+@pytest.mark.parametrize("damage", [flip, truncate, Path.unlink, lambda path: path.write_bytes(b"")])
+def test_damaged_snapshots_are_refused_or_made_again(averaged, tmp_path, damage):
+    workdir = copy(averaged, tmp_path)
+    expected = snapshots.reconstruct(workdir, 40, 0.07)
+    damage(workdir / "snapshots" / "00000040_0.1.safetensors")
+    with pytest.raises(UserError, match="00000040_0.1.safetensors .*ema_length=0"):
+        snapshots.reconstruct(workdir, 40, 0.07)
+    run(workdir, config(ema_lengths=(0.05, 0.1), snapshot_every=20))  # of the step that the checkpoint is of
+    jax.tree.map(np.testing.assert_array_equal, snapshots.reconstruct(workdir, 40, 0.07), expected)
+    damage(workdir / "snapshots" / "00000020_0.05.safetensors")
+    with pytest.raises(UserError, match="00000020_0.05.safetensors"):
+        snapshots.reconstruct(workdir, 40, 0.07)
+
+
+def test_snapshots_without_an_index_are_all_taken(averaged, tmp_path):
+    workdir = copy(averaged, tmp_path)
+    expected = snapshots.reconstruct(workdir, 40, 0.07)
+    for damage in (truncate, Path.unlink):
+        damage(workdir / "snapshots" / "index.json")
+        jax.tree.map(np.testing.assert_array_equal, snapshots.reconstruct(workdir, 40, 0.07), expected)
+
+
+def test_other_data_are_refused(finished, tmp_path):
+    workdir = copy(finished, tmp_path)
+    experiment = make_experiment(config(), jax.devices()[:1])
+    source = experiment.source("train")
+    points, labels = source.examples.images, source.examples.labels
+    check_same_data(workdir, source, resumed=True)
+    fewer = source._replace(examples=Arrays(points[1:], labels[1:]))
+    with pytest.raises(UserError, match="holds a run of other data: 100 examples then, 99 now"):
+        check_same_data(workdir, fewer, resumed=True)
+    other = source._replace(examples=Arrays(np.concatenate([[points[0] + 1], points[1:]]), labels))
+    with pytest.raises(UserError, match="as many examples, but not the same"):
+        check_same_data(workdir, other, resumed=True)
+    (workdir / "data.json").unlink()  # as in a folder of before there were records
+    check_same_data(workdir, other, resumed=True)
+    with pytest.raises(UserError, match="not the same"):
+        check_same_data(workdir, source, resumed=True)
+    check_same_data(workdir, source, resumed=False)
+
+
+def test_a_failure_during_a_save_ends_the_save_first(tmp_path, monkeypatch):
+    def fail(self, step, metrics):
+        if step == 20:
+            raise RuntimeError("a failure")
+
+    monkeypatch.setattr(MetricsLog, "write", fail)
+    with pytest.raises(RuntimeError, match="a failure"):
+        run(tmp_path, config())
+    assert checkpoints.saved_steps(tmp_path) == [10] and (tmp_path / "manifests" / "10.json").is_file()
+    checkpoints.check(tmp_path / "checkpoints" / "10")
+    monkeypatch.undo()
+    assert "trained 40 steps" in run(tmp_path, config())  # the folder is free again
+
+
+def test_a_folder_that_is_gone_is_one_sentence(tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise ValueError("Directory does not exist")
+
+    monkeypatch.setattr("orbax.checkpoint.CheckpointManager.save", fail)
+    with pytest.raises(UserError, match="no checkpoint can be saved in .*: Directory does not exist"):
+        run(tmp_path, config())
 
 
 @pytest.mark.slow
