@@ -163,7 +163,8 @@ def hybrid_loss(
     n: jax.Array,
     epsilon: jax.Array,
     vlb_weight: float = 1e-3,
-    levels: int = 256,
+    *,
+    levels: int,
 ) -> jax.Array:
     """L_simple + vlb_weight L_vlb, which trains the variance, (batch,) (Nichol and Dhariwal 2021, eq. 16).
 
@@ -174,7 +175,7 @@ def hybrid_loss(
       n: (batch,) uniform indices; the term of L_vlb at n, times T, estimates their sum, in nats.
       epsilon: of the shape of x0.
       vlb_weight: of L_vlb, whose gradient in eps is stopped.
-      levels: of the data, for the decoder's term.
+      levels: Number of levels of the data's pixels, for the decoder term L_0.
     """
     x_n = q_sample(schedule, x0, n, epsilon)
     predicted, v = epsilon_fn(x_n, n)
@@ -201,7 +202,7 @@ def vlb_term(
       epsilon: the prediction at (x_n, n).
       v: the variance's place between log posterior variance (-1) and log beta (1) (Nichol and Dhariwal, eq. 15); None
         for beta, as in Ho et al., Section 3.2.
-      levels: the data's.
+      levels: Number of levels of the data's pixels.
     """
     x0_hat = x0_from_epsilon_at(schedule, x_n, n, epsilon)
     mean, small = q_posterior(schedule, x0, x_n, n)
@@ -242,7 +243,7 @@ def variational_bound(
       x0: (batch, *event), integers 0 .. levels - 1 mapped to [-1, 1].
       key: one key, or one an example.
       bits_per_dim: terms in bits a dimension in place of nats an example.
-      levels: the data's.
+      levels: Number of levels of the data's pixels.
     """
     keys = sample_keys(key, x0.shape[0])
 

@@ -50,7 +50,8 @@ def make_loss(
     t_min: float,
 ) -> LossFn:
     """Makes (params, x0, draw, **told) -> (n,) losses; what the network is told beside the noise level may be its
-    `labels` and `augment`, (n,) and (n, augment_dim).
+    `labels` and `augment`, (n,) and (n, augment_dim). `ddpm_hybrid` also takes `levels`, the number of levels of the
+    data's pixels, unless objective_kwargs sets it.
 
     They are averaged over dimensions: the scale at which the papers clip gradients. The cross-entropy of a
     classifier is in nats, of the example.
@@ -140,7 +141,8 @@ def _hybrid_losses(subject: Subject, sample_times: TimeSampler, kwargs: Mapping[
     _check_keys("ddpm_hybrid", kwargs, ("vlb_weight", "levels"))
     chain, channels = present(subject.chain), subject.event_shape[-1]
 
-    def losses(params, x0, draw, **told):
+    def losses(params, x0, draw, *, levels=None, **told):
+        options = {"levels": levels} | dict(kwargs)
         n = ddpm.nearest_index(chain, sample_times(draw, subject.sde, 0.0)[0])
         network = subject.network(params, draw.network_keys, **told)
 
@@ -150,7 +152,7 @@ def _hybrid_losses(subject: Subject, sample_times: TimeSampler, kwargs: Mapping[
             pair = to_prediction(output[..., :channels], x, t, subject.sde, subject.prediction)
             return pair.epsilon, output[..., channels:]
 
-        return ddpm.hybrid_loss(epsilon_and_variance, chain, x0, n, noise(draw.noise_keys, x0), **kwargs)
+        return ddpm.hybrid_loss(epsilon_and_variance, chain, x0, n, noise(draw.noise_keys, x0), **options)
 
     return losses
 

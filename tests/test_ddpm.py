@@ -181,7 +181,7 @@ def test_the_learned_variance_spans_from_the_posteriors_to_beta(x64):
     np.testing.assert_allclose(small[1:], 0.5 * np.sum(gap**2 / np.exp(log_variance)[:, None], axis=1)[1:], rtol=1e-9)
 
     def loss(scale, v):
-        return jnp.sum(hybrid_loss(lambda x, n: (scale * epsilon, v), schedule, x0, n, epsilon, 0.01))
+        return jnp.sum(hybrid_loss(lambda x, n: (scale * epsilon, v), schedule, x0, n, epsilon, 0.01, levels=256))
 
     v = jnp.full_like(x0, 0.3)
     expected = jnp.sum(0.01 * epsilon**2) + 0.01 * 50 * jnp.sum(vlb_term(schedule, x0, x_n, n, predicted, v))
@@ -189,6 +189,16 @@ def test_the_learned_variance_spans_from_the_posteriors_to_beta(x64):
     # The bound's term trains v and leaves eps to L_simple (Nichol and Dhariwal 2021, Section 3.1).
     np.testing.assert_allclose(jax.grad(loss)(0.9, v), jnp.sum(-0.2 * epsilon**2), rtol=1e-9)
     assert np.abs(jax.grad(loss, argnums=1)(0.9, v)).min() > 0
+
+
+@pytest.mark.parametrize("v", [-1.0, 1.0])
+def test_decoder_term_vanishes_for_perfect_epsilon(v):
+    """A pixel of 17 levels is 0.0625 from its level's ends, more than six standard deviations of the first step."""
+    x0 = jnp.asarray(np.random.default_rng(0).integers(0, 17, (32, 64)) / 8 - 1, "float32")
+    epsilon, n = jax.random.normal(jax.random.key(1), x0.shape), jnp.zeros(32, int)
+    x_n = q_sample(linear_schedule(), x0, n, epsilon)
+    terms = vlb_term(linear_schedule(), x0, x_n, n, epsilon, jnp.full_like(x0, v), levels=17)
+    np.testing.assert_allclose(terms, 0.0, atol=64 * 1e-8)  # nats
 
 
 @pytest.mark.parametrize("make", SCHEDULES.values(), ids=SCHEDULES)

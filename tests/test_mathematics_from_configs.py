@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from configs import ddpm_digits, edm_digits, flow_digits, mixture, subvp_digits, toy2d, ve_digits, vp_digits
+from score_sde.data import Source
 from score_sde.errors import UserError
 from score_sde.evaluation.comparison import compare_points
 from score_sde.experiment import make_experiment
@@ -14,7 +15,7 @@ from score_sde.parameterization import PREDICTIONS
 from score_sde.randomness import make_draw
 from score_sde.sde import SDES
 from score_sde.time_samplers import TIME_SAMPLERS
-from score_sde.training.preparation import train_step_of
+from score_sde.training.preparation import check_data, train_step_of
 from score_sde.training.state import initial_state
 from score_sde.weightings import WEIGHTINGS
 
@@ -132,6 +133,36 @@ def test_every_time_sampler_objective_and_chain_trains():
     results, samples = train_and_sample([make_experiment(hybrid, jax.devices()[:1])], 2)
     assert finite(results)
     assert samples.shape == (8, 8, 8, 1)
+
+
+def hybrid(**values):
+    chain = {"num_steps": 4, "beta_start": 1e-3, "beta_end": 0.999}  # so that a batch meets n = 0
+    network = {"features": (8,), "embedding": 4, "outputs": 2}
+    of_chain = {"sde__name": "ddpm_linear", "sde__kwargs": chain, "sampling__num_steps": 3}
+    config = small(loss__objective="ddpm_hybrid", model__kwargs=network, **of_chain, **values)
+    return make_experiment(config, jax.devices()[:1])
+
+
+def test_decoder_term_has_the_levels_of_the_data():
+    pixels = np.random.default_rng(0).integers(0, 17, (16, 8, 8, 1), np.uint8)
+
+    def loss(levels, **values):
+        experiment = hybrid(**values)
+        state = initial_state(experiment.init_params(), experiment.optimizer, experiment.averages)
+        return float(jax.jit(train_step_of(experiment, levels, None))(state, {"image": pixels})[1]["loss"])
+
+    of_data = loss(17)
+    assert of_data == loss(17, loss__objective_kwargs={"levels": 17})
+    assert of_data < loss(17, loss__objective_kwargs={"levels": 256})  # finer levels are less probable
+
+
+@pytest.mark.parametrize(
+    ("levels", "values", "words"), [(None, {}, "got real numbers"), (17, {"data__dequantize": True}, "got dequantized")]
+)
+def test_decoder_term_needs_pixels_on_levels(levels, values, words):
+    source = Source(range(8), (8, 8, 1), levels, 10)
+    with pytest.raises(UserError, match=words):
+        check_data(hybrid(**values), source, 1)
 
 
 @pytest.mark.parametrize(

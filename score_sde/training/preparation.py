@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,27 @@ def check_data(experiment: Experiment, source: Source, num_devices: int) -> None
         raise UserError(
             "only pixels can be dequantized, these data are real numbers (set --config.data.dequantize=False)"
         )
+    _check_decoder(experiment, source)
     if 0 < experiment.num_classes < source.num_classes:
         raise UserError(
             f"the network knows {experiment.num_classes} classes, the data have {source.num_classes} (set "
             f"--config.model.kwargs.num_classes={source.num_classes})"
+        )
+
+
+def _check_decoder(experiment: Experiment, source: Source) -> None:
+    """Raises UserError unless the decoder term of `ddpm_hybrid` has pixels on levels."""
+    if experiment.config["loss"]["objective"] != "ddpm_hybrid":
+        return
+    if experiment.step_options["dequantized"]:
+        raise UserError(
+            "ddpm_hybrid: expected pixels on their levels for the decoder term, got dequantized ones (set "
+            "--config.data.dequantize=False)"
+        )
+    if source.levels is None and "levels" not in experiment.config["loss"]["objective_kwargs"]:
+        raise UserError(
+            "ddpm_hybrid: expected pixels with a number of levels for the decoder term, got real numbers (set "
+            "--config.loss.objective=ddpm and --config.model.kwargs.outputs=1)"
         )
 
 
@@ -56,8 +74,11 @@ def train_step_of(
     experiment: Experiment, levels: int | None, axis_name: str | None, gather: Callable = lambda params: params
 ) -> Callable:
     """The train step of an experiment on data of so many levels; axis_name and gather are a layout's."""
+    loss_fn = experiment.loss_fn
+    if experiment.config["loss"]["objective"] == "ddpm_hybrid":
+        loss_fn = partial(loss_fn, levels=levels)
     return make_train_step(
-        experiment.loss_fn,
+        loss_fn,
         experiment.optimizer,
         experiment.training_key,
         experiment.averages,
