@@ -1,8 +1,8 @@
 """Weightings of a loss, as functions of the log-SNR.
 
 All errors of a denoiser are multiples of one: with e = |eps_hat - eps|^2 the score error is e / sigma^2, the x0 error
-is e / snr, and the integrand of the variational bound is (g^2 / sigma^2) e, where g^2 / sigma^2 = -d log snr / dt
-(Kingma et al. 2021, "Variational Diffusion Models"; Kingma and Gao 2023, "Understanding Diffusion Objectives"). A
+is e / snr, and the integrand of the variational bound is half of (g^2 / sigma^2) e, where g^2 / sigma^2 = -d log snr /
+dt (Kingma et al. 2021, "Variational Diffusion Models"; Kingma and Gao 2023, "Understanding Diffusion Objectives"). A
 weighting says which of them, or what mixture, is minimised. It is told what each is in units of the error at hand,
 `Units`, so that one line serves the eps error, which is finite near the data, and the x0 error, which is finite near
 the prior.
@@ -23,7 +23,7 @@ class Units(NamedTuple):
 
     epsilon: jax.Array  # into the eps error
     x0: jax.Array  # into the x0 error
-    bound: jax.Array  # into the integrand of the variational bound, g^2 times the score error
+    bound: jax.Array  # into twice the integrand of the variational bound, which is g^2 times the score error
     log_snr: jax.Array
 
 
@@ -36,7 +36,7 @@ def simple() -> Weighting:
 
 
 def likelihood() -> Weighting:
-    """g^2 times the score error, whose integral bounds the negative log-likelihood (Song, Durkan et al. 2021).
+    """g^2 times the score error, half the integral of which bounds the negative log-likelihood (Song, Durkan et al. 2021).
 
     On the eps error it grows without bound towards sigma = 0, as 1/t for vp: hence loss.t_min.
     """
@@ -74,7 +74,7 @@ def min_snr(gamma: float = 5.0) -> Weighting:
 
 
 def sigmoid(bias: float = 2.0) -> Weighting:
-    """sigmoid(bias - log snr) times the variational bound's integrand, whatever the schedule.
+    """sigmoid(bias - log snr) times twice the variational bound's integrand, whatever the schedule.
 
     Kingma and Gao 2023; Hoogeboom et al. 2024, "Simpler Diffusion (SiD2)": less weight to noise too small to see.
     """
@@ -105,7 +105,7 @@ def epsilon_units(sde: SDE, t: jax.Array, level: jax.Array) -> Units:
 
 
 def x0_units(sde: SDE, t: jax.Array, level: jax.Array) -> Units:
-    """The units of the x0 error; the bound's is -d snr / dt (Kingma et al. 2021, eq. 13), finite where alpha is 0."""
+    """The units of the x0 error; `bound` is -d snr / dt (Kingma et al. 2021, eq. 13), finite where alpha is 0."""
     falling = -slope(lambda t: (sde.alpha(t) / sde.sigma(t)) ** 2, t)
     return Units(jnp.exp(level), jnp.ones_like(level), falling, level)
 

@@ -8,7 +8,7 @@ import pytest
 from score_sde.parameterization import Prediction, from_prediction, score_fn, to_prediction
 from score_sde.score_matching import OBJECTIVES, denoising, explicit, implicit, sliced
 from score_sde.sde import SDES, flow, log_snr, marginal, t_from_log_snr, vp, vp_cosine
-from score_sde.weightings import WEIGHTINGS, edm, epsilon_units, min_snr, score_units, sigmoid, x0_units
+from score_sde.weightings import WEIGHTINGS, edm, epsilon_units, likelihood, min_snr, score_units, sigmoid, x0_units
 from tests import mixtures
 
 SDE, S = vp(), 0.7
@@ -155,6 +155,22 @@ def test_weightings_agree_through_the_identities(name, x64):
         np.testing.assert_allclose(in_epsilon, expected[weighting], rtol=1e-5)
         np.testing.assert_allclose(make()(x0_units(sde, t, level)), in_epsilon * (alpha / sigma) ** 2, rtol=1e-5)
         np.testing.assert_allclose(make()(score_units(sde, t)), in_epsilon * sigma**2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", SDES)
+def test_half_the_likelihood_weighting_integrates_to_the_bound(name, x64):
+    """The exact denoiser of N(0, 0.25) attains the bound, log(2 pi e 0.25) / 2 = 0.7258 nats.
+
+    It is half the integral of the weighted eps error, E e = snr s^2 / (snr s^2 + 1), and the entropy of x0 that is left
+    at the integral's lower end (Kingma et al. 2021, eq. 11).
+    """
+    sde = {"ve": SDES["ve"](1e-3, 1e3), "edm": SDES["edm"](1e-3, 1e3)}.get(name, SDES[name]())
+    level = jnp.linspace(12.0, -12.0, 4001)
+    t = t_from_log_snr(sde, level)
+    informative = 0.25 * jnp.exp(level)
+    integrand = 0.5 * likelihood()(epsilon_units(sde, t, level)) * informative / (informative + 1)
+    left = 0.5 * np.log(2 * np.pi * np.e * 0.25 / (informative[0] + 1))
+    np.testing.assert_allclose(jnp.trapezoid(integrand, t) + left, 0.7258, atol=1e-4)
 
 
 def test_weightings_take_their_constants():
