@@ -263,8 +263,8 @@ def _check_numbers(config: ConfigDict) -> None:
         check_number("sampling", name, config.sampling[name])
     check_number("data", "num_threads", config.data.num_threads)
     check_number("data", "num_workers", config.data.num_workers, least=0)
-    if config.seed < 0:
-        raise UserError(f"the seed must be 0 or more, got {config.seed} (set --config.seed)")
+    if not (isinstance(config.seed, int) and 0 <= config.seed < 2**32):  # JAX would wrap it, or overflow
+        raise UserError(f"seed: expected an integer from 0 to 2**32 - 1, got {config.seed} (set --config.seed)")
     if config.data.random_flip and config.data.image_size == 0:
         raise UserError("only images can be flipped (set --config.data.random_flip=False)")
     if config.data.sigma_data <= 0:

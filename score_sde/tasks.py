@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
 from score_sde import operators
+from score_sde.data.decoding import decode
 from score_sde.errors import UserError, build, lookup, present
 from score_sde.inverse import METHODS, Problem, change, check_strength, sdedit
 from score_sde.operators import Operator
@@ -184,7 +184,7 @@ def _edit(solver, sde, times, denoiser, x, keys, y, threshold, trajectory, denoi
 
 def _seen(event_shape: Shape, mask: str, share: float) -> np.ndarray:
     if Path(mask).suffix in (".npy", ".png"):
-        return _read(Path(mask))
+        return _read(Path(mask), event_shape)
     lookup("mask", dict.fromkeys(("box", "half", "random")), mask, "--config.sampling.task_kwargs.mask, also to a file")
     if not 0 < share < 1:
         raise UserError(f"inpaint: need 0 < share < 1, got {share} (set --config.sampling.task_kwargs.share)")
@@ -200,10 +200,23 @@ def _seen(event_shape: Shape, mask: str, share: float) -> np.ndarray:
     return seen
 
 
-def _read(path: Path) -> np.ndarray:
-    try:
-        if path.suffix == ".npy":
-            return np.load(path, allow_pickle=False)
-        return (np.asarray(Image.open(path).convert("L")) > 127).astype(float)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"no mask in {path}: {error} (set --config.sampling.task_kwargs.mask)") from error
+def _read(path: Path, event_shape: Shape) -> np.ndarray:
+    """Reads a mask: 1 where pixels are observed, of the event's shape or (height, width).
+
+    Raises:
+      UserError: if the file can't be read, or holds something else.
+    """
+    if path.suffix == ".png":
+        seen = (decode(path, 1)[..., 0] > 127).astype(float)
+    else:
+        try:
+            seen = np.load(path, allow_pickle=False)
+        except Exception as error:  # a damaged file makes NumPy raise errors of many kinds
+            raise UserError(f"no mask in {path}: {error} (set --config.sampling.task_kwargs.mask)") from error
+    if isinstance(seen, np.ndarray) and seen.dtype.kind in "biuf" and seen.shape in (event_shape, event_shape[:-1]):
+        return seen
+    given = f"{seen.dtype} {seen.shape}" if isinstance(seen, np.ndarray) else "several arrays"
+    raise UserError(
+        f"mask: expected zeros and ones of the shape {event_shape[:-1]} or {event_shape}, got {given} in {path} (set "
+        "--config.sampling.task_kwargs.mask)"
+    )

@@ -36,7 +36,7 @@ def simple() -> Weighting:
 
 
 def likelihood() -> Weighting:
-    """g^2 times the score error, half the integral of which bounds the negative log-likelihood (Song, Durkan et al. 2021).
+    """g^2 times the score error, half the integral of which bounds -log p (Song, Durkan et al. 2021).
 
     On the eps error it grows without bound towards sigma = 0, as 1/t for vp: hence loss.t_min.
     """

@@ -355,7 +355,8 @@ def test_the_cifar10_config_trains_on_a_tiny_set_of_its_format(tmp_path):
 
     (tmp_path / "cifar10").rename(tmp_path / "elsewhere")
     command = [word.replace(str(tmp_path / "run"), str(tmp_path / "other")) for word in command]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600)
+    offline = environment() | {"https_proxy": "http://127.0.0.1:9"}
+    done = subprocess.run(command, cwd=ROOT, env=offline, capture_output=True, text=True, timeout=600)
     assert done.returncode == 2
     assert "tfds build cifar10 --file_format=array_record" in done.stderr
 

@@ -72,14 +72,17 @@ def pad(example: dict[str, Any], size: int) -> dict[str, Any]:
 
 
 def crop(example: dict[str, Any], size: int) -> dict[str, Any]:
-    """The image cut to a square about its centre, and resized to size x size by a Lanczos filter."""
+    """Crops the image to a square about its center and resizes it to size x size by a Lanczos filter."""
     image = np.asarray(example["image"])
     side = min(image.shape[:2])
     top, left = ((n - side) // 2 for n in image.shape[:2])
     square = image[top : top + side, left : left + side]
     if side != size:
-        picture = Image.fromarray(square[..., 0] if image.shape[-1] == 1 else square)
-        square = np.asarray(picture.resize((size, size), Image.Resampling.LANCZOS)).reshape(size, size, -1)
+        # Pillow takes 1, 3 or 4 channels; of other numbers each is resized by itself.
+        channels = square.shape[-1]
+        parts = [square] if channels in (3, 4) else [square[..., n] for n in range(channels)]
+        resized = [Image.fromarray(part).resize((size, size), Image.Resampling.LANCZOS) for part in parts]
+        square = np.concatenate([np.asarray(part).reshape(size, size, -1) for part in resized], axis=-1)
     return example | {"image": square}
 
 

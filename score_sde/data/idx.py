@@ -1,6 +1,7 @@
 """Data sets in MNIST's IDX format."""
 
 import gzip
+import math
 import struct
 import zlib
 from pathlib import Path
@@ -14,11 +15,14 @@ from score_sde.errors import UserError
 def idx(split: str, path: str) -> Source:
     """Any set in MNIST's IDX format: a folder with train-images-idx3-ubyte, t10k-labels-idx1-ubyte, ..., or .gz."""
     prefix = "train" if split == "train" else "t10k"
-    images = read_idx(_find_idx(path, f"{prefix}-images-idx3-ubyte"))[..., None]
+    images = read_idx(_find_idx(path, f"{prefix}-images-idx3-ubyte"))
     labels = read_idx(_find_idx(path, f"{prefix}-labels-idx1-ubyte"))
-    if len(images) != len(labels):
-        raise UserError(f"idx: {len(images)} images but {len(labels)} labels in {path} (set --config.data.path)")
-    return Source(Arrays(images, labels), images.shape[1:], levels=256, num_classes=int(labels.max()) + 1)
+    if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels) or not images.size:
+        raise UserError(
+            f"idx: expected images (n, height, width) and a label for each in {path}, got {images.shape} and "
+            f"{labels.shape} (set --config.data.path)"
+        )
+    return Source(Arrays(images[..., None], labels), (*images.shape[1:], 1), 256, int(labels.max()) + 1)
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -33,7 +37,7 @@ def read_idx(path: Path) -> np.ndarray:
     if zero != 0 or kind != 8:
         raise UserError(f"idx: {path} is no IDX file of unsigned bytes, or is damaged (set --config.data.path)")
     data = np.frombuffer(raw, np.uint8, offset=4 + 4 * rank)
-    if data.size != np.prod(shape):
+    if data.size != math.prod(shape):
         raise UserError(f"idx: {path} is cut short: its header says {shape}, it holds {data.size} bytes")
     return data.reshape(shape)
 

@@ -7,16 +7,19 @@ Source and an entry of `SOURCES`; what else it takes is `--config.data.kwargs`.
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
+from importlib.util import find_spec
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from score_sde.data import toys
+from score_sde.cache import cache_folder
+from score_sde.data import cifar10, toys
 from score_sde.data.examples import Arrays, Changed, Source, crop, pad, without_label
 from score_sde.data.folders import image_folder, npz
 from score_sde.data.idx import idx
-from score_sde.errors import UserError, build
+from score_sde.errors import UserError, build, lookup
 
 SPLITS = ("train", "test")
 
@@ -47,8 +50,10 @@ def load(
     """
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
-    given = {"split": split, "path": path} | dict(kwargs or {})
-    source = build("data set", SOURCES, name, given, "--config.data")
+    given: dict[str, Any] = {"split": split, "path": path}
+    if "channels" in signature(lookup("data set", SOURCES, name, "--config.data.name")).parameters:
+        given["channels"] = channels
+    source = build("data set", SOURCES, name, given | dict(kwargs or {}), "--config.data")
     if image_size == 0 or len(source.image_shape) == 1:
         expected = (channels,) if image_size == 0 else (image_size, image_size, channels)
         if source.image_shape != expected:
@@ -142,6 +147,8 @@ def tfds(split: str, path: str, name: str, test_split: str = "test") -> Source:
     folder = Path(os.fspath(builder.data_path))
     root = path or folder.parents[1]
     command = f"tfds build {name} --file_format=array_record --data_dir={root}"
+    if not (folder / "dataset_info.json").is_file() and find_spec("tensorflow") is not None:
+        _prepare(builder, name)
     if not (folder / "dataset_info.json").is_file():
         raise UserError(
             f"{name} is not prepared in {folder}. On a machine with network access and TensorFlow "
@@ -161,6 +168,49 @@ def tfds(split: str, path: str, name: str, test_split: str = "test") -> Source:
         raise UserError(f"{name}: its label is no class, and the network would be told it as one")
     examples = builder.as_data_source(split)
     return Source(examples if "label" in info else Changed(examples, without_label), info["image"].shape, 256, classes)
+
+
+def _prepare(builder: Any, name: str) -> None:
+    """Downloads and prepares a set as array_record, with TensorFlow Datasets' own progress bars.
+
+    Raises:
+      UserError: if that fails, as without network.
+    """
+    try:
+        builder.download_and_prepare(file_format="array_record")
+    except Exception as error:  # of the network, the disk, or a set that needs files prepared by hand
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"{name}: TensorFlow Datasets can't prepare it: {reason} (set --config.data.path to a folder where it is "
+            "prepared)"
+        ) from error
+
+
+def cifar10_source(split: str, path: str) -> Source:
+    """CIFAR-10: prepared by TensorFlow Datasets, or the authors' binary archive, which is downloaded where needed.
+
+    Args:
+      split: "train" or "test".
+      path: The folder of TensorFlow Datasets, or the one with the archive or its extracted folder; "" for the usual
+        folder of TensorFlow Datasets.
+
+    Raises:
+      UserError: if there are no such data and they can't be downloaded.
+    """
+    found = cifar10.find(path) if path else None
+    if found is not None:
+        return cifar10.read(split, found)
+    folder = Path(path or os.environ.get("TFDS_DATA_DIR") or _home() / "tensorflow_datasets")
+    if any(folder.glob("cifar10/*/dataset_info.json")) or find_spec("tensorflow") is not None:
+        return tfds(split, path, "cifar10")
+    return cifar10.read(split, cifar10.find(str(folder)) or cifar10.download(folder))
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError:  # no home folder
+        return cache_folder()
 
 
 def _idx_or_tfds(split: str, path: str, name: str) -> Source:
@@ -186,7 +236,7 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "idx": idx,
     "mnist": partial(_idx_or_tfds, name="mnist"),
     "fashion_mnist": partial(_idx_or_tfds, name="fashion_mnist"),
-    "cifar10": partial(tfds, name="cifar10"),
+    "cifar10": cifar10_source,
     "tfds": tfds,
     "image_folder": image_folder,
     "npz": npz,

@@ -44,6 +44,11 @@ def likelihood(experiment: Experiment, workdir: Path) -> str:
     how, source = experiment.likelihood, experiment.source("test")
     params, step = trained(experiment, workdir)
     images, labels = images_of(source, how["num_examples"])
+    if len(images) < 2:
+        raise UserError(
+            f"likelihood: expected at least 2 test examples, for a standard error, got {len(images)} (set "
+            "--config.likelihood.num_examples, or --config.data.path to more data)"
+        )
     measure = partial(_over_batches, experiment=experiment, params=params, images=images, labels=labels)
     figures = provenance(experiment, step) | {"num_examples": len(images), "settings": how}
     if not experiment.knows_the_chain_alone:

@@ -16,15 +16,11 @@ from score_sde.evaluation.wasserstein import sliced_wasserstein
 FEWEST = 6  # a sample needs its five nearest others
 
 
-def check_number(num_samples: int) -> None:
-    """Refuses too few samples, before they are drawn.
-
-    Raises:
-      UserError: with how many are needed.
-    """
-    if num_samples < FEWEST:
+def check_number(number: int, kind: str, option: str) -> None:
+    """Raises UserError if there are too few images for a comparison; call it before samples are drawn."""
+    if number < FEWEST:
         raise UserError(
-            f"images are compared in sets of at least {FEWEST}, got {num_samples} (set --config.evaluation.num_samples)"
+            f"images are compared in sets of at least {FEWEST}, got {number} {kind} (set --config.{option})"
         )
 
 

@@ -106,8 +106,10 @@ def _points(experiment: Experiment) -> Callable[[list[np.ndarray], int], dict[st
 def _images(experiment: Experiment, workdir: Path) -> Callable[[list[np.ndarray], int], dict[str, Any]]:
     """(draws, step) -> the figures of images; all that can be refused is refused here."""
     how, config = experiment.evaluation, experiment.config
-    check_number(how["num_samples"])
+    check_number(how["num_samples"], "samples", "evaluation.num_samples")
     splits = train, test = [_split(experiment, name) for name in ("train", "test")]
+    for split, name in zip(splits, ("train", "test"), strict=True):
+        check_number(split.number, f"images of the {name} split", "data.path, or evaluation.num_real")
     files = {name: how[name] for name in LIBRARIES}
     names = choose(how["features"], train.source, files)
     extractors = {name: EXTRACTORS[name](train.source, config["data"], files.get(name, "")) for name in names}

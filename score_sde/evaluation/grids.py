@@ -44,7 +44,12 @@ def by_class(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def save_grid(path: Path, images: np.ndarray, columns: int | None = None, min_side: int = 512) -> None:
-    """Writes a grid of (n, height, width, channels) uint8 images as PNG, small pixels enlarged to squares."""
+    """Writes a grid of (n, height, width, channels) uint8 images as PNG, small pixels enlarged to squares.
+
+    Images that are not gray, RGB or RGBA are drawn as their channels side by side, each in gray.
+    """
+    if images.shape[-1] not in (1, 3, 4):
+        images = np.concatenate(np.split(images, images.shape[-1], axis=-1), axis=2)
     sheet = grid(images, columns=columns)
     factor = max(1, math.ceil(min_side / max(sheet.shape[:2])))
     sheet = sheet.repeat(factor, 0).repeat(factor, 1)

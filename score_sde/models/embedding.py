@@ -22,8 +22,16 @@ def positional_embedding(
       endpoint: whether the lowest frequency is exactly 1 / 10,000 (Ho et al. 2020), or the one that would follow
         (Dhariwal and Nichol 2021; Peebles and Xie 2023).
       cosine_first: the order of the two halves.
+
+    Raises:
+      UserError: if there are fewer than four features, or two without `endpoint`.
     """
     half = features // 2
+    if half <= endpoint:
+        raise UserError(
+            f"positional embedding: expected at least {4 if endpoint else 2} features, got {features} (set "
+            "--config.model.kwargs.channels)"
+        )
     frequencies = jnp.exp(-math.log(10_000.0) / (half - endpoint) * jnp.arange(half))
     angles = noise_level[:, None] * frequencies[None, :]
     parts = [jnp.sin(angles), jnp.cos(angles)]

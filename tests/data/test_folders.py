@@ -6,6 +6,7 @@ from PIL import Image
 
 from score_sde.data import load
 from score_sde.errors import UserError
+from score_sde.evaluation.grids import save_grid
 
 
 def picture(path, shape, value):
@@ -35,7 +36,7 @@ def test_a_folder_of_pictures(folder):
 
 
 def test_colours_turn_grey(folder):
-    source = load("image_folder", "train", 8, 1, str(folder), {"channels": 1})
+    source = load("image_folder", "train", 8, 1, str(folder))
     assert source.examples[0]["image"].shape == (8, 8, 1)
 
 
@@ -52,10 +53,10 @@ def test_classes_are_those_of_the_training_folder(tmp_path):
     test = load("image_folder", "test", 8, 3, str(tmp_path))
     assert [test.examples[i]["label"] for i in range(2)] == [0, 2] and test.num_classes == 3
     picture(tmp_path / "test" / "d" / "0.png", (8, 8, 3), 10)
-    with pytest.raises(UserError, match="of which class is 'd'"):
+    with pytest.raises(UserError, match="cannot infer the class of 'd'"):
         load("image_folder", "test", 8, 3, str(tmp_path))
     picture(tmp_path / "train" / "loose.png", (8, 8, 3), 10)
-    with pytest.raises(UserError, match=r"of which class is 'loose\.png'"):
+    with pytest.raises(UserError, match=r"cannot infer the class of 'loose\.png'"):
         load("image_folder", "train", 8, 3, str(tmp_path))
 
 
@@ -65,25 +66,58 @@ def test_the_middle_is_cut_out_and_resized(tmp_path):
     (tmp_path / "all").mkdir()
     for i in range(4):
         Image.fromarray(image).save(tmp_path / "all" / f"{i}.png")
-    source = load("image_folder", "train", 4, 1, str(tmp_path), {"channels": 1, "test_share": 0.25})
+    source = load("image_folder", "train", 4, 1, str(tmp_path), {"test_share": 0.25})
     np.testing.assert_array_equal(source.examples[0]["image"], np.full((4, 4, 1), 200))
 
 
 def test_what_is_wrong_with_a_folder_is_said(tmp_path, folder):
     with pytest.raises(UserError, match="no folder"):
         load("image_folder", "train", 8, 3, "nowhere")
+    with pytest.raises(UserError, match=r"0 < test_share < 1, got 0.0"):
+        load("image_folder", "train", 8, 3, str(folder), {"test_share": 0.0})
+    with pytest.raises(UserError, match="leaves a split of 20 empty"):
+        load("image_folder", "train", 8, 3, str(folder), {"test_share": 0.01})
+    with pytest.raises(UserError, match="expected 1, 3, 4 channels, got 2"):
+        load("image_folder", "train", 8, 2, str(folder))
+    with pytest.raises(UserError, match="expected a color"):
+        load("image_folder", "train", 8, 3, str(folder), {"background": "blak"})
     (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"class folder .*empty holds no image"):
+        load("image_folder", "train", 8, 3, str(folder))
     with pytest.raises(UserError, match=r"no \.png"):
         load("image_folder", "train", 8, 3, str(tmp_path / "empty"))
-    with pytest.raises(UserError, match="leaves a split of 20 empty"):
-        load("image_folder", "train", 8, 3, str(folder), {"test_share": 0.0})
-    broken = next((folder / "cats").iterdir())
+    (tmp_path / "empty").rmdir()
+    broken = folder / "cats" / "3.png"
     broken.write_bytes(b"nothing")
-    source = load("image_folder", "train", 8, 3, str(folder), {"test_share": 0.05})
-    with pytest.raises(UserError, match="can't be decoded"):
-        [source.examples[i] for i in range(len(source.examples))] + [
-            load("image_folder", "test", 8, 3, str(folder), {"test_share": 0.05}).examples[0]
-        ]
+    for split in ("train", "test"):  # before anything trains, whichever split it is in
+        with pytest.raises(UserError, match=r"3.png can't be decoded"):
+            load("image_folder", split, 8, 3, str(folder))
+    broken.unlink()
+    broken.symlink_to("nowhere.png")
+    with pytest.raises(UserError, match=r"3.png can't be read"):
+        load("image_folder", "train", 8, 3, str(folder))
+
+
+def test_links_are_followed_and_hidden_names_skipped(tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    root = tmp_path / "root"
+    for i in range(5):
+        picture(elsewhere / f"{i}.png", (8, 8), 10)
+        picture(root / "real" / f"{i}.png", (8, 8), 200)
+        picture(root / ".ipynb_checkpoints" / f"{i}.png", (8, 8), 100)
+        picture(root / "real" / ".thumbnails" / f"{i}.png", (8, 8), 100)
+    picture(root / "real" / ".hidden.png", (8, 8), 100)
+    (root / "linked").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(root)  # would never end
+    (elsewhere / "twice").symlink_to(elsewhere)
+    source = load("image_folder", "train", 8, 1, str(root))
+    assert source.num_classes == 2
+    files = source.examples.examples.paths
+    paths = {path.relative_to(root).as_posix() for path in files}
+    assert all(path.startswith(("linked/", "real/")) and ".thumbnails" not in path for path in paths)
+    assert len([path for path in paths if path.count("/") == 1]) >= 8
+    for i in range(len(source.examples)):
+        assert source.examples[i]["image"].mean() == (200 if files[i].parent.name == "real" else 10)
 
 
 KERAS = ("x_train", "y_train", "x_test", "y_test")
@@ -112,7 +146,7 @@ def test_arrays_that_are_no_images_are_refused(tmp_path):
     with pytest.raises(UserError, match="holds data, none of"):
         load("npz", "train", 8, 1, str(tmp_path / "other.npz"))
     np.savez(tmp_path / "floats.npz", images=np.zeros((4, 8, 8, 1)))
-    with pytest.raises(UserError, match="needed are uint8 images"):
+    with pytest.raises(UserError, match="expected uint8 images"):
         load("npz", "train", 8, 1, str(tmp_path / "floats.npz"))
     cut = tmp_path / "cut.npz"
     cut.write_bytes((tmp_path / "floats.npz").read_bytes()[:100])
@@ -132,3 +166,44 @@ def test_other_sizes_are_cut_and_resized_where_that_is_asked_for(tmp_path):
         load("npz", "train", 8, 1, str(tmp_path / "data.npz"))
     source = load("npz", "train", 8, 1, str(tmp_path / "data.npz"), cropped=True)
     np.testing.assert_array_equal(source.examples[0]["image"], np.full((8, 8, 1), 7))
+
+
+@pytest.mark.parametrize("channels", [2, 5])
+def test_other_numbers_of_channels_are_cropped_and_drawn(tmp_path, channels):
+    images = np.random.default_rng(0).integers(0, 256, (10, 12, 8, channels), np.uint8)
+    np.savez(tmp_path / "data.npz", images=images)
+    source = load("npz", "train", 8, channels, str(tmp_path / "data.npz"), cropped=True)
+    assert source.examples[0]["image"].shape == (8, 8, channels)
+    save_grid(tmp_path / "grid.png", images[:1], min_side=1)
+    drawn = np.asarray(Image.open(tmp_path / "grid.png"))
+    np.testing.assert_array_equal(drawn[1:-1, 1:-1], np.concatenate(np.moveaxis(images[0], -1, 0), axis=1))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"labels": np.full(6, 0.5)}, "expected 6 whole numbers from 0 as labels, got 6 of float64"),
+        ({"labels": np.full(6, -1)}, "whole numbers from 0"),
+        ({"labels": np.full(6, 2.0**40)}, "whole numbers from 0"),
+        ({"labels": np.full(6, np.nan)}, "whole numbers from 0"),
+        ({"labels": np.array(list("abcdef"))}, "got 6 of <U1"),
+        ({"labels": np.arange(5)}, "expected 6 whole numbers .*, got 5"),
+        ({"images": np.full((6, 3), 1j)}, "real numbers .*got complex128"),
+        ({"images": np.full((6, 3), "a")}, "real numbers .*got <U1"),
+        ({"images": np.full((6, 3), np.nan)}, "expected finite float32 numbers, got 0 of 18"),
+        ({"images": np.full((6, 3), 1e300)}, "expected finite float32 numbers"),
+        ({"images": np.zeros((0, 3))}, r"got float64 \(0, 3\)"),
+        ({"images": np.float32(1.0)}, r"got float32 \(\)"),
+    ],
+)
+def test_arrays_that_are_not_data_are_named(tmp_path, arrays, words):
+    whole = {"images": np.zeros((6, 3), np.float32), "labels": np.arange(6)}
+    np.savez(tmp_path / "data.npz", **(whole | arrays))
+    with pytest.raises(UserError, match=words):
+        load("npz", "train", 0, 3, str(tmp_path / "data.npz"))
+
+
+def test_whole_labels_of_any_type_are_read(tmp_path):
+    np.savez(tmp_path / "data.npz", x_train=np.zeros((3, 8, 8), np.uint8), y_train=np.array([[0.0], [2.0], [1.0]]))
+    source = load("npz", "train", 8, 1, str(tmp_path / "data.npz"))
+    assert [source.examples[i]["label"] for i in range(3)] == [0, 2, 1] and source.num_classes == 3

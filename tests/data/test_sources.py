@@ -29,7 +29,8 @@ def test_digits_are_all_of_scikit_learns_in_a_fixed_split():
 
 def write_idx(path, array):
     raw = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
-    (gzip.open if path.suffix == ".gz" else open)(path, "wb").write(raw)
+    with (gzip.open if path.suffix == ".gz" else open)(path, "wb") as file:
+        file.write(raw)
 
 
 @pytest.fixture
@@ -78,9 +79,12 @@ def test_tensorflow_datasets_are_read_without_tensorflow(tfds_folder):
         load("tfds", "train", 32, 3, str(folder), {"name": "cifar1O"})
 
 
-def test_a_missing_data_set_is_named_with_the_command_that_makes_it(tmp_path):
-    with pytest.raises(UserError, match=r"tfds build cifar10 --file_format=array_record --data_dir=.*copy"):
+def test_a_missing_data_set_is_named_with_the_command_that_makes_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # no network
+    with pytest.raises(UserError, match=r"can't be downloaded .*tfds build cifar10 --file_format=array_record"):
         load("cifar10", "train", 32, 3, str(tmp_path))
+    with pytest.raises(UserError, match=r"tfds build cifar100 --file_format=array_record --data_dir=.*copy"):
+        load("tfds", "train", 32, 3, str(tmp_path), {"name": "cifar100"})
     with pytest.raises(UserError, match="neither IDX files"):
         load("fashion_mnist", "train", 32, 1, str(tmp_path))
     with pytest.raises(UserError, match="no train-images-idx3-ubyte"):

@@ -176,7 +176,7 @@ def test_what_images_can_be_compared_in():
     with pytest.raises(UserError, match="photographs, not images of 2 channels"):
         choose(("dinov2",), odd, files)
     with pytest.raises(UserError, match="at least 6, got 5"):
-        check_number(5)
+        check_number(5, "samples", "evaluation.num_samples")
     with pytest.raises(UserError, match="several classes"):
         fit(neither)
 
