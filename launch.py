@@ -173,7 +173,8 @@ def _run(run: Callable[[Experiment, Path], str], name: str, workdir: Path) -> No
         check_config(workdir, experiment.config)
     if workdir.is_dir() and not os.access(workdir, os.W_OK):
         raise UserError(f"cannot write to {workdir} (set --workdir to a folder you may write)")
-    said = run(experiment, workdir)
+    with hosts.together():
+        said = run(experiment, workdir)
     if hosts.first():
         print(said)
 

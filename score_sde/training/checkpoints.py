@@ -62,10 +62,10 @@ def closing(manager: ocp.CheckpointManager, seconds: float = 60.0) -> Iterator[N
         with on_disk(manager):
             yield
             finish(manager)
-    except Exception:
+    except Exception as error:
         ending = threading.Thread(target=_end_quietly, args=(manager,), daemon=True)
         ending.start()
-        ending.join(0.0 if hosts.lost() else seconds)
+        ending.join(0.0 if hosts.another_ended(error) else seconds)
         raise
     manager.close()
 
@@ -118,9 +118,9 @@ def _saving(manager: ocp.CheckpointManager) -> Iterator[None]:
     try:
         with on_disk(manager):
             yield
-    except UserError:
-        raise
     except Exception as error:  # a folder that is gone or closed, an error of the file system
+        if isinstance(error, UserError) or hosts.another_ended(error):
+            raise
         reason = str(error).split("\n")[0]
         raise UserError(
             f"no checkpoint can be saved in {manager.directory}: {reason or type(error).__name__}; mend it, and the "
