@@ -25,6 +25,7 @@ from score_sde.errors import UserError
 from score_sde.training.state import TrainState
 
 _SEALING = threading.Lock()
+_STRUCTURES: dict[tuple, Any] = {}
 
 
 def open_checkpoints(folder: Path, keep: int, every: int = 0, best: int = 0) -> ocp.CheckpointManager:
@@ -203,7 +204,19 @@ def _reader(workdir: Path) -> Iterator[Callable[[int], dict[str, Any]]]:
     options = ocp.CheckpointManagerOptions(read_only=True)  # a save that is going on is not ours to clean up
     handler = ocp.StandardCheckpointHandler()  # without it the manager knows no structure
     with ocp.CheckpointManager(folder, options=options, item_handlers=handler) as manager:
-        yield lambda step: _restore(manager, step, manager.item_metadata(step).tree)
+        yield lambda step: _restore(manager, step, _structure(manager, step))
+
+
+def _structure(manager: ocp.CheckpointManager, step: int) -> Any:
+    """The shapes and dtypes of a checkpoint; looked up once, as TensorStore keeps some memory at every look."""
+    folder = Path(manager.directory) / str(step) / "default"
+    described = [folder / "_METADATA", *sorted((folder / "array_metadatas").glob("*"))]
+    key = (str(manager.directory), *(tuple(_digest(path)) for path in described))
+    if key not in _STRUCTURES:
+        _STRUCTURES[key] = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), manager.item_metadata(step).tree
+        )
+    return _STRUCTURES[key]
 
 
 def saved_steps(workdir: Path) -> list[int]:
