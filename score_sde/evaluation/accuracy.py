@@ -11,6 +11,7 @@ import numpy as np
 
 from score_sde import hosts
 from score_sde.data import images_of, to_unit_range
+from score_sde.disk import replacing
 from score_sde.errors import present
 from score_sde.experiment import Experiment
 from score_sde.randomness import noise
@@ -82,4 +83,5 @@ def draw_accuracy(experiment: Experiment, params: Any, path: Path) -> None:
     panel.set_xlabel("t (at the points: log-SNR)")
     panel.set_ylabel(f"accuracy on {rows[0]['num_images']} test images (dotted: guessing)")
     panel.set_ylim(0, 1.05)
-    figure.savefig(path, format="png")
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png")

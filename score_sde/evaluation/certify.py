@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from score_sde.disk import replacing
 from score_sde.errors import UserError, present
 from score_sde.evaluation.figures import check_figures, write_figures
 from score_sde.evaluation.provenance import provenance
@@ -245,7 +246,8 @@ def save_plot(path: Path, rows: Sequence[dict[str, Any]], strong: Sequence[dict[
         if shown:
             panel.legend(fontsize=8)
         panel.grid(alpha=0.3)
-    figure.savefig(path, format="png")
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png")
 
 
 def _text(rows, strong, own_error: float, cheapest, how: dict) -> str:

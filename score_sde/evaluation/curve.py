@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from score_sde.disk import replacing
+
 
 def save_curve(path: Path, rows: list[dict[str, Any]]) -> None:
     """Writes a PNG with a panel for each distance: a line an average over steps, or over averages of a single step.
@@ -31,7 +33,8 @@ def save_curve(path: Path, rows: list[dict[str, Any]]) -> None:
         panel.set_ylabel(f"{name} ({rows[0]['num_samples']} samples)")
         panel.set_yscale("log")
         panel.axhline(1.0, color="gray", linestyle=":")
-    figure.savefig(path, format="png")
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png")
 
 
 def _averages(rows: list[dict[str, Any]]) -> list[dict[str, float]]:

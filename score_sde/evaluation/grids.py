@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from score_sde.disk import replacing
+
 
 def grid(images: np.ndarray, margin: int = 1, columns: int | None = None) -> np.ndarray:
     """Lays images side by side, in reading order.
@@ -53,4 +55,5 @@ def save_grid(path: Path, images: np.ndarray, columns: int | None = None, min_si
     sheet = grid(images, columns=columns)
     factor = max(1, math.ceil(min_side / max(sheet.shape[:2])))
     sheet = sheet.repeat(factor, 0).repeat(factor, 1)
-    Image.fromarray(sheet[..., 0] if sheet.shape[-1] == 1 else sheet).save(path)
+    with replacing(path) as partial:
+        Image.fromarray(sheet[..., 0] if sheet.shape[-1] == 1 else sheet).save(partial)

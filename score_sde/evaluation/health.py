@@ -10,6 +10,7 @@ import numpy as np
 
 from score_sde import hosts
 from score_sde.data import images_of, to_unit_range
+from score_sde.disk import replacing
 from score_sde.errors import UserError, present
 from score_sde.evaluation.diagnostics import curl, fokker_planck, make_empirical, per_dimension, stein
 from score_sde.evaluation.figures import mean_of
@@ -163,7 +164,8 @@ def save_health(path: Path, rows: list[dict[str, Any]]) -> None:
             panel.legend(fontsize=8)
         if name != "loss":
             panel.set_yscale("symlog", linthresh=1e-4)
-    figure.savefig(path, format="png")
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png")
 
 
 def _levels(sde: SDE, number: int) -> np.ndarray:

@@ -9,6 +9,7 @@ import numpy as np
 
 from score_sde import hosts
 from score_sde.data import to_levels
+from score_sde.disk import replacing
 from score_sde.errors import present
 from score_sde.evaluation.accuracy import draw_accuracy
 from score_sde.evaluation.grids import by_class, save_grid
@@ -55,9 +56,7 @@ def draw_samples(
     if hosts.first():
         path.parent.mkdir(parents=True, exist_ok=True)
     if experiment.logits is not None:
-        draw_accuracy(experiment, params, path.with_name(f"partial_{path.name}"))
-        if hosts.first():
-            path.with_name(f"partial_{path.name}").replace(path)
+        draw_accuracy(experiment, params, path)
         return path
     if experiment.task is not None:
         restored = draw_restorations(experiment, params, interrupted)
@@ -67,21 +66,25 @@ def draw_samples(
     samples = draw_whole(present(experiment.sampler), params, experiment.num_samples, interrupted)
     if samples is None or not hosts.first():
         return path
-    partial = path.with_name(f"partial_{path.name}")
     labels = experiment.class_of(jnp.arange(len(samples)))
     told: dict[str, Any] = {} if labels is None else {"labels": np.asarray(labels)}
     if len(experiment.event_shape) == 3:
         images = to_levels(samples, 256)
-        np.savez_compressed(path.with_suffix(".npz"), images=images, **told)
+        _save_numbers(path, images=images, **told)
         if told and experiment.config["sampling"]["label"] < 0:
-            save_grid(partial, *by_class(images, told["labels"]))
+            save_grid(path, *by_class(images, told["labels"]))
         else:
-            save_grid(partial, images)
+            save_grid(path, images)
     else:
-        np.savez_compressed(path.with_suffix(".npz"), samples=samples, **told)
-        save_scatter(partial, experiment, params, samples)
-    partial.replace(path)  # last and in one step: where the PNG is, both are whole
+        _save_numbers(path, samples=samples, **told)
+        save_scatter(path, experiment, params, samples)
     return path
+
+
+def _save_numbers(picture: Path, **arrays: Any) -> None:
+    """Writes the .npz of a picture; the picture comes after it, so that where it is, both are whole."""
+    with replacing(picture.with_suffix(".npz")) as partial:
+        np.savez_compressed(partial, **arrays)
 
 
 def draw_denoising(experiment: Experiment, params: Any, step: int, workdir: Path) -> Path | None:

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from score_sde.data import images_of, to_levels, to_unit_range
+from score_sde.disk import replacing
 from score_sde.errors import present
 from score_sde.evaluation.grids import save_grid
 from score_sde.experiment import Experiment
@@ -50,10 +51,9 @@ def save_restorations(path: Path, experiment: Experiment, restored: Restored) ->
         shown = np.asarray(gain(operator, jnp.asarray(shown), 1.0, 0.0))
     columns = np.concatenate([restored.truth[:, None], shown[:, None], restored.completions], axis=1)[:ROWS]
     cells = to_levels(columns.reshape(-1, *experiment.event_shape), 256)
-    np.savez_compressed(path.with_suffix(".npz"), **restored._asdict())
-    partial = path.with_name(f"partial_{path.name}")
-    save_grid(partial, cells, columns=columns.shape[1])
-    partial.replace(path)
+    with replacing(path.with_suffix(".npz")) as partial:
+        np.savez_compressed(partial, **restored._asdict())
+    save_grid(path, cells, columns=columns.shape[1])
 
 
 def figures_of(experiment: Experiment, restored: Restored) -> dict[str, Any]:

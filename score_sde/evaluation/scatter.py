@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_sde.data import images_of
+from score_sde.disk import replacing
 from score_sde.errors import present
 from score_sde.experiment import Experiment
 from score_sde.parameterization import score_fn
@@ -39,7 +40,8 @@ def save_scatter(path: Path, experiment: Experiment, params: Any, samples: np.nd
         panel.set_xlim(-reach, reach)
         panel.set_ylim(-reach, reach)
         panel.set_aspect("equal")
-    figure.savefig(path, format="png")
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png")
 
 
 def save_paths(path: Path, trajectory: np.ndarray) -> None:
@@ -56,7 +58,8 @@ def save_paths(path: Path, trajectory: np.ndarray) -> None:
         panel.scatter(first[n], second[n], s=6, color=color, zorder=2)
     panel.set_title(f"{trajectory.shape[1]} paths from the prior (orange) to the data (black)")
     panel.set_aspect("equal")
-    figure.savefig(path, format="png")
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png")
 
 
 def score_field(experiment: Experiment, params: Any, level: float, reach: float, side: int = 24):

@@ -2,23 +2,29 @@
 
 import errno
 import json
+import resource
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs import toy2d
 from score_sde.data.examples import Arrays
 from score_sde.errors import UserError
+from score_sde.evaluation.evaluate import evaluate
+from score_sde.evaluation.figures import read_figures
 from score_sde.experiment import make_experiment
 from score_sde.training import checkpoints, snapshots
 from score_sde.training.data_record import check_same_data
 from score_sde.training.loop import train
 from score_sde.training.metrics import MetricsLog, read_log
+from score_sde.training.state import TrainState
+from score_sde.training.trained import Chosen, trained
 from score_sde.training.workdir import check_config, sole_writer
 from tests.command import POINTS, ROOT, environment
 
@@ -329,3 +335,80 @@ def test_training_goes_on_under_another_strategy_and_number_of_devices(tmp_path)
     assert int(second["step"]) == 30
     for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def resident() -> int:
+    """Bytes of this process in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["saves", "restores"])
+def test_memory_stays_flat_over_saves_and_restores(tmp_path, what):
+    """Of 50 the last 40 keep less than one state, whose 200 arrays are of 24 MiB."""
+    params = {f"w{i}": np.full((3 * 2**20 // 100,), float(i), np.float32) for i in range(100)}
+    manager = checkpoints.open_checkpoints(tmp_path / "checkpoints", keep=1)
+
+    def state(step):
+        tree = jax.tree.map(jnp.asarray, params)
+        return TrainState(jnp.int32(step), tree, jax.tree.map(jnp.copy, tree), {}, {})
+
+    with checkpoints.closing(manager):
+        for step in range(1, 51):
+            if what == "saves" or step == 1:
+                checkpoints.save(manager, state(step))
+                checkpoints.finish(manager)
+            if what == "restores":
+                checkpoints.restore_newest(tmp_path)
+            if step == 10:
+                before = resident()
+    assert resident() - before < sum(leaf.nbytes for leaf in jax.tree.leaves(state(0)))
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", [flip, truncate, empty, Path.unlink])
+def test_a_damaged_file_changes_nothing_silently(tmp_path, damage, capsys):
+    """Every file of a finished run, one after another: train, sample and evaluate give the same, or say why not."""
+    made = config(ema_lengths=(0.05, 0.1), snapshot_every=20, sample_every=20)
+    made.evaluation.num_samples = 8
+    devices = jax.devices()[:1]
+    experiment, whole = make_experiment(made, devices), tmp_path / "whole"
+
+    def lengthy(workdir):
+        return trained(experiment, workdir, Chosen(None, 0.0, 0.07))
+
+    def newest(workdir):
+        train(experiment, workdir, devices)
+        return checkpoints.restore_newest(workdir)
+
+    def evaluated(workdir):
+        evaluate(experiment, workdir)
+        return {name: value for name, value in read_figures(workdir).items() if name != "curve"}
+
+    modes = (lambda workdir: trained(experiment, workdir), lengthy, evaluated, newest)
+    newest(whole)
+    evaluated(whole)
+    expected = [mode(whole) for mode in modes]
+    names = [path.relative_to(whole) for path in whole.rglob("*") if path.is_file()]
+    assert len(names) > 40
+    for name in names:
+        for mode, right in zip(modes, expected, strict=True):
+            workdir = tmp_path / "run"
+            shutil.copytree(whole, workdir)
+            if damage is not flip or (workdir / name).stat().st_size:
+                damage(workdir / name)
+            capsys.readouterr()
+            try:
+                check_config(workdir, experiment.config)
+                found = mode(workdir)
+                jax.tree.map(np.testing.assert_array_equal, found, right)
+            except UserError as error:
+                assert "\n" not in str(error), name
+            except AssertionError:
+                said = capsys.readouterr().err
+                assert "can't be read" in said or "is missing" in said, (name, said)
+            shutil.rmtree(workdir)

@@ -8,8 +8,10 @@ import jax
 import numpy as np
 import pytest
 
+from score_sde import hosts
+from score_sde.errors import UserError
 from score_sde.hosts import in_cluster
-from score_sde.training.checkpoints import restore_newest
+from score_sde.training.checkpoints import has_checkpoint, restore_newest
 from tests.command import POINTS, finish, start
 
 STEPS = (*POINTS, "--config.training.num_steps=20", "--config.training.sample_every=20")
@@ -71,3 +73,53 @@ def test_a_cluster_is_known_by_its_environment():
     assert not in_cluster({"SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_ID": "0"})
     assert in_cluster({"TPU_WORKER_HOSTNAMES": "10.0.0.1,10.0.0.2"})
     assert not in_cluster({"TPU_WORKER_HOSTNAMES": "localhost"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_process_ends_the_other_with_a_sentence(tmp_path, victim):
+    """And the run goes on from the last checkpoint."""
+    more = (*POINTS, "--config.training.num_steps=100000", "--config.training.sample_every=100000")
+    processes = start_two(tmp_path, *more)
+    end = time.monotonic() + 200
+    while not has_checkpoint(tmp_path) and time.monotonic() < end:
+        time.sleep(0.1)
+    processes[victim].kill()
+    out, error = processes[1 - victim].communicate(timeout=100)
+    assert processes[1 - victim].returncode == 2, out + error
+    assert "another process of this run has ended" in error and "Traceback" not in error
+    processes[victim].communicate()
+    step = int(restore_newest(tmp_path)["step"])
+    printed = finish(start(tmp_path, *POINTS, f"--config.training.num_steps={step + 10}", devices=1))
+    assert f"trained {step + 10} steps" in printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ports, numbers", [((0, 1), (2, 2)), ((0, 0), (3, 3))])
+def test_processes_that_never_meet_say_so(tmp_path, ports, numbers):
+    """With another port, or one process fewer than they are said to be."""
+    free = [free_port(), free_port()]
+    processes = [
+        start(
+            tmp_path,
+            *STEPS,
+            f"--coordinator=127.0.0.1:{free[ports[i]]}",
+            f"--num_processes={numbers[i]}",
+            f"--process_id={i}",
+        )
+        for i in range(2)
+    ]
+    for process in processes:
+        assert "waited 40 s for the others at 127.0.0.1:" in finish(process, expected=2)
+
+
+def test_a_coordinator_that_cannot_be_is_refused():
+    with socket.socket() as server:
+        server.bind(("", 0))
+        server.listen()
+        port = server.getsockname()[1]
+        with pytest.raises(UserError, match=f"port {port} of --coordinator=.* can't be opened here: Address already"):
+            hosts.start(f"127.0.0.1:{port}", 2, 0)
+    for address in ("127.0.0.1", "127.0.0.1:port", ":1234", "127.0.0.1:70000"):
+        with pytest.raises(UserError, match="expected host:port"):
+            hosts.start(address, 2, 0)
