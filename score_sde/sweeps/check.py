@@ -2,8 +2,11 @@
 
 import json
 import time
-from typing import NamedTuple
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -14,6 +17,7 @@ from score_sde.experiment import Experiment, make_experiment
 from score_sde.flops import flops_of
 from score_sde.plan import shapes_of_batches, shapes_of_state
 from score_sde.sweeps.trials import Trial, label
+from score_sde.training.metrics import progress_bar
 from score_sde.training.preparation import train_step_of
 
 TRAINING = ("loss", "gradient_norm", "steps_per_second", "images_per_second")  # of metrics.jsonl
@@ -42,10 +46,18 @@ def check(trials: list[Trial], sweep: ConfigDict) -> None:
       UserError: naming the trial, or the metric with those that are nearest.
     """
     names: dict[str, set[str]] = {}
-    for trial in trials:
+    shapes: dict[str, tuple[int, ...]] = {}
+    seeds, settings = set(), set()
+    for trial in _shown(trials, "check"):
+        config = trial.config
+        if config.seed in seeds and _key(config, "seed") in settings:
+            continue
+        seeds.add(config.seed)
+        settings.add(_key(config, "seed"))
+        key = json.dumps([config.data.to_dict(), config.evaluation.to_dict()], default=str)
         try:
-            experiment = make_experiment(trial.config, jax.local_devices()[:1])
-            key = json.dumps([trial.config.data.to_dict(), trial.config.evaluation.to_dict()], default=str)
+            with _network_traced_once(config, shapes, key in names):
+                experiment = make_experiment(config, jax.local_devices()[:1])
             if key not in names:
                 names[key] = figure_names(experiment, tuple(sweep.modes))
         except UserError as error:
@@ -67,9 +79,10 @@ def estimates(trials: list[Trial], sweep: ConfigDict) -> list[Estimate]:
     """What each trial takes; networks that are the same are traced once."""
     rate, traced = _matmul_rate(), {}
     found = []
-    for trial in trials:
+    for trial in _shown(trials, "estimate"):
         config = trial.config
-        parts = [config[group].to_dict() for group in ("data", "model", "sde", "loss", "optimizer")]
+        parts = [_without_numbers(config[group].to_dict()) for group in ("data", "model", "sde", "loss")]
+        parts.append(_without_numbers(config.optimizer.to_dict(), int | float))
         key = json.dumps([*parts, config.training.batch_size, config.training.accumulate], default=str)
         if key not in traced:
             traced[key] = _of_a_step(make_experiment(config, jax.local_devices()[:1]))
@@ -88,6 +101,54 @@ def listing(trials: list[Trial], sweep: ConfigDict) -> str:
             f"{estimate.flops / 1e12:.3g} TFLOP, at least {estimate.seconds:.0f} s -> {trial.folder}"
         )
     return "\n".join([*rows, f"{len(trials)} trials: {', '.join(sweep.modes)}; nothing was run"])
+
+
+def _shown(trials: list[Trial], doing: str) -> Iterator[Trial]:
+    """The trials, with a progress bar."""
+    with progress_bar(len(trials), 0, "trial", doing) as bar:
+        for trial in trials:
+            yield trial
+            bar.update()
+
+
+def _key(config: ConfigDict, left_out: str) -> str:
+    return json.dumps({group: value for group, value in config.to_dict().items() if group != left_out}, default=str)
+
+
+def _without_numbers(value: Any, numbers: Any = float) -> Any:
+    """A config's values, of real numbers only whether they are 0: they shape no array, but 0 may leave a part out."""
+    if isinstance(value, dict):
+        return {key: _without_numbers(each, numbers) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_numbers(each, numbers) for each in value]
+    return bool(value) if isinstance(value, numbers) else value
+
+
+@contextmanager
+def _network_traced_once(config: ConfigDict, shapes: dict[str, tuple[int, ...]], reuse: bool) -> Iterator[None]:
+    """Lets zeros stand in for the output of a network that an earlier trial has traced, within the block.
+
+    Tracing a network takes longer than all else that an experiment checks.
+
+    Args:
+      config: the trial's.
+      shapes: those of the outputs so far, without the batch, by what decides the network.
+      reuse: false: trace it again.
+    """
+    key = json.dumps([config.data.to_dict(), config.model.to_dict(), config.loss.objective], default=str)
+    known = reuse and key in shapes and not config.model.pretrained and not config.sampling.guide
+
+    def intercept(call, args, kwargs, context):
+        if context.method_name != "__call__" or isinstance(context.module.parent, nn.Module):
+            return call(*args, **kwargs)
+        if known:
+            return jnp.zeros((args[0].shape[0], *shapes[key]))
+        output = call(*args, **kwargs)
+        shapes[key] = output.shape[1:]
+        return output
+
+    with nn.intercept_methods(intercept):
+        yield
 
 
 def _of_a_step(experiment: Experiment) -> tuple[int, float]:

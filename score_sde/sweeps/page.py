@@ -8,6 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from score_sde.sweeps.plots import as_label
 from score_sde.sweeps.trials import records
 
 STYLE = """body { font-family: sans-serif; margin: 2em; } table { border-collapse: collapse; }
@@ -21,7 +22,7 @@ def page(rows: list[Any], cells: list[list[str]], plots: list[Path], sweep: Conf
 
     Args:
       rows: of `report.rows_of`.
-      cells: of the table, its header first.
+      cells: of the table, in HTML, its header first.
       plots: paths of PNGs.
       sweep: its settings.
     """
@@ -45,15 +46,12 @@ def page(rows: list[Any], cells: list[list[str]], plots: list[Path], sweep: Conf
 
 
 def _table(cells: list[list[str]]) -> str:
+    """A table of cells in HTML, its header first."""
     head, *body = cells
-    lines = ["".join(f"<th>{escape(cell)}</th>" for cell in head)]
+    lines = ["".join(f"<th>{cell}</th>" for cell in head)]
     for line in body:
-        lines.append("".join(f"<td>{_bold(cell)}</td>" for cell in line))
+        lines.append("".join(f"<td>{cell}</td>" for cell in line))
     return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
-
-
-def _bold(cell: str) -> str:
-    return f"<b>{escape(cell[2:-2])}</b>" if cell.startswith("**") else escape(cell)
 
 
 def _image(path: Path) -> str:
@@ -84,7 +82,7 @@ def _curves(rows: list[Any]) -> str:
             logged = records(trial.folder)
             if logged:
                 steps, losses = zip(*((record["step"], record["loss"]) for record in logged), strict=True)
-                name = ", ".join(map(str, row.overrides.values())) if n == 0 else None
+                name = as_label(", ".join(map(str, row.overrides.values()))) if n == 0 else None
                 panel.plot(steps, losses, color=f"C{i % 10}", linewidth=0.8, label=name)
     panel.set(xlabel="step", ylabel="loss", yscale="log")
     if panel.get_legend_handles_labels()[0]:
@@ -101,5 +99,5 @@ def _trials(rows: list[Any]) -> str:
             said = "; ".join(f"{key}={value}" for key, value in trial.overrides.items()) or "none"
             status = f"{state['status']}: {state['error']}" if state["error"] else state["status"]
             took = [f"{state['seconds']:.0f}", str(state["attempts"])]
-            lines.append([said, str(trial.seed), status, *took, trial.folder.name])
+            lines.append([escape(cell) for cell in (said, str(trial.seed), status, *took, trial.folder.name)])
     return _table(lines)

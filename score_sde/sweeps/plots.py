@@ -39,6 +39,11 @@ def save_axes(rows: list[Any], metrics: list[str], workdir: Path) -> list[Path]:
     return paths
 
 
+def as_label(text: str) -> str:
+    """Text for a plot, which would read mathematics between dollars and leave a leading underscore out."""
+    return f"{' ' if text.startswith('_') else ''}{text}".replace("$", r"\$")
+
+
 def _draw(panel: Any, key: str, values: list[Any], line: list[Any], name: str, others: str) -> None:
     """A line over an axis: numbers where they lie, words side by side."""
     numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
@@ -47,9 +52,11 @@ def _draw(panel: Any, key: str, values: list[Any], line: list[Any], name: str, o
         return
     places = [row.overrides[key] if numbers else values.index(row.overrides[key]) for row in shown]
     spread = [row.std(name) if math.isfinite(row.std(name)) else 0.0 for row in shown]
-    panel.errorbar(places, [row.mean(name) for row in shown], spread, marker="o", capsize=3, label=others or None)
+    panel.errorbar(
+        places, [row.mean(name) for row in shown], spread, marker="o", capsize=3, label=as_label(others) or None
+    )
     if not numbers:
-        panel.set_xticks(range(len(values)), [str(value) for value in values])
+        panel.set_xticks(range(len(values)), [as_label(str(value)) for value in values])
 
 
 def _lines(rows: list[Any], key: str) -> dict[str, list[Any]]:

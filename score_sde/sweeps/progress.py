@@ -20,7 +20,7 @@ def lines(trials: list[Trial]) -> list[str]:
             said.append(f"{label(trial.overrides)}, seed {trial.seed}: {_doing(trial, state)}")
     counts = Counter(state["status"] for state in states)
     total = ", ".join(
-        f"{counts[status]} {status}" for status in ("done", "running", "failed", "stopped") if counts[status]
+        f"{counts[status]} {status}" for status in ("done", "running", "failed", "stopped", "damaged") if counts[status]
     )
     return [*said, f"{len(trials)} trials: {total or 'none has begun'}{_left(states, counts)}"]
 

@@ -1,8 +1,11 @@
 """What a sweep ends in: results.csv, a table for a paper in Markdown and LaTeX, a plot an axis, and one page."""
 
 import csv
+import html
 import io
 import math
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +16,22 @@ from score_sde.disk import write_atomically
 from score_sde.sweeps.check import metric_of
 from score_sde.sweeps.page import page
 from score_sde.sweeps.plots import save_axes
-from score_sde.sweeps.trials import Trial, metric, read_state
+from score_sde.sweeps.trials import Trial, damage, metric, read_state
+
+LATEX = str.maketrans(
+    {character: rf"\{character}" for character in "&%$#_{}"}
+    | {
+        character: rf"\text{name}{{}}"
+        for character, name in {
+            "\\": "backslash",
+            "~": "asciitilde",
+            "^": "asciicircum",
+            "<": "less",
+            ">": "greater",
+            "|": "bar",
+        }.items()
+    }
+)
 
 
 class Row(NamedTuple):
@@ -41,7 +59,7 @@ def write_report(trials: list[Trial], sweep: ConfigDict, workdir: Path) -> Path:
     write_atomically(workdir / "table.tex", as_latex(rows, sweep))
     plots = save_axes(rows, names(sweep), workdir)
     path = workdir / "index.html"
-    write_atomically(path, page(rows, as_cells(rows, sweep), plots, sweep))
+    write_atomically(path, page(rows, as_cells(rows, sweep, "<b>{}</b>", escape=html.escape), plots, sweep))
     return path
 
 
@@ -57,7 +75,7 @@ def rows_of(trials: list[Trial], sweep: ConfigDict) -> list[Row]:
         grouped.setdefault(repr(sorted(trial.overrides.items())), []).append(trial)
     rows = []
     for group in grouped.values():
-        states = [read_state(trial.folder) for trial in group]
+        states = [_state(trial, names(sweep)) for trial in group]
         done = [trial.folder for trial, state in zip(group, states, strict=True) if state["status"] == "done"]
         found = {name: [metric(folder, name) for folder in done] for name in names(sweep)}
         values = {name: [value for value in column if value is not None] for name, column in found.items()}
@@ -65,62 +83,95 @@ def rows_of(trials: list[Trial], sweep: ConfigDict) -> list[Row]:
     return rows
 
 
+def _state(trial: Trial, metrics: list[str]) -> dict[str, Any]:
+    """How far a trial is; "damaged" where it is done and what it measured can't be read."""
+    state = read_state(trial.folder)
+    wrong = damage(trial.folder, metrics) if state["status"] == "done" else ""
+    return state | {"status": "damaged", "error": wrong} if wrong else state
+
+
 def as_csv(rows: list[Row], sweep: ConfigDict) -> str:
     """A line a trial: its overrides, seed, status, metrics, and what it took."""
     keys = keys_of(rows)
     out = io.StringIO()
     lines = csv.writer(out, lineterminator="\n")
-    lines.writerow([*keys, "seed", "status", *names(sweep), "seconds", "chip_hours", "attempts", "commit", "folder"])
+    head = ["seed", "status", *names(sweep), "seconds", "chip_hours", "attempts", "commit", "folder"]
+    lines.writerow(map(_no_formula, [*keys, *head]))
     for row in rows:
         for trial, state in zip(row.trials, row.states, strict=True):
             done = state["status"] == "done"
             measured = [metric(trial.folder, name) if done else None for name in names(sweep)]
             took = [f"{state['seconds']:.1f}", f"{chip_hours([state], sweep):.5f}", state["attempts"]]
-            lines.writerow(
-                [
-                    *(trial.overrides.get(key, "") for key in keys),
-                    trial.seed,
-                    state["status"],
-                    *("" if value is None else value for value in measured),
-                    *took,
-                    state.get("commit", ""),
-                    trial.folder.name,
-                ]
-            )
+            cells = [
+                *(trial.overrides.get(key, "") for key in keys),
+                trial.seed,
+                state["status"],
+                *("" if value is None else value for value in measured),
+                *took,
+                state.get("commit", ""),
+                trial.folder.name,
+            ]
+            lines.writerow(map(_no_formula, cells))
     return out.getvalue()
 
 
-def as_cells(rows: list[Row], sweep: ConfigDict, bold: str = "**{}**", between: str = " ± ") -> list[list[str]]:
-    """The table: a header and a row for each set of overrides; the best mean of each metric is bold."""
+def as_cells(
+    rows: list[Row],
+    sweep: ConfigDict,
+    bold: str = "**{}**",
+    between: str = " ± ",
+    escape: Callable[[str], str] = str,
+) -> list[list[str]]:
+    """The table: a header and a row for each set of overrides; the best mean of each metric is bold.
+
+    Args:
+      rows: of `rows_of`.
+      sweep: its settings.
+      bold: the format of the best.
+      between: what stands between a mean and its standard deviation.
+      escape: makes plain text of what the table's format would read as its own.
+    """
     keys = keys_of(rows)
     best = {name: _best(rows, name, more) for name, more in map(metric_of, sweep.metrics)}
-    cells = [[*keys, *names(sweep), "seeds", "chip-hours", "commit"]]
+    cells = [[*map(escape, [*keys, *names(sweep)]), "seeds", "chip-hours", "commit"]]
     for row in rows:
-        line = [str(row.overrides.get(key, "")) for key in keys]
+        line = [escape(str(row.overrides.get(key, ""))) for key in keys]
         for name in names(sweep):
             said = _number(row.mean(name), row.std(name), between)
             line.append(bold.format(said) if row is best[name] else said)
         line.append(_seeds(row))
         line.append(f"{chip_hours(row.states, sweep):.3f}")
-        line.append(", ".join(sorted({state["commit"] for state in row.states if state.get("commit")})))
+        line.append(escape(", ".join(sorted({str(state["commit"]) for state in row.states if state.get("commit")}))))
         cells.append(line)
     return cells
 
 
 def as_markdown(rows: list[Row], sweep: ConfigDict) -> str:
     """The table in Markdown."""
-    head, *body = as_cells(rows, sweep)
+    head, *body = as_cells(rows, sweep, escape=_in_markdown)
     lines = [head, ["---"] * len(head), *body]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
 def as_latex(rows: list[Row], sweep: ConfigDict) -> str:
     """The table in LaTeX, for the booktabs package."""
-    cells = as_cells(rows, sweep, bold=r"\textbf{{{}}}", between=r" $\pm$ ")
-    escaped = [[cell.replace("_", r"\_").replace("%", r"\%") for cell in line] for line in cells]
-    titles, *entries = (" & ".join(line) + r" \\" for line in escaped)
+    cells = as_cells(rows, sweep, r"\textbf{{{}}}", r" $\pm$ ", _in_latex)
+    titles, *entries = (" & ".join(line) + r" \\" for line in cells)
     begin = rf"\begin{{tabular}}{{{'l' * len(keys_of(rows))}{'r' * (len(names(sweep)) + 2)}l}}"
     return "\n".join([begin, r"\toprule", titles, r"\midrule", *entries, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def _no_formula(cell: Any) -> Any:
+    """A cell of a CSV file, quoted where a spreadsheet would compute it."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
+
+
+def _in_markdown(text: str) -> str:
+    return re.sub(r"([\\`*_{}\[\]<>#|~&$])", r"\\\1", " ".join(text.split()))
+
+
+def _in_latex(text: str) -> str:
+    return " ".join(text.split()).translate(LATEX)
 
 
 def keys_of(rows: list[Row]) -> list[str]:

@@ -64,6 +64,6 @@ def _record(trials: list[Trial], config: ConfigDict, workdir: Path) -> None:
 
 def _unfinished(trials: list[Trial]) -> str:
     failed = [trial for trial in trials if read_state(trial.folder)["status"] == "failed"]
-    running = [trial for trial in trials if read_state(trial.folder)["status"] in ("new", "running")]
+    running = [trial for trial in trials if read_state(trial.folder)["status"] in ("new", "running", "damaged")]
     said = "".join(f"\nfailed: {trial.folder}: {read_state(trial.folder)['error']}" for trial in failed)
     return said + (f"\n{len(running)} are not finished: the same command goes on with them" if running else "")

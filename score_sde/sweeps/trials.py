@@ -80,10 +80,35 @@ def adopt(trial: Trial, run: Path) -> None:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """How far a trial is: status ("new", "running", "done", "failed", "stopped"), finished modes, seconds, attempts."""
+    """How far a trial is: status, finished modes, seconds, attempts, error.
+
+    The status is "new", "running", "done", "failed", "stopped", or "damaged" where the file can't be read.
+    """
     path = folder / STATE
     fresh = {"status": "new", "modes": [], "seconds": 0.0, "attempts": 0, "error": ""}
-    return fresh | (json.loads(path.read_text()) if path.is_file() else {})
+    if not path.is_file():
+        return fresh
+    state = _json(path)
+    kinds = {"seconds": int | float} | {key: type(value) for key, value in fresh.items() if key != "seconds"}
+    if not isinstance(state, dict) or any(not isinstance(state.get(key, fresh[key]), kinds[key]) for key in fresh):
+        return fresh | {"status": "damaged", "error": f"{STATE} can't be read"}
+    return fresh | state
+
+
+def damage(folder: Path, metrics: Iterable[str]) -> str:
+    """The files of a finished trial that are missing or can't be read, of those that hold the metrics; or "".
+
+    Args:
+      folder: the trial's.
+      metrics: names, as of `metric`.
+    """
+    logs = [name.startswith("train.") for name in metrics]
+    wrong = []
+    if any(logs) and len(records(folder)) < max(1, len(_logged(folder)) - 1):  # the last line may be cut
+        wrong.append("metrics.jsonl")
+    if not all(logs) and not isinstance(_json(folder / "evaluation.json"), dict):
+        wrong.append("evaluation.json")
+    return f"{' and '.join(wrong)} can't be read" if wrong else ""
 
 
 def write_state(folder: Path, state: dict[str, Any]) -> None:
@@ -96,8 +121,8 @@ def metric(folder: Path, name: str) -> float | None:
     group, _, key = name.partition(".")
     if group == "train":
         return _number(last_record(folder).get(key))
-    path = folder / "evaluation.json"
-    return _number(dict(flatten(json.loads(path.read_text()))).get(name)) if path.is_file() else None
+    figures = _json(folder / "evaluation.json")
+    return _number(dict(flatten(figures)).get(name)) if isinstance(figures, dict) else None
 
 
 def last_record(folder: Path) -> dict[str, Any]:
@@ -130,19 +155,29 @@ def _folder(workdir: Path, overrides: Overrides, seed: int, key: str) -> Path:
     existing = sorted((workdir / "trials").glob(f"*_{key}"))
     if existing:
         return existing[0]
-    words = re.sub(r"[^\w.-]+", "-", "_".join(str(value) for value in overrides.values()))[:60]
+    words = re.sub(r"[^\w.-]+", "-", "_".join(str(value) for value in overrides.values()))
+    words = words.encode(errors="ignore")[:60].decode(errors="ignore")  # a name has at most 255 bytes, not letters
     return workdir / "trials" / f"{words or 'base'}_seed{seed}_{key}"
+
+
+def _json(path: Path) -> Any:
+    """What a file holds; None: it is missing or can't be read."""
+    with suppress(OSError, ValueError, RecursionError):
+        return json.loads(path.read_text())
+    return None
 
 
 def _logged(folder: Path) -> list[str]:
     path = folder / "metrics.jsonl"
-    return path.read_text().splitlines() if path.is_file() else []
+    return path.read_text(errors="replace").splitlines() if path.is_file() else []
 
 
 def _parsed(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
     for line in lines:
-        with suppress(ValueError):  # it is being written
-            yield json.loads(line)
+        with suppress(ValueError, RecursionError):  # it is being written
+            record = json.loads(line)
+            if isinstance(record, dict) and {"step", "loss"} <= record.keys():
+                yield record
 
 
 def _number(value: Any) -> float | None:

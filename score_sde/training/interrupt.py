@@ -56,8 +56,8 @@ def end_at_once(number: int) -> NoReturn:
 
 def guard_output() -> None:
     """Makes a closed pipe or terminal behind stdout or stderr end the program quietly: training saves first."""
-    sys.stdout = _Outlet(sys.stdout or os.fdopen(1, "w"))  # type: ignore[assignment]
-    sys.stderr = _Outlet(sys.stderr or os.fdopen(2, "w"))  # type: ignore[assignment]
+    sys.stdout = _Outlet(sys.stdout or os.fdopen(1, "w"))
+    sys.stderr = _Outlet(sys.stderr or os.fdopen(2, "w"))
 
 
 class _Outlet:

@@ -8,6 +8,7 @@ import pytest
 
 from score_sde import overrides
 from score_sde.errors import UserError
+from score_sde.models import blocks
 from score_sde.sweeps import axis, chain, product, sweep, where, zipped
 from score_sde.sweeps.check import check, estimates
 from score_sde.sweeps.progress import lines
@@ -150,3 +151,92 @@ def test_the_table_is_the_trials_means_over_seeds(tmp_path):
     assert "it broke &lt;here&gt;" in page and "<b>2.0 ± 1.4</b>" in page
     assert page.count("data:image/png;base64,") == 2  # the axis and the learning curves: nothing lies elsewhere
     assert (tmp_path / "axis_model.prediction.png").is_file()
+
+
+HOSTILE = ("=1+1", "a|b", "_c_", "$d$", "50% & {x}\\y~^#", "**e**", "<script>")
+
+
+def test_values_are_plain_text_in_every_report(tmp_path):
+    trials, settings = made(
+        axis("data.path", HOSTILE), tmp_path, metrics=("train.loss", "quality.mean"), modes=("train", "evaluate")
+    )
+    for trial in trials:
+        finished(trial, 1.0, 0.5)
+    rows = rows_of(trials, settings)
+    table = list(csv.DictReader(io.StringIO(as_csv(rows, settings))))
+    assert [line["data.path"] for line in table] == ["'=1+1", *HOSTILE[1:]]
+    said = [line.split(" | ")[0] for line in as_markdown(rows, settings).splitlines()[2:]]
+    assert said[:3] == [r"| =1+1", r"| a\|b", r"| \_c\_"] and said[5:] == [r"| \*\*e\*\*", r"| \<script\>"]
+    said = [line.split(" & ")[0] for line in as_latex(rows, settings).splitlines()[4:]]
+    assert said[:4] == ["=1+1", r"a\textbar{}b", r"\_c\_", r"\$d\$"]
+    assert r"50\% \& \{x\}\textbackslash{}y\textasciitilde{}\textasciicircum{}\#" in as_latex(rows, settings)
+    page = write_report(trials, settings, tmp_path).read_text()
+    assert "<script>" not in page and "<td>**e**</td>" in page
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"null", b"[" * 100_000, None])
+@pytest.mark.parametrize("name", ["trial.json", "evaluation.json", "metrics.jsonl"])
+def test_a_damaged_trial_is_reported_as_that(tmp_path, name, content):
+    trials, settings = made(
+        axis("model.prediction", ("x0", "v")),
+        tmp_path,
+        metrics=("train.loss", "quality.mean"),
+        modes=("train", "evaluate"),
+    )
+    for trial in trials:
+        finished(trial, 1.0, 0.5)
+    if content is None:
+        (trials[0].folder / name).unlink()
+    else:
+        (trials[0].folder / name).write_bytes(content)
+    rows = rows_of(trials, settings)
+    first, second = csv.DictReader(io.StringIO(as_csv(rows, settings)))
+    missing = (name, content) == ("trial.json", None)  # nothing tells it from one that has not begun
+    assert first["status"] == ("new" if missing else "damaged") and second["status"] == "done"
+    assert first["train.loss"] == "" and second["train.loss"] == "1.0"
+    page = write_report(trials, settings, tmp_path).read_text()
+    assert missing or f"damaged: {name} can&#x27;t be read" in page
+    assert lines(trials)[-1].startswith("2 trials: ")
+
+
+def test_a_long_value_gives_a_short_folder_name(tmp_path):
+    """A name has at most 255 bytes."""
+    (trial,), _ = made([{"data.path": "\N{MATHEMATICAL BOLD SMALL A}" * 60}], tmp_path)
+    trial.folder.mkdir(parents=True)
+    assert len(trial.folder.name.encode()) < 100
+    (again,), _ = made([{"data.path": "\N{MATHEMATICAL BOLD SMALL A}" * 60}], tmp_path)
+    assert again.folder == trial.folder
+
+
+def test_trials_that_share_a_network_build_it_once(tmp_path, monkeypatch, capsys):
+    rates = [1e-4 * (1 + i) for i in range(20)]
+    calls = []
+    monkeypatch.setattr(blocks.ResidualBlock, "__call__", counted(blocks.ResidualBlock.__call__, calls))
+    trials, settings = made(axis("optimizer.learning_rate", rates[:1]), tmp_path)
+    check(trials, settings)
+    estimates(trials, settings)
+    once = len(calls)
+    calls.clear()
+    trials, settings = made(axis("optimizer.learning_rate", rates), tmp_path, seeds=(0, 1, 2))
+    check(trials, settings)
+    found = estimates(trials, settings)
+    assert len(calls) == once > 0 and len(found) == 60
+    assert len({(each.parameters, each.flops) for each in found}) == 1
+    assert "check: 100%" in capsys.readouterr().err
+
+
+def counted(call, calls):
+    def count(*args, **kwargs):
+        calls.append(call)
+        return call(*args, **kwargs)
+
+    return count
+
+
+def test_a_trial_in_the_middle_of_many_is_refused(tmp_path):
+    """What stands in for a network hides nothing that its process or loss refuses."""
+    good = axis("sde.kwargs.beta_max", (15.0, 20.0))
+    for bad, said in (({"sde.kwargs.beta_max": 0.01}, "beta_min < beta_max"), ({"loss.weighting": "snrr"}, "snrr")):
+        trials, settings = made([*good, bad], tmp_path)
+        with pytest.raises(UserError, match=said):
+            check(trials, settings)

@@ -8,7 +8,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -63,9 +63,9 @@ def read(path: str | Path) -> Weights:
     if beside.is_file():
         said = _read_json(beside)
         weights = weights._replace(family=said.get("family", weights.family), config=said.get("config", weights.config))
-    for name, kind in (("family", str), ("config", dict)):
-        if not isinstance(given := getattr(weights, name), kind | None):
-            raise UserError(f"{path}: expected its {name} to be a {kind.__name__}, got a {type(given).__name__}")
+    for name, given, expected in (("family", weights.family, str), ("config", weights.config, dict)):
+        if not isinstance(given, expected | None):
+            raise UserError(f"{path}: expected its {name} to be a {expected.__name__}, got a {type(given).__name__}")
     return weights
 
 
@@ -178,42 +178,17 @@ def _rebuild_tensor(storage: _Storage, offset, size, stride, *unused) -> np.ndar
     return np.lib.stride_tricks.as_strided(storage.data[offset:], size, strides, writeable=False)
 
 
-class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined]
+class _Unpickler(pickle._Unpickler):
     """Reads tensors and dictionaries, and refuses to look up anything else, so that no code in a file can run.
 
     Python's own unpickler, as the compiled one allocates what a file claims, and hashes any key: of a tuple of tuples
     that are shared that takes exponential time.
     """
 
-    dispatch: ClassVar = {
-        code: read
-        for code, read in pickle._Unpickler.dispatch.items()  # type: ignore[attr-defined]
-        if bytes([code]) not in (pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET, pickle.DICT, pickle.BYTEARRAY8)
-    }
-
     def __init__(self, file, archive: zipfile.ZipFile, root: str):
         super().__init__(file)
         self._archive, self._root = archive, root
         self._storages: dict[tuple[str, str], _Storage] = {}
-
-    def load_setitem(self):
-        value, key = self.stack.pop(), self.stack.pop()
-        self._set([key, value])
-
-    def load_setitems(self):
-        self._set(self.pop_mark())
-
-    def _set(self, items):
-        if any(type(key) not in (str, int) for key in items[::2]):
-            raise ValueError("a name is no text")
-        self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
-
-    def load_build(self):
-        self.stack.pop()  # attributes, of which none is needed
-
-    dispatch[pickle.BUILD[0]] = load_build
-    dispatch[pickle.SETITEM[0]] = load_setitem
-    dispatch[pickle.SETITEMS[0]] = load_setitems
 
     def find_class(self, module, name):
         if module == "torch" and name in _DTYPES:
@@ -242,6 +217,28 @@ class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined]
         if not 0 <= count <= len(data):
             raise ValueError("a storage is larger than its file")
         return _Storage(data[:count])
+
+
+def _set_item(reader: Any) -> None:
+    value, name = reader.stack.pop(), reader.stack.pop()
+    _set(reader, [name, value])
+
+
+def _set(reader: Any, items: list[Any]) -> None:
+    if any(type(name) not in (str, int) for name in items[::2]):
+        raise ValueError("a name is no text")
+    reader.stack[-1].update(zip(items[::2], items[1::2], strict=True))
+
+
+_INSTRUCTIONS: Any = dict(_Unpickler.dispatch)
+_Unpickler.dispatch = _INSTRUCTIONS
+for _instruction in (pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET, pickle.DICT, pickle.BYTEARRAY8):
+    del _INSTRUCTIONS[_instruction[0]]
+_INSTRUCTIONS |= {
+    pickle.SETITEM[0]: _set_item,
+    pickle.SETITEMS[0]: lambda reader: _set(reader, reader.pop_mark()),
+    pickle.BUILD[0]: lambda reader: reader.stack.pop(),  # attributes, of which none is needed
+}
 
 
 def _read_pth(path: Path) -> Weights:
