@@ -144,6 +144,7 @@ def vp_cosine(s: float = 0.008) -> SDE:
         return 2 * k * jnp.sin(k * t + b) / (alpha(t) * math.cos(b))
 
     def inverse(log_snr):  # sin and cos of k t, from those of k t + b, without a difference of near numbers
+        log_snr = jnp.asarray(log_snr, jnp.result_type(log_snr, float))
         alpha_hat, variance = jnp.sqrt(jax.nn.sigmoid(log_snr)), jax.nn.sigmoid(-log_snr)
         sine = jnp.sqrt(math.sin(b) ** 2 + variance * math.cos(b) ** 2)
         opposite = variance * (math.cos(b) ** 2 / (sine + math.sin(b)) + math.sin(b) / (1 + alpha_hat))
@@ -234,11 +235,15 @@ def flow() -> SDE:
     Returns:
       An SDE on [0, 1].
     """
+
+    def alpha(t):
+        return 1.0 - jnp.asarray(t)
+
     return SDE(
-        alpha=lambda t: 1.0 - jnp.asarray(t),
+        alpha=alpha,
         sigma=lambda t: jnp.asarray(t, jnp.result_type(t, float)),
-        drift=lambda x, t: -x / lift(1.0 - t, x),
-        diffusion=lambda t: jnp.sqrt(2.0 * t / (1.0 - t)),
+        drift=lambda x, t: -x / lift(alpha(t), x),
+        diffusion=lambda t: jnp.sqrt(2.0 * t / alpha(t)),
         t_min=1e-3,
         t_max=1.0,
         t_from_log_snr=lambda log_snr: jax.nn.sigmoid(-0.5 * log_snr),

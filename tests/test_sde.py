@@ -260,3 +260,16 @@ def test_coefficients_have_the_shape_of_t(name):
 def test_impossible_constants_are_refused(call, words):
     with pytest.raises(UserError, match=words):
         call()
+
+
+@pytest.mark.parametrize("name", SDES)
+@pytest.mark.parametrize("kind", [float, np.float64, np.float32, np.array])
+def test_functions_take_numbers_of_every_kind(name, kind):
+    """At both ends too: where g is infinite it is inf, without a division of Python's."""
+    sde = SDES[name]()
+    for t in (0.0, sde.t_min, sde.t_max):
+        for function in (sde.alpha, sde.sigma, sde.diffusion, lambda t, sde=sde: sde.drift(jnp.ones((1, 2)), t)):
+            with np.errstate(all="raise"):
+                np.testing.assert_allclose(function(kind(t)), function(jnp.float32(t)), rtol=1e-6)
+    level = kind(2)  # an integer, of `np.array`
+    np.testing.assert_allclose(sde.t_from_log_snr(level), t_from_log_snr(sde, 2.0), rtol=1e-6)

@@ -7,19 +7,20 @@ import jax.numpy as jnp
 
 from score_sde.errors import UserError
 from score_sde.randomness import noise
-from score_sde.sde import t_from_log_snr
 from score_sde.solvers.base import Memoryless, Solver
 from score_sde.solvers.exponential import (
     REACH,
     check_method,
     combine,
+    coordinate,
     data_step,
-    half_log_snr,
     lagrange_weights,
     moments,
+    offset,
     past_nodes,
     remember,
     start,
+    time_at,
 )
 
 
@@ -31,8 +32,8 @@ def dpm_solver_pp(order: int = 2, multistep: bool = True, corrected_start: bool 
 
     3M would be of order 2 if it started with a plain step of order 1. Here the first two steps are corrected by the
     trapezoidal rule in alpha / sigma as soon as the step after has made the prediction that this needs: order 3 at no
-    evaluation more. On SDEs with zero terminal SNR, where the first step is infinite in log-SNR, singlestep 3 is of
-    order 2.
+    evaluation more. With zero terminal SNR order 3 takes the coordinate log(1 + alpha / sigma) in place of lambda (see
+    `exponential`), in which it is of order 3 there too; in lambda it would be of order 2.
 
     Args:
       order: 1, 2 or 3.
@@ -54,11 +55,12 @@ def dpm_solver_pp(order: int = 2, multistep: bool = True, corrected_start: bool 
         return Solver(init=Memoryless, step=_singlestep(order), nfe_per_step=order)
 
     def step(sde, denoiser, state, t, t_next, source):
-        place, h = _interval(sde, t, t_next)
+        c = offset(sde, order)
+        place, h = _interval(sde, t, t_next, c)
         x0 = denoiser(state.x, t).x0
-        x = trapezoid(sde, state, x0, t) if order == 3 and corrected_start else state.x
+        x = trapezoid(sde, state, x0, t, c) if order == 3 and corrected_start else state.x
         weights = multistep_weights(order, h, past_nodes(state, place, h), state.steps, reach)
-        x_next = data_step(sde, x, t, t_next, combine(weights, (x0, *state.values)))
+        x_next = data_step(sde, x, t, t_next, combine(weights, (x0, *state.values)), c)
         return remember(state, x_next, x, x0, place, t)
 
     return Solver(init=start(order - 1), step=step, nfe_per_step=1)
@@ -86,33 +88,35 @@ def multistep_weights(order: int, h, past, steps, reach: float, half=None) -> li
     return weights[:order]
 
 
-def trapezoid(sde, state, x0, t):
+def trapezoid(sde, state, x0, t, c: float = 0.0):
     """x at t, after the first and the second step corrected by the prediction x0 at it: local order 3."""
-    _, h = _interval(sde, state.t_before, t)
-    again = data_step(sde, state.x_before, state.t_before, t, -jnp.expm1(-h) * 0.5 * (state.values[0] + x0))
+    _, h = _interval(sde, state.t_before, t, c)
+    mean = 0.5 * (state.values[0] + x0)
+    again = data_step(sde, state.x_before, state.t_before, t, -jnp.expm1(-h) * mean, c)
     return jnp.where((state.steps == 1) | (state.steps == 2), again, state.x)
 
 
 def _singlestep(order: int):
     def step(sde, denoiser, state, t, t_next, source):
-        place, h = _interval(sde, t, t_next)
+        c = offset(sde, order)
+        place, h = _interval(sde, t, t_next, c)
         x, psi = state.x, moments(h, 2)
         first = denoiser(x, t).x0
 
         def advance(fraction, slope_node=None, value=None):
             """To a fraction of the step, through `first` and the middle of a line to the value at a node."""
-            inner = t_from_log_snr(sde, 2 * (place + fraction * h))
+            inner = time_at(sde, place + fraction * h, c)
             slope = 0.0 if value is None else 0.5 * fraction / slope_node * (value - first)
-            return data_step(sde, x, t, inner, -jnp.expm1(-fraction * h) * (first + slope)), inner
+            return data_step(sde, x, t, inner, -jnp.expm1(-fraction * h) * (first + slope), c), inner
 
         if order == 1:
-            return Memoryless(data_step(sde, x, t, t_next, psi[0] * first))
+            return Memoryless(data_step(sde, x, t, t_next, psi[0] * first, c))
         if order == 2:
             second = denoiser(*advance(0.5)).x0  # eq. 15 with r = 1/2: first + (second - first) / (2 r)
-            return Memoryless(data_step(sde, x, t, t_next, psi[0] * second))
+            return Memoryless(data_step(sde, x, t, t_next, psi[0] * second, c))
         second = denoiser(*advance(1 / 3)).x0
         third = denoiser(*advance(2 / 3, 1 / 3, second)).x0
-        return Memoryless(data_step(sde, x, t, t_next, psi[0] * first + psi[1] * 1.5 * (third - first)))
+        return Memoryless(data_step(sde, x, t, t_next, psi[0] * first + psi[1] * 1.5 * (third - first), c))
 
     return step
 
@@ -146,7 +150,7 @@ def dpm_solver_pp_sde(order: int = 2) -> Solver:
     return Solver(init=start(order - 1), step=step, nfe_per_step=1, stochastic=True)
 
 
-def _interval(sde, t, t_next):
-    """lambda at t, and the step h in it."""
-    place = half_log_snr(sde, t)
-    return place, half_log_snr(sde, t_next) - place
+def _interval(sde, t, t_next, c: float = 0.0):
+    """The coordinate at t, and the step h in it."""
+    place = coordinate(sde, t, c)
+    return place, coordinate(sde, t_next, c) - place

@@ -6,6 +6,11 @@ With lambda = log(alpha / sigma) the flow is d(x / sigma) / d lambda = e^lambda 
     x' = (sigma' / sigma) x + alpha' * integral of h e^(h (u - 1)) x0(u) over u in [0, 1],   lambda(u) = lambda + u h
 
 with x0 replaced by a polynomial in u through known predictions: the integral becomes a weighted sum of them.
+
+With zero terminal SNR lambda starts at -inf, and the steps after the first stay long in it however fine the grid is:
+log 2, log 3/2, ..., on an even grid of `flow`, which leaves methods of order 3 with order 2. There they take the
+coordinate log(1 + alpha / sigma) instead, which is finite and smooth at alpha = 0, and tends to lambda near the data.
+The same integral then has the factor alpha' + sigma' in place of alpha'.
 """
 
 import math
@@ -16,7 +21,8 @@ import jax
 import jax.numpy as jnp
 
 from score_sde.errors import UserError
-from score_sde.sde import SDE, log_snr
+from score_sde.sde import SDE, log_snr, t_from_log_snr
+from score_sde.solvers.base import NO_SIGNAL
 
 REACH = 4.0  # how far multistep methods extrapolate by default, see `reach` there
 FLOOR = -20.0  # of lambda: below it x0 no longer depends on it (e^-20 = 2e-9), and at alpha = 0 it is -inf
@@ -33,6 +39,24 @@ def check_method(name: str, order: int, known: Sequence[int], reach: float = REA
 def half_log_snr(sde: SDE, t: jax.Array) -> jax.Array:
     """lambda(t) = log(alpha / sigma), of the shape of t; -20 where it is lower, so that alpha = 0 needs no care."""
     return jnp.maximum(0.5 * log_snr(sde, t), FLOOR)
+
+
+def offset(sde: SDE, order: int) -> float:
+    """c of the coordinate log(c + alpha / sigma): 1 for order 3 with zero terminal SNR, otherwise 0, which is lambda."""
+    if order < 3:
+        return 0.0
+    with jax.ensure_compile_time_eval():
+        return 0.0 if float(log_snr(sde, jnp.float32(sde.t_max))) > NO_SIGNAL else 1.0
+
+
+def coordinate(sde: SDE, t: jax.Array, c: float) -> jax.Array:
+    """log(c + alpha / sigma), of the shape of t."""
+    return jnp.log1p(sde.alpha(t) / sde.sigma(t)) if c else half_log_snr(sde, t)
+
+
+def time_at(sde: SDE, place: jax.Array, c: float) -> jax.Array:
+    """The inverse of `coordinate`."""
+    return t_from_log_snr(sde, 2 * (jnp.log(jnp.expm1(place)) if c else place))
 
 
 def moments(h: jax.Array, count: int) -> list[jax.Array]:
@@ -74,9 +98,9 @@ def combine(weights: Sequence, values: Sequence[jax.Array]) -> jax.Array:
     return sum(weight * value for weight, value in zip(weights, values, strict=True))
 
 
-def data_step(sde: SDE, x, t, t_next, integral) -> jax.Array:
-    """x' = (sigma' / sigma) x + alpha' integral, from t to t_next."""
-    return sde.sigma(t_next) / sde.sigma(t) * x + sde.alpha(t_next) * integral
+def data_step(sde: SDE, x, t, t_next, integral, c: float = 0.0) -> jax.Array:
+    """x' = (sigma' / sigma) x + (alpha' + c sigma') integral, from t to t_next; c is that of the coordinate."""
+    return sde.sigma(t_next) / sde.sigma(t) * x + (sde.alpha(t_next) + c * sde.sigma(t_next)) * integral
 
 
 class History(NamedTuple):

@@ -9,10 +9,11 @@ from score_sde.solvers.exponential import (
     REACH,
     check_method,
     combine,
+    coordinate,
     data_step,
-    half_log_snr,
     lagrange_weights,
     moments,
+    offset,
     past_nodes,
     remember,
     start,
@@ -27,6 +28,7 @@ def unipc(order: int = 3, variant: str = "bh2", reach: float = REACH) -> Solver:
     Each step first corrects where the one before arrived (UniC, Section 3.1), with the prediction made there, which the
     next prediction (UniP) needs anyway. Of a polynomial through as many predictions as the order both have the exact
     integral; with one earlier prediction UniP takes the middle of the line, as UniC does with none (their rho = 1/2).
+    With zero terminal SNR order 3 takes the coordinate of `dpm_solver_pp`.
 
     Args:
       order: 1, 2 or 3.
@@ -40,16 +42,17 @@ def unipc(order: int = 3, variant: str = "bh2", reach: float = REACH) -> Solver:
     half = lookup("variant", VARIANTS, variant, "--config.sampling.kwargs.variant")
 
     def step(sde, denoiser, state, t, t_next, source):
-        place = half_log_snr(sde, t)
-        h = half_log_snr(sde, t_next) - place
+        c = offset(sde, order)
+        place = coordinate(sde, t, c)
+        h = coordinate(sde, t_next, c) - place
         x0 = denoiser(state.x, t).x0
-        x = correct(sde, state, x0, t, place)
+        x = correct(sde, state, x0, t, place, c)
         weights = multistep_weights(order, h, past_nodes(state, place, h), state.steps, reach, half(h))
         values = (x0, *state.values[: order - 1])
-        x_next = data_step(sde, x, t, t_next, combine(weights, values))
+        x_next = data_step(sde, x, t, t_next, combine(weights, values), c)
         return remember(state, x_next, x, x0, place, t)
 
-    def correct(sde, state, x0, t, place):
+    def correct(sde, state, x0, t, place, c):
         """UniC: the step that led to t once more, with the prediction at its end."""
         before, *older = state.places
         h = jnp.where(state.steps >= 1, place - before, 1.0)
@@ -63,7 +66,7 @@ def unipc(order: int = 3, variant: str = "bh2", reach: float = REACH) -> Solver:
             weights = [*weights, jnp.zeros_like(h)]
             weights = [jnp.where(state.steps >= steps_needed, b, a) for a, b in zip(weights, exact, strict=True)]
         now_second = (state.values[0], x0, *state.values[1:])
-        corrected = data_step(sde, state.x_before, state.t_before, t, combine(weights, now_second))
+        corrected = data_step(sde, state.x_before, state.t_before, t, combine(weights, now_second), c)
         return jnp.where(state.steps >= 1, corrected, state.x)
 
     return Solver(init=start(order), step=step, nfe_per_step=1)

@@ -103,6 +103,15 @@ def test_a_plain_start_costs_an_order_and_the_corrected_one_does_not(make, x64):
     assert order(False) < 2.3
 
 
+@pytest.mark.parametrize("process", ["flow", "vp_cosine"])
+@pytest.mark.parametrize("name", ["dpm_solver_pp_3m", "dpm_solver_pp_3s", "unipc_3"])
+def test_order_three_holds_from_zero_terminal_snr(name, process, x64):
+    """From alpha = 0, where log-SNR is -inf."""
+    sde, steps = SDES[process](), np.array([800, 1600, 3200])
+    errors = [flow_error(DETERMINISTIC[name][0], sde, time_grid(sde, n, "quadratic")) for n in steps]
+    assert slope(steps, errors) > 2.8
+
+
 ORDERS = {
     "euler": 1,
     "heun": 2,
