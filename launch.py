@@ -24,11 +24,13 @@ from ml_collections import ConfigDict, config_flags
 
 from score_sde import hosts
 from score_sde.cache import cache_folder
-from score_sde.errors import UserError, lookup, nearest
+from score_sde.errors import UserError, cut, lookup, nearest
 from score_sde.experiment import Experiment, make_experiment
 from score_sde.models.pretrained import FREE
 from score_sde.training.interrupt import STOPPED, ending_at_ctrl_c, guard_output
-from score_sde.training.workdir import check_config
+from score_sde.training.workdir import check_config, flatten
+
+LONGEST = 255  # bytes of a file's or folder's name
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string(
@@ -155,11 +157,21 @@ def main(argv: list[str]) -> None:
         compile_here(FLAGS.topology)
     name, _, variant = config_flags.get_config_filename(FLAGS["config"]).partition(":")
     workdir = Path(FLAGS.workdir or Path("runs") / "_".join(filter(None, (Path(name).stem, variant))))
+    _check_name(workdir)
     if FLAGS.mode == "sweep":
         print(sweep(workdir))
         return
     with ending_at_ctrl_c():
         _run(run, name, workdir)
+
+
+def _check_name(workdir: Path) -> None:
+    """Refuses what no disk can name, before any work."""
+    longest = max((len(os.fsencode(part)) for part in workdir.absolute().parts), default=0)
+    if longest > LONGEST or "\0" in str(workdir):
+        raise UserError(
+            f"workdir: expected names of at most {LONGEST} bytes without zeros, got one of {longest} (set --workdir)"
+        )
 
 
 def _run(run: Callable[[Experiment, Path], str], name: str, workdir: Path) -> None:
@@ -280,6 +292,15 @@ def _config_files() -> list[str]:
     return sorted(str(path.relative_to(root)) for path in files)
 
 
+def _too_long(path: str) -> str:
+    """A sentence on a path that no disk takes, with the key of the config that it comes from."""
+    name = max(path.split("/"), key=len)
+    config = FLAGS["config"].value  # None before the flags are parsed
+    values = flatten(config.to_dict()) if config is not None else ()
+    place = next((f" (set --config.{key})" for key, value in values if name in str(value)), "")
+    return f"expected names of files of at most {LONGEST} bytes, got {cut(name)!r}{place}"
+
+
 def run() -> None:
     """Runs the program; a `UserError` is printed as one sentence and exits with 2."""
     try:
@@ -288,6 +309,9 @@ def run() -> None:
         print(f"launch.py: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            print(f"launch.py: {_too_long(str(error.filename))}", file=sys.stderr)
+            sys.exit(2)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         print(f"launch.py: the disk is full: {error}; what was saved before is whole, make room", file=sys.stderr)

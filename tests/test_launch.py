@@ -22,6 +22,11 @@ REFUSED = [
         ("--config=configs/vp_digits.py", "--config.model.pretrained=nowhere.safetensors"),
         ("no weights at nowhere.safetensors",),
     ),
+    ((f"--workdir=runs/{'é' * 150}/a",), ("workdir: expected names of at most 255 bytes", "300", "--workdir")),
+    (
+        (f"--config.model.pretrained={'a' * 300}.pth",),
+        ("expected names of files of at most 255 bytes", "(set --config.model.pretrained)"),
+    ),
     (("--mode=evalute",), ("unknown mode", "Did you mean 'evaluate'?")),
     (("--modee=train",), ("Unknown command line flag 'modee'", "Did you mean: mode")),
     (("--config.sed=1",), ("no key 'sed'", "Did you mean 'seed'?")),
