@@ -9,7 +9,7 @@ where it is exact; `benchmarks/inverse_problems.py` measures it against closed f
 | repaint | likewise, and each step is repeated so that the rest settles | both | the same, nearer the posterior |
 | dps | the residual at E[x0 | x_t], a step down its gradient | solver | no prior: a point-like posterior |
 | pigdm | N(A E[x0 | x_t], r^2 A A^T + noise^2), r^2 that of Gaussian data | denoiser | data N(m, sigma_data^2 I) |
-| ddrm | y holds of each singular direction as soon as x_t is noisier | its own solver | the same, with eta = 0 |
+| ddrm | y holds of each singular direction as soon as x_t is noisier | its own solver | the same without noise, eta = 0 |
 """
 
 from functools import partial
@@ -26,7 +26,7 @@ from score_sde.guidance import shift_score
 from score_sde.operators import Operator, gain
 from score_sde.parameterization import Denoiser, move_x0
 from score_sde.randomness import fold_each, noise, parts, sample_keys
-from score_sde.sde import SDE, marginal, sum_event
+from score_sde.sde import SDE, lift, marginal, sum_event
 from score_sde.solvers import Solution, Solver, check_memoryless, solve
 from score_sde.solvers.base import Memoryless
 
@@ -105,14 +105,17 @@ def resampled(solver: Solver, repeats: int) -> Solver:
 
 
 def dps(solver: Solver, denoiser: Denoiser, sde: SDE, problem: Problem, step_size: float = 1.0) -> Changed:
-    """After each step, down the gradient of |y - A E[x0 | x_t]| in x_t (Chung et al. 2023, as their code has it).
+    """Diffusion posterior sampling: a step down the gradient of |y - A E[x0 | x_t]| in x_t after each solver step.
 
-    Their step is of a variance-preserving x_t at 1,000 steps; of another process it is that of x_t on that scale.
-    One evaluation with its gradient more a step. It seeks where the residual vanishes, and knows nothing of the noise
-    of y: its spread is not the posterior's.
+    Chung et al. 2023, as their code has it: the step's length doesn't depend on the residual, and is that of a
+    variance-preserving x_t at 1,000 steps; for another process it is that of x_t on that scale. Residuals of small
+    images are shorter than such a step of size 1, which then jumps back and forth over y: here it is never longer than
+    Polyak's, |residual| / |gradient|^2, which of a linear denoiser reaches y. It costs one evaluation with its gradient
+    more per step. It seeks where the residual vanishes and ignores the noise of y, so that its samples are not spread
+    as the posterior is.
 
     Args:
-      step_size: positive.
+      step_size: Largest step, on the scale of a variance-preserving x_t; positive.
 
     Raises:
       UserError: the solver has a memory, which would undo the step, or step_size is not positive.
@@ -124,13 +127,17 @@ def dps(solver: Solver, denoiser: Denoiser, sde: SDE, problem: Problem, step_siz
     def misfit(x, t):
         squares = sum_event((problem.y - problem.operator.forward(denoiser(x, t).x0)) ** 2)
         positive = squares > 0
-        return jnp.sum(jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1.0)), 0.0))
+        length = jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1.0)), 0.0)
+        return jnp.sum(length), length
 
     def step(sde, denoiser, state, t, t_next, source):
-        gradient = jax.grad(misfit)(state.x, t)
-        scale = jnp.hypot(sde.alpha(t), sde.sigma(t)) * jnp.hypot(sde.alpha(t_next), sde.sigma(t_next))
+        gradient, length = jax.grad(misfit, has_aux=True)(state.x, t)
+        now, later = (jnp.hypot(sde.alpha(time), sde.sigma(time)) for time in (t, t_next))
+        squares = sum_event(gradient**2)
+        polyak = length / jnp.where(squares > 0, squares, 1.0)
+        size = jnp.minimum(step_size * now**2, polyak) * later / now
         moved = solver.step(sde, denoiser, state, t, t_next, source)
-        return moved._replace(x=moved.x - step_size * scale * gradient)
+        return moved._replace(x=moved.x - lift(size, gradient) * gradient)
 
     return solver._replace(step=step, nfe_per_step=solver.nfe_per_step + 1), denoiser
 
@@ -175,7 +182,8 @@ def ddrm(
 
     Args:
       eta: the share of new noise a step where y says nothing or less than x_t, in [0, 1]. Above 0 it narrows what is
-        drawn, the more the finer the grid: the paper takes 20 steps.
+        drawn, the more the finer the grid: the paper takes 20 steps. With measurement noise no eta gives the posterior:
+        at 0 an observed direction has no spread, since it is a function of y as soon as x_t is less noisy than y.
       eta_b: how far the mean is y's where y says more, in [0, 1].
 
     Raises:

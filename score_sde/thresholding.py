@@ -1,6 +1,8 @@
 """Keeping the predicted x0 in the data's range: denoiser -> denoiser.
 
-The x0 is moved and eps follows from it, eps = (x - alpha x0) / sigma, so that the pair still makes x_t.
+The x0 is moved and eps follows from it, eps = (x - alpha x0) / sigma, so that the pair still makes x_t. The derivative
+is that of the denoiser, as if nothing had been moved (straight-through, Bengio et al. 2013, Section 4): a clip has the
+derivative 0, with which `dps` and `pigdm` could not move a clipped x0 towards y.
 """
 
 import math
@@ -60,10 +62,13 @@ def dynamic_threshold(percentile: float = 99.5, largest: float = math.inf) -> Th
 
 
 def _moving(move: Callable[[jax.Array], jax.Array]) -> Threshold:
+    straight_through = jax.custom_jvp(move)
+    straight_through.defjvp(lambda primals, tangents: (move(*primals), *tangents))
+
     def threshold(denoiser, sde):
         def moved(x, t, denoiser):
             pair = denoiser(x, t)
-            kept = move(pair.x0)
+            kept = straight_through(pair.x0)
             return move_x0(pair, kept - pair.x0, t, sde)._replace(x0=kept)
 
         return conditioned(moved, denoiser)

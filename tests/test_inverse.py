@@ -19,8 +19,10 @@ from score_sde.inverse import (
     sdedit,
     super_resolve,
 )
+from score_sde.parameterization import Prediction
 from score_sde.sde import SDES, edm, flow, prior_sample, vp
 from score_sde.solvers import SOLVERS, ancestral, ddim, solve, time_grid
+from score_sde.thresholding import clip_x0
 from tests import linear_gaussian
 
 MEAN = np.array([0.3, -0.2])
@@ -167,6 +169,47 @@ def test_what_only_changes_the_denoiser_runs_under_multistep_solvers_too(method,
         **how,
     ).x
     assert np.abs(np.asarray(x) @ A[0] - Y[0]).mean() < 0.3
+
+
+@pytest.mark.parametrize(("noise", "mean", "std"), [(0.0, 0.8, 0.0), (0.5, 0.79, 0.0)])
+def test_ddrm_without_eta_ignores_measurement_noise(noise, mean, std):
+    """Prior N(0, 0.7^2), y = 0.8: the posterior is y without noise, N(0.53, 0.41^2) with noise 0.5, which it misses."""
+    sde, x = vp(), starts(vp(), 256, 1)
+    prior = linear_gaussian.denoiser(sde, np.zeros(1), 0.49 * np.eye(1))
+    asked = problem(256, noise, np.eye(1), np.array([0.8]))
+    grid = time_grid(sde, 1000, "quadratic")
+    drawn = restore(ddim(), sde, prior, x, grid, asked, jax.random.key(1), method="ddrm", eta=0.0, denoise=True).x
+    np.testing.assert_allclose(drawn.mean(), mean, atol=0.01)
+    np.testing.assert_allclose(drawn.std(), std, atol=0.02)  # sigma(t_min) is 0.01
+
+
+@pytest.mark.parametrize(("step_size", "steps"), [(1.0, 50), (1.0, 200), (0.1, 1000)])
+def test_dps_reaches_the_measurement(step_size, steps):
+    """8x8 images of independent pixels, half of them observed: steps of one length would leave residuals of 0.5."""
+    sde, shape = vp(), (8, 8, 1)
+    operator = operators.mask((np.arange(64) % 2).reshape(shape), shape)
+    y = operator.forward(STD * jax.random.normal(jax.random.key(2), (8, *shape)))
+
+    def prior(x, t):
+        alpha, sigma = sde.alpha(t), sde.sigma(t)
+        return Prediction(*(part * x / (alpha**2 * STD**2 + sigma**2) for part in (alpha * STD**2, sigma)))
+
+    x = prior_sample(sde, jax.random.key(0), (8, *shape))
+    given = {"method": "dps", "step_size": step_size, "denoise": True}
+    x = restore(ddim(), sde, prior, x, time_grid(sde, steps), Problem(operator, y), **given).x
+    residuals = jnp.sqrt(jnp.sum((operator.forward(x) - y) ** 2, axis=(1, 2, 3)))
+    assert float(residuals.max()) < 0.02
+
+
+@pytest.mark.parametrize("method", ["pigdm", "dps"])
+def test_observed_pixels_are_met_through_a_clip(method):
+    """Data N(-0.9, 0.3^2), of which a third lie beyond the clip at -1: as near to y = -0.9 as without it."""
+    sde = vp()
+    denoiser = linear_gaussian.denoiser(sde, -0.9 * np.ones(8), 0.09 * np.eye(8))
+    operator = operators.mask(np.arange(8) % 2, (8,))
+    asked = Problem(operator, operator.forward(jnp.full((256, 8), -0.9)))
+    x = restore(ddim(), sde, clip_x0()(denoiser, sde), starts(sde, 256, 8), grid(sde, 200), asked, method=method).x
+    assert float(jnp.abs(x[:, 1::2] + 0.9).max()) < 0.1
 
 
 def test_dps_takes_any_function():
