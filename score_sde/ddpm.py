@@ -14,6 +14,7 @@ import numpy as np
 from jax.scipy.special import log_ndtr
 
 from score_sde.errors import UserError
+from score_sde.parameterization import reverse_log_variance
 from score_sde.randomness import fold_each, noise, sample_keys
 from score_sde.sde import SDE, from_schedule, lift, sum_event
 
@@ -208,7 +209,7 @@ def vlb_term(
     mean, small = q_posterior(schedule, x0, x_n, n)
     mean_hat, _ = q_posterior(schedule, x0_hat, x_n, n)
     small, large = lift(small, x0), lift(jnp.log(schedule.betas)[n], x0)
-    log_variance = large if v is None else 0.5 * (v + 1) * large + 0.5 * (1 - v) * small
+    log_variance = large if v is None else reverse_log_variance(v, small, large)
     divergence = normal_kl(mean, small, mean_hat, log_variance)
     decoder = -discretized_normal_log_prob(x0, mean_hat, 0.5 * log_variance, levels)
     return sum_event(jnp.where(lift(n, x0) > 0, divergence, decoder))

@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from score_sde.disk import report
-from score_sde.errors import UserError
+from score_sde.errors import UserError, present
 
 JOINING, HEARTBEAT = 40, 40  # seconds: of waiting for the others at the start, and for a sign of life later
 UNREACHED = ("Gloo", "NCCL", "UNAVAILABLE", "heartbeat", "Barrier failed", "Connection closed by peer")
@@ -127,7 +127,7 @@ def together() -> Iterator[None]:
         else:
             traceback.print_exc()
         with suppress(Exception):  # all have failed alike, or the others learn from this one's end
-            distributed.global_state.client.wait_at_barrier("failed", 10_000)
+            present(distributed.global_state.client).wait_at_barrier("failed", 10_000)
         _exit()
 
 

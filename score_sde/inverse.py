@@ -9,7 +9,7 @@ where it is exact; `benchmarks/inverse_problems.py` measures it against closed f
 | repaint | likewise, and each step is repeated so that the rest settles | both | the same, nearer the posterior |
 | dps | the residual at E[x0 | x_t], a step down its gradient | solver | no prior: a point-like posterior |
 | pigdm | N(A E[x0 | x_t], r^2 A A^T + noise^2), r^2 that of Gaussian data | denoiser | data N(m, sigma_data^2 I) |
-| ddrm | y holds of each singular direction as soon as x_t is noisier | its own solver | the same without noise, eta = 0 |
+| ddrm | y holds of each singular direction as soon as x_t is noisier | its own solver | the same, noise = eta = 0 |
 """
 
 from functools import partial

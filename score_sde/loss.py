@@ -9,7 +9,7 @@ import optax
 
 from score_sde import ddpm
 from score_sde.errors import UserError, build, lookup, present
-from score_sde.parameterization import Denoiser, show, to_prediction
+from score_sde.parameterization import Denoiser, show
 from score_sde.randomness import fold_each, noise
 from score_sde.score_matching import OBJECTIVES
 from score_sde.sde import SDE, marginal
@@ -137,22 +137,20 @@ def _ddpm_losses(subject: Subject, sample_times: TimeSampler, kwargs: Mapping[st
 
 
 def _hybrid_losses(subject: Subject, sample_times: TimeSampler, kwargs: Mapping[str, Any]) -> LossFn:
-    """`ddpm.hybrid_loss` at even steps; the network's second output is the variance's place."""
+    """`ddpm.hybrid_loss` at uniform timesteps."""
     _check_keys("ddpm_hybrid", kwargs, ("vlb_weight", "levels"))
-    chain, channels = present(subject.chain), subject.event_shape[-1]
+    chain, denoiser_of = present(subject.chain), present(subject.denoiser)
 
     def losses(params, x0, draw, *, levels=None, **told):
         options = {"levels": levels} | dict(kwargs)
         n = ddpm.nearest_index(chain, sample_times(draw, subject.sde, 0.0)[0])
-        network = subject.network(params, draw.network_keys, **told)
+        denoiser = denoiser_of(params, draw.network_keys, **told)
 
-        def epsilon_and_variance(x, n):
-            t = ddpm.time_of(chain, n)
-            output = network(x, 999 * t)
-            pair = to_prediction(output[..., :channels], x, t, subject.sde, subject.prediction)
-            return pair.epsilon, output[..., channels:]
+        def epsilon_and_v(x, n):
+            pair = denoiser(x, ddpm.time_of(chain, n))
+            return pair.epsilon, pair.v
 
-        return ddpm.hybrid_loss(epsilon_and_variance, chain, x0, n, noise(draw.noise_keys, x0), **options)
+        return ddpm.hybrid_loss(epsilon_and_v, chain, x0, n, noise(draw.noise_keys, x0), **options)
 
     return losses
 

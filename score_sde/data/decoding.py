@@ -59,12 +59,12 @@ def decode(path: Path, channels: int, background: tuple[int, int, int] = (255, 2
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
     """Returns a 16-bit gray image as the nearest of 256 levels, v / 257, which Pillow would clip at 255."""
-    if image.mode == "F" or (image.mode == "I" and not 0 <= image.getextrema()[0] <= image.getextrema()[1] <= 65535):
-        raise ValueError(f"expected at most 16 bits per channel, got Pillow's mode {image.mode}")
-    if image.mode not in SIXTEEN_BITS:
+    if image.mode not in (*SIXTEEN_BITS, "F"):
         return image
-    values = np.asarray(image).astype(np.uint32)
-    gray = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    values = np.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+        raise ValueError(f"expected at most 16 bits per channel, got Pillow's mode {image.mode}")
+    gray = Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
         gray.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))

@@ -42,7 +42,7 @@ def half_log_snr(sde: SDE, t: jax.Array) -> jax.Array:
 
 
 def offset(sde: SDE, order: int) -> float:
-    """c of the coordinate log(c + alpha / sigma): 1 for order 3 with zero terminal SNR, otherwise 0, which is lambda."""
+    """Returns c of the coordinate log(c + alpha / sigma): 1 for order 3 with zero terminal SNR, otherwise 0: lambda."""
     if order < 3:
         return 0.0
     with jax.ensure_compile_time_eval():

@@ -92,7 +92,7 @@ def sole_writer(workdir: Path) -> Iterator[None]:
                 problem = f"{workdir} is in use: {holder} trains there; wait for its end, or choose another --workdir"
                 problem = problem if holder else ""
         except OSError as error:
-            problem = _unwritable(workdir, error.strerror)
+            problem = _unwritable(workdir, error.strerror or str(error))
         if hosts.any_of(bool(problem)):
             raise UserError(problem or f"{workdir} can't be used, as process 0 says")
         yield
