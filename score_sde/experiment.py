@@ -138,7 +138,6 @@ def make_experiment(config: ConfigDict, devices: list[jax.Device]) -> Experiment
         chain,
         denoiser,
         apply,
-        config.model.prediction,
         config.model.preconditioning,
         event_shape,
         config.data.sigma_data,

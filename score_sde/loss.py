@@ -31,7 +31,6 @@ class Subject(NamedTuple):
     chain: ddpm.Schedule | None  # what the SDE passes through, if it is a chain
     denoiser: Callable[..., Denoiser] | None  # (params, keys, **told) -> denoiser; None of a classifier
     network: Callable  # (params, keys, **told) -> (x, noise_level) -> all outputs
-    prediction: str
     preconditioning: str
     event_shape: tuple[int, ...]
     sigma_data: float
@@ -147,7 +146,7 @@ def _hybrid_losses(subject: Subject, sample_times: TimeSampler, kwargs: Mapping[
         denoiser = denoiser_of(params, draw.network_keys, **told)
 
         def epsilon_and_v(x, n):
-            pair = denoiser(x, ddpm.time_of(chain, n))
+            pair: Any = denoiser(x, ddpm.time_of(chain, n))  # with v, as its network has two outputs
             return pair.epsilon, pair.v
 
         return ddpm.hybrid_loss(epsilon_and_v, chain, x0, n, noise(draw.noise_keys, x0), **options)
