@@ -4,6 +4,7 @@ Each complete checkpoint gets a manifest of its files' sizes and SHA-256, DIR/ma
 byte is found. A checkpoint that can't be read is reported and moved to DIR/damaged, and the one before it is taken.
 """
 
+import ctypes
 import errno
 import hashlib
 import json
@@ -205,6 +206,7 @@ def _reader(workdir: Path) -> Iterator[Callable[[int], dict[str, Any]]]:
     handler = ocp.StandardCheckpointHandler()  # without it the manager knows no structure
     with ocp.CheckpointManager(folder, options=options, item_handlers=handler) as manager:
         yield lambda step: _restore(manager, step, _structure(manager, step))
+    _trim()
 
 
 def _structure(manager: ocp.CheckpointManager, step: int) -> Any:
@@ -284,6 +286,13 @@ def seal(folder: Path) -> None:
         for manifest in manifest_of(folder / "0").parent.glob("*.json"):
             if not (folder / manifest.stem).is_dir():
                 manifest.unlink(missing_ok=True)
+    _trim()
+
+
+def _trim() -> None:
+    """Returns freed memory to the system, of which each thread of a save or restore keeps some; glibc's alone can."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def manifest_of(path: Path) -> Path:
