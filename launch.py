@@ -44,7 +44,7 @@ flags.DEFINE_integer("num_processes", 0, "how many processes run this command; 0
 flags.DEFINE_integer("process_id", -1, "which of them this is, from 0")
 flags.DEFINE_bool("cluster", False, "join the processes that JAX finds by itself, as on TPU pods")
 flags.DEFINE_string("topology", "", "of plan: a TPU slice, v5e:4x4 (v4, v5e, v5p, v6e), or cpu:8")
-flags.DEFINE_bool("search", True, "of plan: look for the largest batch a device can take, by several compilations")
+flags.DEFINE_bool("search", False, "of plan: look for the largest batch a device can take, by several compilations")
 flags.DEFINE_bool("json", False, "of plan: the figures as JSON")
 flags.DEFINE_bool("dry_run", False, "of sweep: list the trials and what they take, and run nothing")
 flags.DEFINE_bool("report_only", False, "of sweep: write the report of what there is, also while trials run")

@@ -7,7 +7,10 @@ from the chips' published figures: nothing has run. A real step is slower than i
 import json
 import math
 import sys
-from collections.abc import Mapping
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +27,7 @@ from score_sde.training.preparation import train_step_of
 from score_sde.training.state import initial_state
 
 CLOSE = 0.9  # of the memory: near enough to its limit
+INTERVAL = 10.0  # seconds between two lines of progress
 COMPILATIONS = 6  # to look for the largest batch, at most
 
 
@@ -44,7 +48,7 @@ class Compiled(NamedTuple):
         return self.arguments + self.temporaries + self.outputs + self.program
 
 
-def plan(experiment: Experiment, topology: str, search: bool = True) -> dict[str, Any]:
+def plan(experiment: Experiment, topology: str, search: bool = False) -> dict[str, Any]:
     """Compiles the train step for a topology.
 
     Args:
@@ -90,14 +94,18 @@ def compile_step(experiment: Experiment, machine: Machine, each: int) -> Compile
     step = train_step_of(experiment, levels, layout.axis_name, layout.gather)
     state, batches = shapes_of_state(experiment), shapes_of_batches(experiment, each * len(machine.devices), levels)
     try:
-        compiled = layout.lower(step, state, batches).compile()
+        with announced(f"tracing the train step of {each} examples a device"):
+            traced = layout.lower(step, state, batches)
+        with announced(f"compiling the train step of {each} examples a device for {machine.name}"):
+            compiled = traced.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error) or "Ran out of memory" in str(error):
             return None
         raise
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
     one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), batches)
-    repeated = flops_of_repetitions(train_step_of(experiment, levels, None), state, one) / len(machine.devices)
+    with announced("counting the train step's multiplications"):
+        repeated = flops_of_repetitions(train_step_of(experiment, levels, None), state, one) / len(machine.devices)
     return Compiled(
         memory.argument_size_in_bytes,
         memory.temp_size_in_bytes,
@@ -107,6 +115,24 @@ def compile_step(experiment: Experiment, machine: Machine, each: int) -> Compile
         cost.get("bytes accessed", math.nan),
         collectives(compiled.as_text()),
     )
+
+
+@contextmanager
+def announced(stage: str, interval: float = INTERVAL) -> Iterator[None]:
+    """Prints the stage and its elapsed seconds to stderr every few seconds within the block."""
+    ended, begun = threading.Event(), time.monotonic()
+
+    def announce() -> None:
+        while not ended.wait(interval):
+            print(f"plan: {stage}, {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
+
+    thread = threading.Thread(target=announce, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def shapes_of_state(experiment: Experiment) -> Any:

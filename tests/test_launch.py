@@ -24,7 +24,7 @@ REFUSED = [
     ),
     ((f"--workdir=runs/{'é' * 150}/a",), ("workdir: expected names of at most 255 bytes", "300", "--workdir")),
     (
-        (f"--config.model.pretrained={'a' * 300}.pth",),
+        ("--config=configs/vp_digits.py", f"--config.model.pretrained={'a' * 300}.pth"),
         ("expected names of files of at most 255 bytes", "(set --config.model.pretrained)"),
     ),
     (("--mode=evalute",), ("unknown mode", "Did you mean 'evaluate'?")),

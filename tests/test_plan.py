@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -155,6 +156,28 @@ def test_the_command_prints_a_plan_and_writes_nothing(tmp_path):
         finish(start(tmp_path / "run", *POINTS, "--mode=plan", "--topology=cpu:4", "--json", devices=4))
     )
     assert figures["devices"] == 4
+
+
+def test_the_largest_batch_is_searched_only_on_request(monkeypatch):
+    chip = CHIPS["v5e"]._replace(memory=2**22)
+    monkeypatch.setattr(plan, "find", lambda topology: find(topology)._replace(chip=chip))
+    calls = []
+
+    def compile_step(experiment, machine, each):
+        calls.append(each)
+        return plan.Compiled(0.0, 2.0**18 * each, 0.0, 0.0, 1.0, 1.0, {})
+
+    monkeypatch.setattr(plan, "compile_step", compile_step)
+    figures = plan.plan(experiment_of(), "cpu:4")
+    assert calls == [4] and "largest_batch_a_device" not in figures
+    figures = plan.plan(experiment_of(), "cpu:4", search=True)
+    assert figures["largest_batch_a_device"]["fits"] == 15 and len(calls) > 2  # 16 take all of it, within 0.97
+
+
+def test_a_long_stage_is_announced_with_its_seconds(capsys):
+    with plan.announced("compiling", interval=0.01):
+        time.sleep(0.1)
+    assert "plan: compiling, 0 s\n" in capsys.readouterr().err
 
 
 def test_bounds_follow_from_the_chips_figures():
