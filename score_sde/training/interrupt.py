@@ -1,5 +1,6 @@
 """Requests to end the program: signals, and readers of its output that close their end."""
 
+import codecs
 import errno
 import os
 import signal
@@ -55,9 +56,20 @@ def end_at_once(number: int) -> NoReturn:
 
 
 def guard_output() -> None:
-    """Makes a closed pipe or terminal behind stdout or stderr end the program quietly: training saves first."""
-    sys.stdout = _Outlet(sys.stdout or os.fdopen(1, "w"))
-    sys.stderr = _Outlet(sys.stderr or os.fdopen(2, "w"))
+    """Makes a closed pipe or terminal behind stdout or stderr end the program quietly: training saves first.
+
+    Characters that a terminal has no code for are written in others, "±" as "+-".
+    """
+    sys.stdout = _Outlet(printable(sys.stdout or os.fdopen(1, "w")))
+    sys.stderr = _Outlet(printable(sys.stderr or os.fdopen(2, "w")))
+
+
+def printable(stream: Any) -> Any:
+    """Returns the stream, which from now on writes what its encoding lacks as "+-" or "?"."""
+    codecs.register_error("plain", lambda error: ("+-" if error.object[error.start] == "±" else "?", error.start + 1))
+    if hasattr(stream, "reconfigure"):
+        stream.reconfigure(errors="plain")
+    return stream
 
 
 class _Outlet:
