@@ -124,8 +124,8 @@ def default() -> ConfigDict:
                 "t_min": 0.0,  # where the flow starts; 0: the process's own. Below loss.t_min nothing was trained
                 "divergence": "hutchinson",  # or "exact", as many derivatives as there are dimensions
                 "num_probes": 1,
-                "rtol": 1e-4,
-                "atol": 1e-4,
+                "rtol": 1e-5,
+                "atol": 1e-5,
                 "method": "tsit5",
                 "max_steps": 4096,
                 "num_draws": 1,  # of the dequantization, averaged

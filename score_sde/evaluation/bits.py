@@ -116,17 +116,23 @@ def _chain_bound(experiment: Experiment, levels: int) -> Callable:
 
 
 def chain_through_vp(num_steps: int) -> ddpm.Schedule:
-    """The chain of so many steps that passes through the vp SDE; of 1,000 it is nearly Ho et al.'s."""
-    kept = np.asarray(vp().alpha(jnp.arange(num_steps + 1) / num_steps), np.float64) ** 2
-    return ddpm.Schedule(*(jnp.asarray(part, jnp.float32) for part in (1 - kept[1:] / kept[:-1], kept[1:])))
+    """The discrete chain of num_steps steps that passes through the vp SDE; for 1,000 it is nearly Ho et al.'s.
+
+    In float64, since a beta is the difference from 1 of a number very near 1.
+    """
+    with jax.enable_x64(True):
+        log_alpha = np.log(vp().alpha(jnp.arange(num_steps + 1) / num_steps))
+    return ddpm.make_schedule(-np.expm1(2 * np.diff(log_alpha)))
 
 
 def chain_epsilon(denoiser, sde: SDE, chain: ddpm.Schedule) -> Callable:
     """Returns (x_n, n) -> eps, or (eps, v), of a chain's step from a denoiser of any SDE, at the same log-SNR."""
 
+    c = ddpm.coefficients(chain)  # whose noise keeps the digits that 1 - alphas_cumprod has lost
+
     def epsilon_fn(x, n):
-        signal = jnp.sqrt(chain.alphas_cumprod[n])
-        level = jnp.log(chain.alphas_cumprod[n]) - jnp.log1p(-chain.alphas_cumprod[n])
+        signal = c.signal[n]
+        level = 2 * (jnp.log(signal) - jnp.log(c.noise[n]))
         t = jnp.clip(t_from_log_snr(sde, level), 0.0, sde.t_max)
         pair = denoiser(lift(sde.alpha(t) / signal, x) * x, t)
         return (pair.epsilon, pair.v) if isinstance(pair, VariancePrediction) else pair.epsilon

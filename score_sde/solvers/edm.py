@@ -18,9 +18,9 @@ RHO = 7.0  # of the grid on which the churn is spread evenly
 def edm_stochastic(s_churn: float = 0.0, s_min: float = 0.0, s_max: float = math.inf, s_noise: float = 1.0) -> Solver:
     """EDM's sampler (Karras et al. 2022, Algorithm 2) on any SDE, in its s = sigma / alpha; 2 NFE a step.
 
-    Each step first raises the noise level from s to s_hat = s + gamma s, then takes Heun's step down from there. With
-    s_churn = 0 it is `heun`. The paper's last step, Euler to 0, is that of every grid that ends at 0: `time_grid(...,
-    end="zero")`.
+    Each step first raises the noise level from s to s_hat = s + gamma s, then takes Heun's step down from there. s_hat is
+    at most the level of t_max, where the process ends: beyond it no network was trained. With s_churn = 0 it is `heun`.
+    The paper's last step, Euler to 0, is that of every grid that ends at 0: `time_grid(..., end="zero")`.
 
     The paper's gamma is min(s_churn / N, sqrt(2) - 1). A step here doesn't know N: in its place stands the share of
     EDM's grid (uniform in s^(1/7), from t_max to t_min) that the step covers, which is 1 / N on that grid of N steps.
@@ -56,8 +56,8 @@ def edm_stochastic(s_churn: float = 0.0, s_min: float = 0.0, s_max: float = math
         inside = (s >= s_min) & (s <= s_max) & (alpha > 0)
         gamma = jnp.where(inside, jnp.minimum(s_churn * share, math.sqrt(2) - 1), 0.0)
         s_hat = s * (1 + gamma)
-        t_hat = jnp.where(gamma > 0, t_from_log_snr(sde, -2 * jnp.log(s_hat)), t)
-        s_hat = jnp.where(gamma > 0, level(sde, t_hat), s)  # where the SDE ends below s_hat, as noisy as it gets
+        t_hat = jnp.where(gamma > 0, jnp.minimum(t_from_log_snr(sde, -2 * jnp.log(s_hat)), sde.t_max), t)
+        s_hat = jnp.where(gamma > 0, level(sde, t_hat), s)  # what is left of it below t_max
         scale = jnp.where(gamma > 0, sde.alpha(t_hat) / alpha, 1.0)
         added = s_noise * jnp.where(gamma > 0, sde.alpha(t_hat) * jnp.sqrt(jnp.maximum(s_hat**2 - s**2, 0.0)), 0.0)
         x_hat = scale * state.x + added * noise(source, state.x)

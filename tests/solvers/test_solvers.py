@@ -10,7 +10,7 @@ import pytest
 
 from score_sde.errors import UserError
 from score_sde.parameterization import Prediction
-from score_sde.sde import edm, flow, log_snr, ve, vp, vp_cosine
+from score_sde.sde import SDES, edm, flow, log_snr, ve, vp, vp_cosine
 from score_sde.solvers import (
     SOLVERS,
     SPACINGS,
@@ -373,3 +373,11 @@ def test_a_singlestep_predictor_takes_a_corrector():
     solver = predictor_corrector("dpm_solver_pp", predictor_kwargs={"multistep": False})
     result = solve(solver, sde, gaussian.denoiser(sde), jnp.ones((2, 2)), time_grid(sde, 5), jax.random.key(1)).x
     assert np.isfinite(result).all()
+
+
+@pytest.mark.parametrize("name", SDES)
+def test_churn_stays_within_the_process(name):
+    sde = SDES[name]()
+    asked = evaluation_times(edm_stochastic(s_churn=40.0), sde, time_grid(sde, 8, "karras"))
+    assert 0 < asked.min()
+    assert asked.max() <= np.float32(sde.t_max)
