@@ -86,12 +86,12 @@ def to_sde(schedule: Schedule) -> SDE:
     return sde._replace(t_from_log_snr=inverse)
 
 
-def time_of(schedule: Schedule, n: jax.Array) -> jax.Array:
+def timestep_to_time(schedule: Schedule, n: jax.Array) -> jax.Array:
     """The time of step n in `to_sde`: n / (T - 1)."""
     return n / (len(schedule.betas) - 1)
 
 
-def nearest_index(schedule: Schedule, t: jax.Array) -> jax.Array:
+def time_to_timestep(schedule: Schedule, t: jax.Array) -> jax.Array:
     """The step whose time is nearest to t in [0, 1], as int32: T indices, equally likely if t is uniform."""
     num_steps = len(schedule.betas)
     return jnp.clip(jnp.floor(t * num_steps), 0, num_steps - 1).astype(jnp.int32)

@@ -206,15 +206,15 @@ def ddrm(
         x0, epsilon = svd.vt(pair.x0), svd.vt(pair.epsilon)
         level, alpha = sde.sigma(t_next) / sde.alpha(t_next), sde.alpha(t_next)
         inverse = jnp.asarray(np.where(seen, 1 / np.where(seen, svd.singular, 1.0), 0.0), x.dtype)[None]
-        measured, spread = inverse * svd.ut(problem.y), jnp.asarray(own_noise, x.dtype)[None]
+        measured, std = inverse * svd.ut(problem.y), jnp.asarray(own_noise, x.dtype)[None]
         kept = jnp.sqrt(1 - eta**2)
         unseen = x0 + kept * level * epsilon
-        # Where x_t is the less noisy the first is chosen, and spread is positive; 1 keeps the other branch finite.
-        finer = x0 + kept * level * (measured - x0) / jnp.where(spread > level, spread, 1.0)
+        # Where x_t is the less noisy the first is chosen, and std is positive; 1 keeps the other branch finite.
+        finer = x0 + kept * level * (measured - x0) / jnp.where(std > level, std, 1.0)
         coarser = (1 - eta_b) * x0 + eta_b * measured
-        told, vaguely = jnp.asarray(seen)[None], spread > level
+        told, vaguely = jnp.asarray(seen)[None], std > level
         mean = jnp.where(told, jnp.where(vaguely, finer, coarser), unseen)
-        variance = jnp.where(told & ~vaguely, level**2 - (eta_b * spread) ** 2, (eta * level) ** 2)
+        variance = jnp.where(told & ~vaguely, level**2 - (eta_b * std) ** 2, (eta * level) ** 2)
         drawn = svd.vt(noise(source, x))
         return Memoryless(alpha * svd.v(mean + jnp.sqrt(jnp.maximum(variance, 0.0)) * drawn))
 

@@ -127,10 +127,12 @@ def _ddpm_losses(subject: Subject, sample_times: TimeSampler, kwargs: Mapping[st
     chain, denoiser_of = present(subject.chain), present(subject.denoiser)
 
     def losses(params, x0, draw, **told):
-        n = ddpm.nearest_index(chain, sample_times(draw, subject.sde, 0.0)[0])
+        n = ddpm.time_to_timestep(chain, sample_times(draw, subject.sde, 0.0)[0])
         denoiser = denoiser_of(params, draw.network_keys, **told)
         epsilon = noise(draw.noise_keys, x0)
-        return ddpm.simple_loss(lambda x, n: denoiser(x, ddpm.time_of(chain, n)).epsilon, chain, x0, n, epsilon)
+        return ddpm.simple_loss(
+            lambda x, n: denoiser(x, ddpm.timestep_to_time(chain, n)).epsilon, chain, x0, n, epsilon
+        )
 
     return losses
 
@@ -142,11 +144,11 @@ def _hybrid_losses(subject: Subject, sample_times: TimeSampler, kwargs: Mapping[
 
     def losses(params, x0, draw, *, levels=None, **told):
         options = {"levels": levels} | dict(kwargs)
-        n = ddpm.nearest_index(chain, sample_times(draw, subject.sde, 0.0)[0])
+        n = ddpm.time_to_timestep(chain, sample_times(draw, subject.sde, 0.0)[0])
         denoiser = denoiser_of(params, draw.network_keys, **told)
 
         def epsilon_and_v(x, n):
-            pair: Any = denoiser(x, ddpm.time_of(chain, n))  # with v, as its network has two outputs
+            pair: Any = denoiser(x, ddpm.timestep_to_time(chain, n))  # with v, as its network has two outputs
             return pair.epsilon, pair.v
 
         return ddpm.hybrid_loss(epsilon_and_v, chain, x0, n, noise(draw.noise_keys, x0), **options)

@@ -273,15 +273,15 @@ def check(operator: Operator, event_shape: tuple[int, ...], num_probes: int = 4)
             )
 
 
-def gain(operator: Operator, residual: jax.Array, spread: ArrayLike, noise: float) -> jax.Array:
-    """A^T (spread A A^T + noise^2)^-1 residual: what a Gaussian x0 of variance `spread` makes of a residual.
+def gain(operator: Operator, residual: jax.Array, variance: ArrayLike, noise: float) -> jax.Array:
+    """A^T (variance A A^T + noise^2)^-1 residual: what a Gaussian x0 of this variance makes of a residual.
 
-    With noise 0 and spread 1 it is the pseudo-inverse. By the SVD, or by conjugate gradients where there is none.
+    With noise 0 and variance 1 it is the pseudo-inverse. By the SVD, or by conjugate gradients where there is none.
 
     Args:
       operator: linear.
       residual: (batch, *measured).
-      spread: a number, or (batch,).
+      variance: Variance of x0; a number, or (batch,).
       noise: the standard deviation of the measurement.
 
     Returns:
@@ -296,13 +296,13 @@ def gain(operator: Operator, residual: jax.Array, spread: ArrayLike, noise: floa
         singular = jnp.asarray(operator.svd.singular, residual.dtype)
         seen = singular > 0
         found = operator.svd.ut(residual)
-        variance = lift(spread, found) * singular[None] ** 2 + noise**2
-        weight = jnp.where(seen[None], singular[None] / jnp.where(seen[None], variance, 1.0), 0.0)
+        total = lift(variance, found) * singular[None] ** 2 + noise**2
+        weight = jnp.where(seen[None], singular[None] / jnp.where(seen[None], total, 1.0), 0.0)
         return operator.svd.v(weight * found)
 
     transpose = operator.transpose
 
     def normal(u):
-        return lift(spread, u) * operator.forward(transpose(u)) + noise**2 * u
+        return lift(variance, u) * operator.forward(transpose(u)) + noise**2 * u
 
     return transpose(jax.scipy.sparse.linalg.cg(normal, residual, tol=1e-6, maxiter=200)[0])

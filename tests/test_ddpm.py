@@ -14,12 +14,12 @@ from score_sde.ddpm import (
     hybrid_loss,
     linear_schedule,
     make_schedule,
-    nearest_index,
+    time_to_timestep,
     normal_kl,
     q_posterior,
     q_sample,
     simple_loss,
-    time_of,
+    timestep_to_time,
     to_sde,
     variational_bound,
     vlb_term,
@@ -206,7 +206,7 @@ def test_the_sde_passes_through_the_chain(make):
     """alpha(n / (T-1))^2 = abar_n to float32, monotone between, and its inverse finds the steps."""
     schedule = make()
     sde, n = to_sde(schedule), np.arange(1000)
-    t = jnp.asarray(time_of(schedule, n), "float32")
+    t = jnp.asarray(timestep_to_time(schedule, n), "float32")
     with jax.enable_x64(True):
         exact = make()
         abar, variance = np.asarray(exact.alphas_cumprod), np.asarray(coefficients(exact).noise)
@@ -217,8 +217,8 @@ def test_the_sde_passes_through_the_chain(make):
     between = jnp.linspace(0, 1, 3001)
     assert (np.diff(log_snr(sde, between)) < 0).all()
     np.testing.assert_allclose(t_from_log_snr(sde, log_snr(sde, t)), t, atol=2e-6)
-    np.testing.assert_array_equal(nearest_index(schedule, t), n)
-    counts = np.bincount(nearest_index(schedule, jnp.linspace(0, 1, 100_001)), minlength=1000)
+    np.testing.assert_array_equal(time_to_timestep(schedule, t), n)
+    counts = np.bincount(time_to_timestep(schedule, jnp.linspace(0, 1, 100_001)), minlength=1000)
     assert abs(counts - 100).max() <= 2  # equally likely
 
 

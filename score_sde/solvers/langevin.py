@@ -16,6 +16,7 @@ def langevin(snr: float = 0.16, num_steps: int = 1, norms: str = "example") -> S
 
     x <- x + step score + sqrt(2 step) z,   step = 2 a (snr |z| / |score|)^2
 
+    where step is half the step size h of `energy.langevin`, and
     so that |score part| / |noise part| = snr sqrt(a). a is 1 for ve (Algorithm 4). For vp the paper's Algorithm 5 has
     a = alpha_i = 1 - beta_i of a chain, and the published code reads alpha_i from a chain of 1,000 steps, however many
     are taken. Here it is that of the grid at hand: one step of a chain keeps x_i = sqrt(alpha_i) x_(i-1) + noise, so
