@@ -26,8 +26,8 @@ def score_from_energy(energy_fn: Callable) -> Callable:
 def langevin(score_fn: Callable, x: jax.Array, key: jax.Array, step_size: float, num_steps: int) -> jax.Array:
     """Unadjusted Langevin dynamics, x <- x + (h/2) score(x) + sqrt(h) z (Song and Ermon 2019, eq. 4).
 
-    `step_size` h multiplies the score by h/2, as in Song and Ermon 2019. The step of `solvers.langevin` multiplies it by
-    1, as in Song et al. 2021, Algorithms 4 and 5: its step is h/2.
+    The score is multiplied by h/2, as in Song and Ermon 2019. The step of `solvers.langevin` is h/2 itself, as in Song
+    et al. 2021, Algorithms 4 and 5.
 
     The law it settles in is off by O(h): on N(0, s^2) its variance is s^2 / (1 - h / (4 s^2)).
 

@@ -18,8 +18,8 @@ RHO = 7.0  # of the grid on which the churn is spread evenly
 def edm_stochastic(s_churn: float = 0.0, s_min: float = 0.0, s_max: float = math.inf, s_noise: float = 1.0) -> Solver:
     """EDM's sampler (Karras et al. 2022, Algorithm 2) on any SDE, in its s = sigma / alpha; 2 NFE a step.
 
-    Each step first raises the noise level from s to s_hat = s + gamma s, then takes Heun's step down from there. s_hat is
-    at most the level of t_max, where the process ends: beyond it no network was trained. With s_churn = 0 it is `heun`.
+    Each step first raises the noise level from s to s_hat = s + gamma s, then takes Heun's step down from there. Here
+    s_hat is at most the level of t_max, beyond which no network was trained. With s_churn = 0 it is `heun`.
     The paper's last step, Euler to 0, is that of every grid that ends at 0: `time_grid(..., end="zero")`.
 
     The paper's gamma is min(s_churn / N, sqrt(2) - 1). A step here doesn't know N: in its place stands the share of
@@ -52,8 +52,8 @@ def edm_stochastic(s_churn: float = 0.0, s_min: float = 0.0, s_max: float = math
             return Memoryless(heun_step(sde, denoiser, state.x, t, t_next))
         share = (place(sde, t) - place(sde, t_next)) / (place(sde, sde.t_max) - place(sde, sde.t_min))
         s, alpha = level(sde, t), sde.alpha(t)
-        # Where alpha = 0 there is nothing but noise already.
-        inside = (s >= s_min) & (s <= s_max) & (alpha > 0)
+        # Where alpha = 0 there is nothing but noise already, and t_max is the noisiest time.
+        inside = (s >= s_min) & (s <= s_max) & (alpha > 0) & (t < sde.t_max)
         gamma = jnp.where(inside, jnp.minimum(s_churn * share, math.sqrt(2) - 1), 0.0)
         s_hat = s * (1 + gamma)
         t_hat = jnp.where(gamma > 0, jnp.minimum(t_from_log_snr(sde, -2 * jnp.log(s_hat)), sde.t_max), t)

@@ -16,7 +16,6 @@ def langevin(snr: float = 0.16, num_steps: int = 1, norms: str = "example") -> S
 
     x <- x + step score + sqrt(2 step) z,   step = 2 a (snr |z| / |score|)^2
 
-    where step is half the step size h of `energy.langevin`, and
     so that |score part| / |noise part| = snr sqrt(a). a is 1 for ve (Algorithm 4). For vp the paper's Algorithm 5 has
     a = alpha_i = 1 - beta_i of a chain, and the published code reads alpha_i from a chain of 1,000 steps, however many
     are taken. Here it is that of the grid at hand: one step of a chain keeps x_i = sqrt(alpha_i) x_(i-1) + noise, so
@@ -24,7 +23,7 @@ def langevin(snr: float = 0.16, num_steps: int = 1, norms: str = "example") -> S
     1 for ve, and tends to 1 as the grid is refined. Of N(0, s^2) in many dimensions such steps make N(0, s^2 (1 + a
     snr^2)). In d dimensions a long |z| also makes its own step long: what is stationary then has E[1 / |x|^2] = 1 /
     ((d + 2) s^2) in place of 1 / ((d - 2) s^2), wider by a factor of about (d + 2) / (d - 2). For few dimensions take
-    `annealed_langevin`.
+    `annealed_langevin`. Here step multiplies the score; the step size h of `energy.langevin` is twice that.
 
     Args:
       snr: the ratio of the two parts; positive.
