@@ -32,6 +32,7 @@ from score_sde.settings import (
     check_evaluation,
     check_likelihood,
     check_number,
+    check_seed,
     check_training,
 )
 from score_sde.tasks import Task
@@ -262,8 +263,7 @@ def _check_numbers(config: ConfigDict) -> None:
         check_number("sampling", name, config.sampling[name])
     check_number("data", "num_threads", config.data.num_threads)
     check_number("data", "num_workers", config.data.num_workers, least=0)
-    if not (isinstance(config.seed, int) and 0 <= config.seed < 2**32):  # JAX would wrap it, or overflow
-        raise UserError(f"seed: expected an integer from 0 to 2**32 - 1, got {config.seed} (set --config.seed)")
+    check_seed(config.seed, "--config.seed")
     if config.data.random_flip and config.data.image_size == 0:
         raise UserError("only images can be flipped (set --config.data.random_flip=False)")
     if config.data.sigma_data <= 0:

@@ -1,5 +1,6 @@
 """CIFAR-10 from its authors' binary archive (Krizhevsky 2009), downloaded where it is missing; no TensorFlow needed."""
 
+import fcntl
 import gzip
 import hashlib
 import io
@@ -77,17 +78,25 @@ def download(folder: Path, url: str = URL, md5: str = MD5) -> Path:
     )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _fetch(url, partial)
+        with partial.open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # of several processes on one machine, one downloads
+            if path.is_file():
+                return path
+            _fetch(url, partial)
+            if _md5(partial) == md5:
+                os.replace(partial, path)
+                return path
     except (OSError, ValueError) as error:  # urllib's errors are OSErrors
         kept = f"; {partial.stat().st_size} bytes are kept, and the same command continues" if partial.exists() else ""
         raise UserError(f"cifar10: {url} can't be downloaded to {folder}: {error}{kept}; otherwise {ways}") from error
-    with partial.open("rb") as file:
-        found = hashlib.file_digest(file, "md5").hexdigest()
-    if found != md5:
-        partial.unlink()
-        raise UserError(f"cifar10: expected an archive with MD5 {md5} at {url}, got {found}; it was removed; {ways}")
-    os.replace(partial, path)
-    return path
+    found = _md5(partial)
+    partial.unlink()
+    raise UserError(f"cifar10: expected an archive with MD5 {md5} at {url}, got {found}; it was removed; {ways}")
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
 
 
 def _fetch(url: str, partial: Path) -> None:

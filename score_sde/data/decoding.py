@@ -43,6 +43,8 @@ def decode(path: Path, channels: int, background: tuple[int, int, int] = (255, 2
     Raises:
       UserError: if the file can't be decoded; the message names it.
     """
+    if not path.is_file():  # a pipe would be waited for
+        raise UserError(f"{path} is not an image file (repair or remove it)")
     try:
         with Image.open(path) as image:
             shown = _to_eight_bits(ImageOps.exif_transpose(image))

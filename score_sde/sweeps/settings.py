@@ -6,6 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from score_sde.errors import UserError
+from score_sde.settings import check_seed
 from score_sde.sweeps.axes import Overrides
 
 MODES = ("train", "evaluate", "likelihood", "certify")  # what a trial can be made of
@@ -63,6 +64,8 @@ def check_sweep(config: ConfigDict) -> None:
         raise UserError("--mode=sweep takes a file of configs/sweeps/, whose get_config() gives a sweep(...)")
     if not config.trials or not config.seeds:
         raise UserError("a sweep needs trials and seeds, got none (set --config.seeds, or the file's trials)")
+    for seed in config.seeds:
+        check_seed(seed, "--config.seeds")
     if len(set(config.seeds)) < len(config.seeds):
         raise UserError(f"each seed is run once, got {config.seeds} (set --config.seeds)")
     if not config.modes or set(config.modes) - set(MODES):

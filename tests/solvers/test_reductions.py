@@ -67,7 +67,7 @@ def test_churn_between_levels_where_none_is_allowed_is_heun(x64):
 
 
 def test_edms_gamma_is_the_papers_on_its_grid(x64):
-    """x_hat = x + sqrt(t_hat^2 - t^2) s_noise z, t_hat = min(t (1 + s_churn / N), 80), then Heun's step (Algorithm 2)."""
+    """x_hat = x + sqrt(t_hat^2 - t^2) s_noise z, t_hat = min(t (1 + s_churn / N), 80), then Heun (Algorithm 2)."""
     sde, churn, s_noise = SDES["edm"](), 2.0, 1.007
     times = time_grid(sde, 10, "karras")
     z = jax.random.normal(jax.random.key(0), (10, 5, 1))
