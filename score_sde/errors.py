@@ -39,11 +39,11 @@ def lookup(kind: str, table: Mapping[str, Any], name: str, where: str = "") -> A
       name: the name asked for.
       where: where the user can change it ("--config.sde.name"), if it is known.
     """
-    if name in table:
+    if isinstance(name, str) and name in table:
         return table[name]
     place = f" (set {where})" if where else ""
     raise UserError(
-        f"unknown {kind} {cut(repr(name))}; known: {', '.join(sorted(table))}.{nearest(name, table)}{place}"
+        f"unknown {kind} {cut(repr(name))}; known: {', '.join(sorted(table))}.{nearest(str(name), table)}{place}"
     )
 
 
@@ -66,6 +66,9 @@ def build(
       kwargs_key: the group's key that holds the keyword arguments.
     """
     factory = lookup(kind, table, name, f"{where}.{key}" if where else "")
+    if not isinstance(kwargs, Mapping):
+        place = f" (set {where}.{kwargs_key})" if where else ""
+        raise UserError(f"{kind} {name!r}: expected keyword arguments as a dictionary, got {kwargs!r}{place}")
     # What Flax adds to every module, and what a partial has chosen.
     hidden = ("parent", "name") if isinstance(factory, type) else getattr(factory, "keywords", {})
     known = [parameter for parameter in signature(factory).parameters if parameter not in hidden]

@@ -32,6 +32,7 @@ from score_sde.settings import (
     check_evaluation,
     check_likelihood,
     check_number,
+    check_reals,
     check_seed,
     check_training,
 )
@@ -261,6 +262,11 @@ def _check_numbers(config: ConfigDict) -> None:
     check_evaluation(_plain(config.evaluation))
     for name in ("num_samples", "batch_size", "completions"):
         check_number("sampling", name, config.sampling[name])
+    check_number("sampling", "num_steps", config.sampling.num_steps, most=10**6)
+    check_number("data", "image_size", config.data.image_size, least=0, most=2**16)
+    check_number("data", "channels", config.data.channels, most=2**16)
+    for group, name in (("training", "ema_decays"), ("training", "ema_lengths"), ("sampling", "guidance_interval")):
+        check_reals(group, name, config[group][name])
     check_number("data", "num_threads", config.data.num_threads)
     check_number("data", "num_workers", config.data.num_workers, least=0)
     check_seed(config.seed, "--config.seed")

@@ -43,6 +43,9 @@ def check_evaluation(how: Mapping[str, Any]) -> None:
 def check_certify(how: Mapping[str, Any]) -> None:
     """Refuses settings that leave nothing to certify, or nothing to certify it by."""
     check_number("certify", "num_samples", how["num_samples"])
+    for name in ("nfe", "refinements"):
+        for number in how[name]:
+            check_number("certify", name, number)
     for name in how["spacings"]:
         lookup("spacing", SPACINGS, name, "--config.certify.spacings")
     enough = how["reference_steps"] >= 2 and how["nfe"] and min(how["nfe"]) >= 1 and len(set(how["refinements"])) >= 3
@@ -91,12 +94,20 @@ def check_seed(seed: Any, where: str) -> None:
         raise UserError(f"seed: expected an integer from 0 to 2**32 - 1, got {seed} (set {where})")
 
 
-def check_number(group: str, name: str, value: Any, least: int = 1) -> None:
-    """Refuses what is no integer of at least so many."""
+def check_number(group: str, name: str, value: Any, least: int = 1, most: int = 2**31 - 1) -> None:
+    """Raises UserError unless `value` is an integer from `least` to `most`."""
     if not (isinstance(value, int) and value >= least):
         raise UserError(
             f"{group}: {name} must be an integer of at least {least}, got {value} (set --config.{group}.{name})"
         )
+    if value > most:
+        raise UserError(f"{group}: {name} must be at most {most}, got {value} (set --config.{group}.{name})")
+
+
+def check_reals(group: str, name: str, values: Any) -> None:
+    """Raises UserError unless `values` are real numbers."""
+    if not all(isinstance(value, int | float) for value in values):
+        raise UserError(f"{group}: {name} must be numbers, got {values} (set --config.{group}.{name})")
 
 
 def check_divides(group: str, batch_size: int, num_devices: int, accumulate: int = 1) -> None:

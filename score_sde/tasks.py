@@ -213,9 +213,11 @@ def _read(path: Path, event_shape: Shape) -> np.ndarray:
             seen = np.load(path, allow_pickle=False)
         except Exception as error:  # a damaged file makes NumPy raise errors of many kinds
             raise UserError(f"no mask in {path}: {error} (set --config.sampling.task_kwargs.mask)") from error
-    if isinstance(seen, np.ndarray) and seen.dtype.kind in "biuf" and seen.shape in (event_shape, event_shape[:-1]):
+    numbers = isinstance(seen, np.ndarray) and seen.dtype.kind in "biuf"
+    if numbers and seen.shape in (event_shape, event_shape[:-1]) and np.isin(seen, (0, 1)).all():
         return seen
-    given = f"{seen.dtype} {seen.shape}" if isinstance(seen, np.ndarray) else "several arrays"
+    given = "several arrays" if not isinstance(seen, np.ndarray) else f"{seen.dtype} {seen.shape}"
+    given += f" from {seen.min()} to {seen.max()}" if numbers and seen.size else ""
     raise UserError(
         f"mask: expected zeros and ones of the shape {event_shape[:-1]} or {event_shape}, got {given} in {path} (set "
         "--config.sampling.task_kwargs.mask)"

@@ -66,7 +66,11 @@ def guard_output() -> None:
 
 def printable(stream: Any) -> Any:
     """Returns the stream, which from now on writes what its encoding lacks as "+-" or "?"."""
-    codecs.register_error("plain", lambda error: ("+-" if error.object[error.start] == "±" else "?", error.start + 1))
+
+    def plain(error: Any) -> tuple[str, int]:
+        return "+-" if error.object[error.start] == "±" else "?", error.start + 1
+
+    codecs.register_error("plain", plain)
     if hasattr(stream, "reconfigure"):
         stream.reconfigure(errors="plain")
     return stream
