@@ -170,7 +170,6 @@ OPTIONS = {"rtol": 1e-3, "atol": 1e-3}
 NETWORK_RUNS = {
     "adaptive": lambda sde, denoiser, x, keys: solve_adaptive(sde, denoiser, x, **OPTIONS).x,
     "adaptive_sde": lambda sde, denoiser, x, keys: solve_adaptive_sde(sde, denoiser, x, keys, rtol=0.1, atol=0.1).x,
-    "exact": lambda sde, denoiser, x, keys: log_likelihood(sde, denoiser, x, divergence="exact", **OPTIONS).log_prob,
     "hutchinson": lambda sde, denoiser, x, keys: log_likelihood(sde, denoiser, x, keys, **OPTIONS).log_prob,
     "decode_encoded": lambda sde, denoiser, x, keys: decode(
         sde, denoiser, encode(sde, denoiser, x, **OPTIONS), **OPTIONS
@@ -180,7 +179,8 @@ NETWORK_RUNS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "run"), [("conditional", name) for name in RUNS] + [(kind, "adaptive") for kind in list(GUIDED)[1:]]
+    ("kind", "run"),
+    [("conditional", name) for name in NETWORK_RUNS] + [(kind, "adaptive") for kind in list(GUIDED)[1:]],
 )
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_in_a_batch_equal_examples_alone(name, kind, run, x64):
