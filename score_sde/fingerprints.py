@@ -18,12 +18,12 @@ WHOLE = 2**30  # bytes of integers in memory that are hashed without exception
 
 
 def of_values(*values: Any) -> str:
-    """Of what JSON can hold."""
+    """Returns a hash of JSON-serializable values."""
     return _short(hashlib.sha256(json.dumps(values, sort_keys=True).encode()))
 
 
 def of_arrays(tree: Any) -> str:
-    """Of a tree of arrays: their numbers, not their names."""
+    """Returns a hash of the leaves of a pytree; names are ignored."""
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(tree):
         digest.update(np.ascontiguousarray(leaf).tobytes())
@@ -31,7 +31,7 @@ def of_arrays(tree: Any) -> str:
 
 
 def of_file(path: Path) -> str:
-    """Of what a file holds."""
+    """Returns a hash of a file's contents."""
     with path.open("rb") as file:
         return _short(hashlib.file_digest(file, "sha256"))
 

@@ -132,7 +132,7 @@ def together() -> Iterator[None]:
 
 
 def another_ended(error: BaseException) -> bool:
-    """Whether an error says that another process can't be reached any more."""
+    """Returns whether an error says that another process can't be reached any more."""
     if jax.process_count() > 1:
         seen: BaseException | None = error
         while seen is not None and not _LOST.is_set():

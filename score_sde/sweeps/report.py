@@ -84,7 +84,7 @@ def rows_of(trials: list[Trial], sweep: ConfigDict) -> list[Row]:
 
 
 def _state(trial: Trial, metrics: list[str]) -> dict[str, Any]:
-    """How far a trial is; "damaged" where it is done and what it measured can't be read."""
+    """Returns a trial's state; "damaged" if it is done and its results can't be read."""
     state = read_state(trial.folder)
     wrong = damage(trial.folder, metrics) if state["status"] == "done" else ""
     return state | {"status": "damaged", "error": wrong} if wrong else state

@@ -80,7 +80,7 @@ def adopt(trial: Trial, run: Path) -> None:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """How far a trial is: status, finished modes, seconds, attempts, error.
+    """Returns a trial's state: status, finished modes, seconds, attempts, error.
 
     The status is "new", "running", "done", "failed", "stopped", or "damaged" where the file can't be read.
     """
@@ -161,7 +161,7 @@ def _folder(workdir: Path, overrides: Overrides, seed: int, key: str) -> Path:
 
 
 def _json(path: Path) -> Any:
-    """What a file holds; None: it is missing or can't be read."""
+    """Returns the contents of a JSON file; None if it is missing or can't be read."""
     with suppress(OSError, ValueError, RecursionError):
         return json.loads(path.read_text())
     return None

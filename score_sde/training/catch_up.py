@@ -1,4 +1,4 @@
-"""What is due at a step, and what a kill between a checkpoint and the rest of its step left undone."""
+"""Work due at a step, and its completion after a kill between a checkpoint and the rest of its step."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,7 @@ from score_sde.training.state import TrainState
 
 
 def is_due(schedule: Schedule, step: int, every: int) -> bool:
-    """Whether what happens every so many steps (0: never), and after the last, happens after this one."""
+    """Returns whether work done every `every` steps (0: never), and after the last, is due after this step."""
     return every > 0 and (step % every == 0 or step >= schedule.num_steps)
 
 

@@ -59,7 +59,7 @@ def open_checkpoints(folder: Path, keep: int, every: int = 0, best: int = 0) -> 
 
 @contextmanager
 def closing(manager: ocp.CheckpointManager, seconds: float = 60.0) -> Iterator[None]:
-    """Ends the saves at the end of the block, also where it fails; then within so many seconds."""
+    """Finishes pending saves at the end of the block; if the block fails, within `seconds`."""
     try:
         with on_disk(manager):
             yield

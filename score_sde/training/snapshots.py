@@ -29,7 +29,7 @@ def save(workdir: Path, step: int, averages: dict[str, Any], lengths: tuple[floa
 
 
 def are_whole(workdir: Path, step: int, lengths: tuple[float, ...]) -> bool:
-    """Whether all averages of a step are stored and undamaged."""
+    """Returns whether all EMA snapshots of a step are stored and undamaged."""
     try:
         for path in _paths(workdir, step, lengths):
             _read(path)
