@@ -2,8 +2,8 @@
 
     python launch.py --config=configs/adm_imagenet64.py --config.data.path=DIR
 
-DIR holds `train/` and `test/`, each with a folder of images a class (`image_folder`). The cosine chain, and a learned
-variance trained by the hybrid loss (Nichol and Dhariwal 2021).
+DIR holds `train/` and `test/`, each with a folder of images per class (`image_folder`). The cosine chain, and a variance
+learned by the hybrid loss, with which ancestral sampling takes its 250 steps (Nichol and Dhariwal 2021, Section 4).
 """
 
 from configs.common_imagenet64 import imagenet64
@@ -17,7 +17,6 @@ def get_config():
     config.optimizer.warmup_steps = 0
     config.training.batch_size = 2048
     config.training.num_steps = 540_000
-    config.sampling.solver = "ddim"
-    config.sampling.kwargs = {"eta": 1.0}
+    config.sampling.solver, config.sampling.kwargs = "ancestral", {}
     config.sampling.num_steps = 250
     return config

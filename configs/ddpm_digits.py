@@ -2,9 +2,10 @@
 
 python launch.py --config=configs/ddpm_digits.py
 
-The network knows no time between two steps: a grid is moved to steps of the chain, and a solver that asks between
-them is refused, unless `--config.sampling.off_grid=True`. With a learned variance (Nichol and Dhariwal 2021):
-`--config.loss.objective=ddpm_hybrid --config.model.kwargs.outputs=2`.
+The network knows no time between two steps: a grid is moved to steps of the chain, and a solver that evaluates it
+between them is refused, unless `--config.sampling.off_grid=True`. With a learned variance, which ancestral sampling and
+the discrete bound then use (Nichol and Dhariwal 2021): `--config.loss.objective=ddpm_hybrid
+--config.model.kwargs.outputs=2`.
 """
 
 from configs import common
@@ -14,6 +15,6 @@ def get_config():
     config = common.digits()
     config.sde.name = "ddpm_linear"
     config.loss.objective = "ddpm"
-    config.sampling.kwargs = {"eta": 1.0}
+    config.sampling.solver, config.sampling.kwargs = "ancestral", {}
     config.sampling.num_steps = 200
     return config

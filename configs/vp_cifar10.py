@@ -1,8 +1,9 @@
 """VP SDE on CIFAR-10: FID 2.55 with DDPM++, 2.41 with the deep one (Song et al. 2021, Table 3); not run here.
 
-    python launch.py --config=configs/vp_cifar10.py[:ddpm|ddpmpp|ddpmpp_deep|ncsnpp|ncsnpp_deep] --config.data.path=DIR
+    python launch.py --config=configs/vp_cifar10.py[:ddpm|ddpmpp|ddpmpp_deep|ncsnpp|ncsnpp_deep]
 
-DIR holds `cifar10/`, prepared once by `tfds build cifar10 --file_format=array_record --data_dir=DIR`.
+CIFAR-10 is downloaded into ~/tensorflow_datasets, or read from --config.data.path=DIR, where DIR holds `cifar10/` of
+TensorFlow Datasets (as array_record) or `cifar-10-binary.tar.gz`.
 """
 
 from configs.common_cifar10 import cifar10
