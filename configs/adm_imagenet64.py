@@ -2,8 +2,8 @@
 
     python launch.py --config=configs/adm_imagenet64.py --config.data.path=DIR
 
-DIR holds `train/` and `test/`, each with a folder of images per class (`image_folder`). The cosine chain, and a variance
-learned by the hybrid loss, with which ancestral sampling takes its 250 steps (Nichol and Dhariwal 2021, Section 4).
+DIR holds `train/` and `test/`, each with a folder of images per class (`image_folder`). The cosine chain; ancestral
+sampling takes its 250 steps with a variance learned by the hybrid loss (Nichol and Dhariwal 2021, Section 4).
 """
 
 from configs.common_imagenet64 import imagenet64

@@ -99,7 +99,7 @@ def load_guide(
             learned_variance=getattr(model, "outputs", 1) == 2,
         )
 
-    return Guide(found.params, num_classes, None, denoiser, target.objective)
+    return Guide(found.params, num_classes, None, denoiser, found.objective)
 
 
 def _exported(path: str) -> str:

@@ -225,8 +225,8 @@ def _adopt(config: ConfigDict) -> tuple[ConfigDict, Any]:
     adopted.model.prediction, adopted.model.preconditioning = found.target.prediction, found.target.preconditioning
     if found.target.sigma_data is not None:
         adopted.data.sigma_data = found.target.sigma_data
-    if found.target.objective in CHAIN_OBJECTIVES:  # the network knows a chain's steps only
-        adopted.loss.objective = found.target.objective
+    if found.objective in CHAIN_OBJECTIVES:  # the network knows a chain's steps only
+        adopted.loss.objective = found.objective
     return adopted, found.params
 
 

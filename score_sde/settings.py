@@ -91,7 +91,7 @@ def check_augment(probability: float, augment_dim: int, event_shape: tuple[int, 
 def check_seed(seed: Any, where: str) -> None:
     """Raises UserError unless a seed is an integer that JAX takes without wrapping it."""
     if not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise UserError(f"seed: expected an integer from 0 to 2**32 - 1, got {seed} (set {where})")
+        raise UserError(f"the seed must be 0 or more and below 2**32, got {seed} (set {where})")
 
 
 def check_number(group: str, name: str, value: Any, least: int = 1, most: int = 2**31 - 1) -> None:

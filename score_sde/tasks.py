@@ -213,12 +213,11 @@ def _read(path: Path, event_shape: Shape) -> np.ndarray:
             seen = np.load(path, allow_pickle=False)
         except Exception as error:  # a damaged file makes NumPy raise errors of many kinds
             raise UserError(f"no mask in {path}: {error} (set --config.sampling.task_kwargs.mask)") from error
-    numbers = isinstance(seen, np.ndarray) and seen.dtype.kind in "biuf"
-    if numbers and seen.shape in (event_shape, event_shape[:-1]) and np.isin(seen, (0, 1)).all():
-        return seen
-    given = "several arrays" if not isinstance(seen, np.ndarray) else f"{seen.dtype} {seen.shape}"
-    given += f" from {seen.min()} to {seen.max()}" if numbers and seen.size else ""
-    raise UserError(
-        f"mask: expected zeros and ones of the shape {event_shape[:-1]} or {event_shape}, got {given} in {path} (set "
-        "--config.sampling.task_kwargs.mask)"
-    )
+    where = f"in {path} (set --config.sampling.task_kwargs.mask)"
+    if not isinstance(seen, np.ndarray) or seen.dtype.kind not in "biuf":
+        raise UserError(f"mask: expected an array of zeros and ones, got {getattr(seen, 'dtype', 'several')} {where}")
+    if seen.shape not in (event_shape, event_shape[:-1]):
+        raise UserError(f"mask: its shape is {seen.shape}, the data's {event_shape}, {where}")
+    if not np.isin(seen, (0, 1)).all():
+        raise UserError(f"mask: expected zeros and ones, got numbers from {seen.min()} to {seen.max()} {where}")
+    return seen

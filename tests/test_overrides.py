@@ -41,5 +41,5 @@ def test_generated_overrides_build_or_raise_one_sentence():
 def test_seeds_that_would_wrap_raise(seed):
     config = small()
     config.seed = seed
-    with pytest.raises(UserError, match="expected an integer from 0 to 2"):
+    with pytest.raises(UserError, match="0 or more and below 2"):
         make_experiment(config, jax.devices()[:1])

@@ -24,14 +24,11 @@ def positional_embedding(
       cosine_first: the order of the two halves.
 
     Raises:
-      UserError: if there are fewer than four features, or two without `endpoint`.
+      ValueError: if there are fewer than four features, or two without `endpoint`.
     """
     half = features // 2
     if half <= endpoint:
-        raise UserError(
-            f"positional embedding: expected at least {4 if endpoint else 2} features, got {features} (set "
-            "--config.model.kwargs.channels)"
-        )
+        raise ValueError(f"positional embedding: expected at least {4 if endpoint else 2} channels, got {features}")
     frequencies = jnp.exp(-math.log(10_000.0) / (half - endpoint) * jnp.arange(half))
     angles = noise_level[:, None] * frequencies[None, :]
     parts = [jnp.sin(angles), jnp.cos(angles)]

@@ -80,6 +80,7 @@ class Adopted(NamedTuple):
     params: dict[str, Any]
     event_shape: tuple[int, ...]  # of one example
     target: Target
+    objective: str = ""  # the training objective, where the weights record it
 
 
 def adopt(path: str, family: str = "", options: Mapping[str, Any] | None = None) -> Adopted:
@@ -100,7 +101,7 @@ def adopt(path: str, family: str = "", options: Mapping[str, Any] | None = None)
     name, kwargs = chosen.model(config)
     kwargs = dict(kwargs) | aim.model_kwargs | dict(options or {})
     shape = _event_shape(chosen, config, found.arrays)
-    return Adopted(name, kwargs, variables["params"], shape, aim)
+    return Adopted(name, kwargs, variables["params"], shape, aim, str(config.get("objective", "")))
 
 
 def target(family: str, config: Mapping[str, Any]) -> Target:

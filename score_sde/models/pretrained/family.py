@@ -16,7 +16,6 @@ class Target(NamedTuple):
     preconditioning: str
     model_kwargs: dict[str, Any]  # that the preconditioning makes necessary
     sigma_data: float | None = None  # of the preconditioning; None: it has none
-    objective: str = ""  # the training objective, where the weights record it
 
 
 class Family(NamedTuple):

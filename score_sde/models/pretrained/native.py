@@ -11,13 +11,7 @@ def target(config: Mapping[str, Any]) -> Target:
     """Returns what the run was trained for."""
     model, sde = config["model"], config["sde"]
     return Target(
-        sde["name"],
-        sde["kwargs"],
-        model["prediction"],
-        model["preconditioning"],
-        {},
-        config.get("sigma_data"),
-        config.get("objective", ""),
+        sde["name"], sde["kwargs"], model["prediction"], model["preconditioning"], {}, config.get("sigma_data")
     )
 
 
