@@ -74,7 +74,7 @@ def solve_adaptive_sde(
         error = jnp.sqrt(jnp.mean(((euler - improved) / scale) ** 2, axis=tuple(range(1, x.ndim))))
         accepted = active & (error <= 1.0)
         factor = SAFETY * jnp.maximum(error, 1e-6) ** -EXPONENT
-        longer = (t - t_next) * jnp.clip(jnp.nan_to_num(factor), *FACTORS)
+        longer = _rounded((t - t_next) * jnp.clip(jnp.nan_to_num(factor), *FACTORS))
         kept = lift(accepted, x)
         return (
             jnp.where(kept, improved, x),
@@ -96,6 +96,12 @@ def solve_adaptive_sde(
     if not isinstance(result, jax.core.Tracer):
         check_arrived(solution, max_steps)
     return solution
+
+
+def _rounded(h: jax.Array) -> jax.Array:
+    """Rounds steps to four bits: rounding errors, which depend on the batch, then don't move a rough path's times."""
+    mantissa, exponent = jnp.frexp(h)
+    return jnp.ldexp(jnp.round(16 * mantissa) / 16, exponent)
 
 
 def _brownian(t0: float, t1: float, x: jax.Array):
