@@ -29,7 +29,7 @@ def test_a_device_of_a_larger_slice_does_the_same(slices):
 
 
 def test_a_batch_that_does_not_fit_is_found():
-    figures = plan(experiment_of(4 * 2**16), "v5e:2x2")
+    figures = plan(experiment_of(4 * 2**16), "v5e:2x2", search=True)
     largest = figures["largest_batch_a_device"]
     assert largest["fits"] >= 2**16
     assert largest["too_large"] is None or largest["too_large"] > largest["fits"]
