@@ -22,11 +22,11 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from score_sde import hosts
-from score_sde.cache import cache_folder
 from score_sde.errors import UserError, cut, lookup, nearest
 from score_sde.experiment import Experiment, make_experiment
 from score_sde.models.pretrained import FREE
+from score_sde.runtime import distributed
+from score_sde.runtime.cache import cache_folder
 from score_sde.training.interrupt import STOPPED, ending_at_ctrl_c, guard_output
 from score_sde.training.workdir import check_config, flatten
 
@@ -55,7 +55,7 @@ config_flags.DEFINE_config_file("config", None, "a file in configs/; --config.<g
 def train(experiment: Experiment, workdir: Path) -> str:
     from score_sde.training.loop import train
 
-    return train(experiment, workdir, hosts.devices())
+    return train(experiment, workdir, distributed.devices())
 
 
 def check_draws(experiment: Experiment, mode: str) -> None:
@@ -69,7 +69,7 @@ def check_draws(experiment: Experiment, mode: str) -> None:
 
 def sample(experiment: Experiment, workdir: Path) -> str:
     from score_sde.evaluation.pictures import draw_denoising, draw_samples
-    from score_sde.training.trained import trained
+    from score_sde.training.load import trained
 
     params, step = trained(experiment, workdir)
     path = draw_samples(experiment, params, step, workdir)
@@ -85,25 +85,25 @@ def evaluate(experiment: Experiment, workdir: Path) -> str:
 
 
 def likelihood(experiment: Experiment, workdir: Path) -> str:
-    from score_sde.evaluation.bits import likelihood
+    from score_sde.evaluation.likelihood import likelihood
 
     return f"{likelihood(experiment, workdir)}\nwritten to {workdir / 'evaluation.json'}"
 
 
 def certify(experiment: Experiment, workdir: Path) -> str:
-    from score_sde.evaluation.certify import certify
+    from score_sde.evaluation.solver_benchmark import certify
 
     return certify(experiment, workdir)
 
 
 def export(experiment: Experiment, workdir: Path) -> str:
-    from score_sde.training.trained import export
+    from score_sde.training.load import export
 
     return f"the moving average is in {export(experiment, workdir)}: --config.model.pretrained takes it"
 
 
 def plan(experiment: Experiment, workdir: Path) -> str:
-    from score_sde.plan import as_json, plan, text
+    from score_sde.planning.plan import as_json, plan, text
 
     del workdir  # nothing is written
     figures = plan(experiment, FLAGS.topology, FLAGS.search)
@@ -178,16 +178,16 @@ def _run(run: Callable[[Experiment, Path], str], name: str, workdir: Path) -> No
     """Runs a mode on the experiment of --config and prints its answer."""
     if "trials" in FLAGS.config:
         raise UserError(f"{name} is a sweep: give --mode=sweep with it")
-    hosts.start(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id, FLAGS.cluster)
+    distributed.initialize(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id, FLAGS.cluster)
     experiment = make_experiment(FLAGS.config, jax.local_devices())
     check_draws(experiment, FLAGS.mode)
     if FLAGS.mode != "plan":  # which neither reads the folder nor writes to it
         check_config(workdir, experiment.config)
     if workdir.is_dir() and not os.access(workdir, os.W_OK):
         raise UserError(f"cannot write to {workdir} (set --workdir to a folder you may write)")
-    with hosts.together():
+    with distributed.abort_together():
         said = run(experiment, workdir)
-    if hosts.first():
+    if distributed.is_main_process():
         print(said)
 
 

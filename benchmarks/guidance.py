@@ -26,7 +26,7 @@ from configs.vp_digits_conditional import get_config
 from score_sde.data import images_of, to_levels, to_unit_range
 from score_sde.experiment import make_experiment
 from score_sde.sampling import draw_whole
-from score_sde.training.trained import trained
+from score_sde.training.load import trained
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", "runs/vp_digits_conditional", "the run")

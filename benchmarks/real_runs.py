@@ -14,7 +14,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.report import show
-from score_sde.evaluation.figures import read_figures
+from score_sde.evaluation.results import read_figures
 
 
 def row(folder: Path) -> dict[str, Any]:

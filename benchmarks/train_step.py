@@ -27,8 +27,8 @@ from absl import app, flags
 
 from benchmarks.report import ARCHITECTURES, MODELS, interleaved, load_config, matmul_rate, median, show
 from score_sde.experiment import make_experiment
-from score_sde.flops import flops_of_repetitions
-from score_sde.training.preparation import train_step_of
+from score_sde.planning.flops import flops_of_repetitions
+from score_sde.training.setup import train_step_of
 from score_sde.training.state import initial_state
 from score_sde.training.step import scan_steps
 

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from score_sde import hosts
 from score_sde.errors import UserError
 from score_sde.parameterization import Denoiser, Prediction
 from score_sde.randomness import sample_keys
+from score_sde.runtime import distributed
 from score_sde.sde import SDE, prior_sample
 from score_sde.solvers import Solution, Solver, check_finite, most_evaluations, solve
 
@@ -134,19 +134,21 @@ def make_sampler(
         return solution._replace(nfe=nfe)
 
     beside = functools.cache(beside)
-    beside_on_devices = functools.cache(lambda: hosts.replicate(beside(), devices))
+    beside_on_devices = functools.cache(lambda: distributed.replicate(beside(), devices))
     compiled = jax.pmap(draw_on_one, devices=devices)
 
     def draw(params, num_samples, skip=0):
-        params = hosts.replicate(params, devices)
+        params = distributed.replicate(params, devices)
         for first in range(skip, num_samples, batch_size):
             # The last batch is drawn whole and cut, so that nothing is compiled for its size.
-            indices = np.arange(first, first + batch_size)[hosts.my_rows(batch_size)].reshape(len(devices), -1)
+            indices = np.arange(first, first + batch_size)[distributed.local_slice(batch_size)].reshape(
+                len(devices), -1
+            )
             solution = compiled(params, beside_on_devices(), indices)
             mine = {"x": solution.x} | ({} if solution.nfe is None else {"nfe": solution.nfe})
             mine = {name: np.asarray(part).reshape(-1, *part.shape[2:]) for name, part in mine.items()}
             mine["broken_at"] = np.asarray(solution.broken_at).reshape(-1)
-            drawn = {name: part[: num_samples - first] for name, part in hosts.all_rows(mine).items()}
+            drawn = {name: part[: num_samples - first] for name, part in distributed.all_gather(mine).items()}
             check_finite(solution._replace(broken_at=drawn["broken_at"]))  # on all hosts alike
             yield Drawn(drawn["x"], drawn.get("nfe"))
 

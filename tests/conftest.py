@@ -2,7 +2,7 @@
 
 import os
 
-from tests.command import CHEAP, ROOT
+from tests.cli import CHEAP, ROOT
 
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 {CHEAP}"
 os.environ["JAX_PLATFORMS"] = "cpu"

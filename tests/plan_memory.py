@@ -12,10 +12,10 @@ import jax
 import numpy as np
 
 from configs import toy2d
-from score_sde import plan
 from score_sde.experiment import make_experiment
+from score_sde.planning import plan
 from score_sde.training.devices import make_layout
-from score_sde.training.preparation import train_step_of
+from score_sde.training.setup import train_step_of
 from score_sde.training.state import initial_state
 
 NUMBER, EACH = 8, 8192

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import launch
-from tests.command import POINTS, ROOT, TINY, environment, finish, start
+from tests.cli import POINTS, ROOT, TINY, environment, finish, start
 from tests.tiny_cifar10 import write_cifar10
 
 # Refused flags, and words of the answer. One process imports everything once and forks for each.

@@ -7,14 +7,14 @@ import pytest
 
 from configs import ddpm_digits
 from score_sde import ddpm
-from score_sde.evaluation.bits import _chain_bound, chain_epsilon
+from score_sde.evaluation.likelihood import _chain_bound, chain_epsilon
 from score_sde.experiment import make_experiment
 from score_sde.guidance import classifier_free, classifier_guided
 from score_sde.parameterization import Prediction, VariancePrediction, make_denoiser
 from score_sde.sde import edm, flow, lift, vp
 from score_sde.solvers import SOLVERS, ancestral, solve
 from score_sde.thresholding import clip_x0
-from score_sde.training.trained import write_weights
+from score_sde.training.load import write_weights
 
 STD = 0.5  # of the data, N(0, STD^2)
 

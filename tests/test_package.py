@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import ROOT, environment
+from tests.cli import ROOT, environment
 
 README = (ROOT / "README.md").read_text()
 (EXAMPLE,) = re.findall(r"In Python, without any config.*?```python\n(.*?)```", README, re.DOTALL)

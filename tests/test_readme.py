@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import launch
-from tests.command import ROOT, environment, parse
+from tests.cli import ROOT, environment, parse
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from score_sde.cache import cache_folder
 from score_sde.data.decoding import MODES, decode, parse_color
 from score_sde.data.examples import Arrays, Source
 from score_sde.errors import UserError
+from score_sde.runtime.cache import cache_folder
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 NAMES = {"train": ("train",), "test": ("test", "validation", "val")}  # of subfolders

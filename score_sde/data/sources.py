@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from score_sde.cache import cache_folder
 from score_sde.data import cifar10, toys
 from score_sde.data.examples import Arrays, Changed, Source, crop, pad, without_label
 from score_sde.data.folders import image_folder, npz
 from score_sde.data.idx import idx
 from score_sde.errors import UserError, build, lookup
+from score_sde.runtime.cache import cache_folder
 
 SPLITS = ("train", "test")
 

@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from score_sde import hosts
 from score_sde.data import images_of, to_unit_range
-from score_sde.disk import replacing
 from score_sde.errors import present
 from score_sde.experiment import Experiment
 from score_sde.randomness import noise
+from score_sde.runtime import distributed
+from score_sde.runtime.disk import replacing
 from score_sde.sde import log_snr, marginal
 
 NUM_LEVELS = 11
@@ -69,7 +69,7 @@ def draw_accuracy(experiment: Experiment, params: Any, path: Path) -> None:
     from matplotlib.figure import Figure
 
     rows = accuracy(experiment, params)
-    if not hosts.first():
+    if not distributed.is_main_process():
         return
     figure = Figure(figsize=(6, 4), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)

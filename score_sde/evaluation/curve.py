@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from score_sde.disk import replacing
+from score_sde.runtime.disk import replacing
 
 
 def save_curve(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -9,25 +9,24 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from score_sde import hosts
 from score_sde.data import images_of, to_levels, to_unit_range
 from score_sde.errors import UserError, present
-from score_sde.evaluation import fingerprints
 from score_sde.evaluation.accuracy import accuracy
 from score_sde.evaluation.comparison import check_number, classified, compare, compare_points
 from score_sde.evaluation.curve import save_curve
-from score_sde.evaluation.draws import FOLDER, draw
 from score_sde.evaluation.extractors import EXTRACTORS, LIBRARIES, Extractor, choose
 from score_sde.evaluation.features import Features, Split, make_extract, of_real, split_of
-from score_sde.evaluation.figures import check_figures, read_figures, write_figures
-from score_sde.evaluation.grids import save_grid
 from score_sde.evaluation.health import health
+from score_sde.evaluation.image_grid import save_grid
+from score_sde.evaluation.inverse_problems import draw_restorations, figures_of
 from score_sde.evaluation.manifolds import nearest
 from score_sde.evaluation.pictures import picture_path
 from score_sde.evaluation.provenance import provenance, subjects
-from score_sde.evaluation.restorations import draw_restorations, figures_of
+from score_sde.evaluation.results import check_comparable, check_figures, read_figures, write_figures
+from score_sde.evaluation.samples import FOLDER, draw
 from score_sde.experiment import Experiment
-from score_sde.training.trained import Chosen, trained
+from score_sde.runtime import distributed
+from score_sde.training.load import Chosen, trained
 
 NEAREST = 5  # training images beside a sample
 
@@ -74,10 +73,10 @@ def evaluate(experiment: Experiment, workdir: Path) -> str:
     figures = rows[-1]
     if len(rows) > 1:
         figures = figures | {"curve": rows}
-        if hosts.first():
+        if distributed.is_main_process():
             save_curve(workdir / "evaluation_curve.png", rows)
     write_figures(workdir, figures)
-    if hosts.first():
+    if distributed.is_main_process():
         shutil.rmtree(workdir / FOLDER)  # the samples; their figures are whole now
     return json.dumps(figures, indent=2)
 
@@ -127,7 +126,7 @@ def _images(experiment: Experiment, workdir: Path) -> Callable[[list[np.ndarray]
                 figures |= classified(drawn[0], measure.held_out, labels, measure.extractor.fingerprint)
         if theirs is not None:
             figures["against"] = {"whose": how["against"]} | _differences(figures, theirs)
-        if how["neighbours"] and hosts.first():
+        if how["neighbours"] and distributed.is_main_process():
             seen, _ = images_of(train.source, min(train.number, how["neighbours_among"]))
             path = picture_path(experiment, workdir, step, "_neighbours")
             save_neighbours(path, draws[0][: how["neighbours"]], seen, present(train.source.levels))
@@ -161,7 +160,7 @@ def _against(how: dict[str, Any], hashes: dict[str, Any]) -> dict[str, Any]:
     ours = hashes | {"num_samples": how["num_samples"]}
     if not theirs.get("features"):
         raise UserError(f"{how['against']} has no figures of samples in features (set --config.evaluation.against)")
-    fingerprints.check_same(ours, theirs, how["against"])
+    check_comparable(ours, theirs, how["against"])
     return theirs
 
 

@@ -6,14 +6,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from score_sde import hosts
-from score_sde.cache import cache_folder
 from score_sde.data import Source
-from score_sde.disk import read_arrays, write_arrays
+from score_sde.data.hashing import hash_split
 from score_sde.errors import present
-from score_sde.evaluation import fingerprints
 from score_sde.evaluation.extractors import Extractor
 from score_sde.evaluation.moments import Moments, merge, moments_of
+from score_sde.runtime import distributed
+from score_sde.runtime.cache import cache_folder
+from score_sde.runtime.disk import read_arrays, write_arrays
+from score_sde.runtime.hashing import hash_json
 from score_sde.training.metrics import progress_bar
 
 ROWS = 64  # images a device at a time, always: what an image's features are depends neither on batches nor on devices
@@ -41,7 +42,7 @@ class Split(NamedTuple):
 def split_of(source: Source, data: dict[str, Any], name: str, limit: int) -> Split:
     """The first images of a split, at most `limit`."""
     number = min(limit, len(source.examples))
-    return Split(source, number, name, fingerprints.of_split(source, data, name, number))
+    return Split(source, number, name, hash_split(source, data, name, number))
 
 
 def make_extract(extractor: Extractor) -> Callable[..., Features]:
@@ -63,10 +64,10 @@ def make_extract(extractor: Extractor) -> Callable[..., Features]:
         with progress_bar(number, 0, "image", name) as bar:
             for first in range(0, number, whole):
                 places = np.minimum(np.arange(first, first + whole), number - 1)  # the last batch is filled up
-                prepared = extractor.prepare(rows(places[hosts.my_rows(whole)]))
+                prepared = extractor.prepare(rows(places[distributed.local_slice(whole)]))
                 found = compiled(params, prepared.reshape(len(devices), ROWS, *prepared.shape[1:]))
                 mine = [np.asarray(part).reshape(ROWS * len(devices), part.shape[-1]) for part in found]
-                vectors, logits = (part[: number - first] for part in hosts.all_rows(mine))
+                vectors, logits = (part[: number - first] for part in distributed.all_gather(mine))
                 if first < kept:
                     parts.append((vectors, logits))
                 waiting.append(vectors)
@@ -84,7 +85,7 @@ def make_extract(extractor: Extractor) -> Callable[..., Features]:
 
 def of_real(extract: Callable[..., Features], extractor: Extractor, split: Split) -> Features:
     """A split's features; kept on disk, in `cache_folder()`, under a hash of the split and the extractor."""
-    key = fingerprints.of_values(split.fingerprint, extractor.fingerprint, KEPT, Moments._fields)
+    key = hash_json(split.fingerprint, extractor.fingerprint, KEPT, Moments._fields)
     path = cache_folder() / "statistics" / f"{key}.npz"
     stored = read_arrays(path)
     if stored is not None:
@@ -92,7 +93,7 @@ def of_real(extract: Callable[..., Features], extractor: Extractor, split: Split
         return Features(stored["vectors"], stored["logits"], moments)
     examples = split.source.examples
     found = extract(lambda places: np.stack([examples[i]["image"] for i in places]), split.number, KEPT, split.name)
-    if hosts.first():
+    if distributed.is_main_process():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_arrays(path, {"vectors": found.vectors, "logits": found.logits, **found.moments._asdict()})
     return found

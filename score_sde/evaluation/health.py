@@ -8,16 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from score_sde import hosts
 from score_sde.data import images_of, to_unit_range
-from score_sde.disk import replacing
 from score_sde.errors import UserError, present
 from score_sde.evaluation.diagnostics import curl, fokker_planck, make_empirical, per_dimension, stein
-from score_sde.evaluation.figures import mean_of
+from score_sde.evaluation.results import mean_of
 from score_sde.experiment import Experiment
 from score_sde.likelihood import centred_range, dequantize
 from score_sde.parameterization import Denoiser
 from score_sde.randomness import fold_each, noise
+from score_sde.runtime import distributed
+from score_sde.runtime.disk import replacing
 from score_sde.sde import SDE, log_snr, marginal, t_from_log_snr
 from score_sde.training.metrics import progress_bar
 
@@ -63,7 +63,7 @@ def health(experiment: Experiment, params: Any, workdir: Path) -> dict[str, Any]
         return denoiser_of(params, labels=labels if told else None)
 
     rows = measure(experiment.sde, denoiser, first, keys, how["health_levels"], experiment.truth, empirical)
-    if hosts.first():
+    if distributed.is_main_process():
         workdir.mkdir(parents=True, exist_ok=True)
         save_health(workdir / "health.png", rows)
     return {"num_images": number, "levels": rows}

@@ -7,15 +7,15 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from score_sde import hosts
 from score_sde.data import to_levels
-from score_sde.disk import replacing
 from score_sde.errors import present
 from score_sde.evaluation.accuracy import draw_accuracy
-from score_sde.evaluation.grids import by_class, save_grid
-from score_sde.evaluation.restorations import draw_restorations, save_restorations
+from score_sde.evaluation.image_grid import by_class, save_grid
+from score_sde.evaluation.inverse_problems import draw_restorations, save_restorations
 from score_sde.evaluation.scatter import save_paths, save_scatter
 from score_sde.experiment import Experiment
+from score_sde.runtime import distributed
+from score_sde.runtime.disk import replacing
 from score_sde.sampling import draw_whole
 
 FRAMES = 11  # of a strip, the first pure noise, the last the sample
@@ -53,18 +53,18 @@ def draw_samples(
       The path of the PNG.
     """
     path = picture_path(experiment, workdir, step)
-    if hosts.first():
+    if distributed.is_main_process():
         path.parent.mkdir(parents=True, exist_ok=True)
     if experiment.logits is not None:
         draw_accuracy(experiment, params, path)
         return path
     if experiment.task is not None:
         restored = draw_restorations(experiment, params, interrupted)
-        if restored is not None and hosts.first():
+        if restored is not None and distributed.is_main_process():
             save_restorations(path, experiment, restored)
         return path
     samples = draw_whole(present(experiment.sampler), params, experiment.num_samples, interrupted)
-    if samples is None or not hosts.first():
+    if samples is None or not distributed.is_main_process():
         return path
     labels = experiment.class_of(jnp.arange(len(samples)))
     told: dict[str, Any] = {} if labels is None else {"labels": np.asarray(labels)}
@@ -97,7 +97,7 @@ def draw_denoising(experiment: Experiment, params: Any, step: int, workdir: Path
     if trajectory_of is None:
         return None
     path = picture_path(experiment, workdir, step, "_denoising")
-    if not hosts.first():
+    if not distributed.is_main_process():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     if len(experiment.event_shape) == 3:

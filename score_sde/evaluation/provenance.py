@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from score_sde.averages import check_choice
 from score_sde.errors import UserError
 from score_sde.experiment import Experiment
 from score_sde.training.checkpoints import saved_steps
-from score_sde.training.trained import Chosen, chosen_by_config
+from score_sde.training.ema import check_choice
+from score_sde.training.load import Chosen, chosen_by_config
 
 
 def subjects(experiment: Experiment, workdir: Path) -> list[Chosen]:

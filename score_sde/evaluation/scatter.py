@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_sde.data import images_of
-from score_sde.disk import replacing
 from score_sde.errors import present
 from score_sde.experiment import Experiment
 from score_sde.parameterization import score_fn
+from score_sde.runtime.disk import replacing
 from score_sde.sde import t_from_log_snr
 
 LEVELS = (4.0, 0.0)  # log-SNRs at which the field is drawn: sigma / alpha = 0.14 and 1

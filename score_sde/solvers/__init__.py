@@ -20,11 +20,11 @@ from score_sde.solvers.deis import deis
 from score_sde.solvers.dpm_solver import dpm_solver_pp, dpm_solver_pp_sde
 from score_sde.solvers.edm import edm_stochastic
 from score_sde.solvers.euler_maruyama import euler_maruyama
-from score_sde.solvers.grids import SPACINGS, time_grid, to_chain
 from score_sde.solvers.langevin import annealed_langevin, langevin
 from score_sde.solvers.predictor_corrector import predictor_corrector
 from score_sde.solvers.runge_kutta import euler, heun, rk4
 from score_sde.solvers.stochastic_runge_kutta import stochastic_runge_kutta
+from score_sde.solvers.time_grids import SPACINGS, time_grid, to_chain
 from score_sde.solvers.unipc import unipc
 
 SOLVERS: dict[str, Callable[..., Solver]] = {

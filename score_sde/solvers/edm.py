@@ -9,8 +9,8 @@ from score_sde.randomness import noise
 from score_sde.sde import t_from_log_snr
 from score_sde.solvers.base import Memoryless, Solver
 from score_sde.solvers.exponential import half_log_snr
-from score_sde.solvers.grids import noisiest
 from score_sde.solvers.runge_kutta import heun_step
+from score_sde.solvers.time_grids import noisiest
 
 RHO = 7.0  # of the grid on which the churn is spread evenly
 

@@ -12,13 +12,13 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from score_sde.errors import UserError, nearest
-from score_sde.evaluation.names import figure_names
+from score_sde.evaluation.metric_names import figure_names
 from score_sde.experiment import Experiment, make_experiment
-from score_sde.flops import flops_of
-from score_sde.plan import shapes_of_batches, shapes_of_state
+from score_sde.planning.flops import flops_of
+from score_sde.planning.plan import shapes_of_batches, shapes_of_state
 from score_sde.sweeps.trials import Trial, label
 from score_sde.training.metrics import progress_bar
-from score_sde.training.preparation import train_step_of
+from score_sde.training.setup import train_step_of
 
 TRAINING = ("loss", "gradient_norm", "steps_per_second", "images_per_second")  # of metrics.jsonl
 

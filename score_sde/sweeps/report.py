@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from score_sde.disk import write_atomically
+from score_sde.runtime.disk import write_atomically
 from score_sde.sweeps.check import metric_of
 from score_sde.sweeps.page import page
 from score_sde.sweeps.plots import save_axes

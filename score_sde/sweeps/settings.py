@@ -6,7 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from score_sde.errors import UserError
-from score_sde.settings import check_seed
+from score_sde.experiment.rules import check_seed
 from score_sde.sweeps.axes import Overrides
 
 MODES = ("train", "evaluate", "likelihood", "certify")  # what a trial can be made of

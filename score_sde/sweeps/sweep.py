@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from score_sde.disk import write_atomically
+from score_sde.runtime.disk import write_atomically
 from score_sde.sweeps import engine, progress
 from score_sde.sweeps.check import check, listing
 from score_sde.sweeps.report import write_report

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from score_sde import overrides as over
-from score_sde.disk import write_atomically
 from score_sde.errors import UserError
-from score_sde.evaluation import fingerprints
+from score_sde.experiment import overrides as over
+from score_sde.runtime.disk import write_atomically
+from score_sde.runtime.hashing import hash_json
 from score_sde.sweeps.axes import Overrides
 from score_sde.training.workdir import flatten
 
@@ -50,7 +50,7 @@ def make_trials(sweep: ConfigDict, workdir: Path) -> list[Trial]:
         for seed in sweep.seeds:
             given = sweep.fixed[0] | overrides | {"seed": seed}
             config = over.override(base, given)
-            key = fingerprints.of_values(config.to_dict(), list(sweep.modes), sweep.from_run)
+            key = hash_json(config.to_dict(), list(sweep.modes), sweep.from_run)
             found.setdefault(key, Trial(overrides, seed, given, config, _folder(workdir, overrides, seed, key)))
     return list(found.values())
 

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from score_sde import hosts
 from score_sde.evaluation.pictures import draw_samples, picture_path
 from score_sde.experiment import Experiment, Schedule
+from score_sde.runtime import distributed
 from score_sde.training import snapshots
 from score_sde.training.state import TrainState
 
@@ -30,9 +30,9 @@ def catch_up(
     step, schedule, lengths = int(state.step), experiment.schedule, experiment.averages.lengths
     if step == 0:
         return
-    stored = hosts.first() and lengths and is_due(schedule, step, schedule.snapshot_every)
+    stored = distributed.is_main_process() and lengths and is_due(schedule, step, schedule.snapshot_every)
     if stored and not snapshots.are_whole(workdir, step, lengths):
         snapshots.save(workdir, step, state.averages, lengths)
     picture_due = is_due(schedule, step, schedule.sample_every)
-    if hosts.any_of(picture_due and not picture_path(experiment, workdir, step).exists()):
+    if distributed.any_process(picture_due and not picture_path(experiment, workdir, step).exists()):
         draw_samples(experiment, state.ema_params, step, workdir, interrupted)

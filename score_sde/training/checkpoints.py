@@ -20,9 +20,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from score_sde import hosts
-from score_sde.disk import UNREADABLE, read_object, report, set_aside, write_atomically
 from score_sde.errors import UserError
+from score_sde.runtime import distributed
+from score_sde.runtime.disk import UNREADABLE, read_object, report, set_aside, write_atomically
 from score_sde.training.state import TrainState
 
 _SEALING = threading.Lock()
@@ -67,7 +67,7 @@ def closing(manager: ocp.CheckpointManager, seconds: float = 60.0) -> Iterator[N
     except Exception as error:
         ending = threading.Thread(target=_end_quietly, args=(manager,), daemon=True)
         ending.start()
-        ending.join(0.0 if hosts.another_ended(error) else seconds)
+        ending.join(0.0 if distributed.another_ended(error) else seconds)
         raise
     manager.close()
 
@@ -96,7 +96,7 @@ def save(manager: ocp.CheckpointManager, state: TrainState, loss: float | None =
     if step == manager.latest_step():
         return
     metrics = None if loss is None else {"loss": loss}
-    if hosts.first():
+    if distributed.is_main_process():
         manifest_of(Path(manager.directory) / str(step)).unlink(missing_ok=True)  # of one of this step that is gone
     with _saving(manager):
         manager.save(step, args=ocp.args.StandardSave(state._asdict()), metrics=metrics)
@@ -121,7 +121,7 @@ def _saving(manager: ocp.CheckpointManager) -> Iterator[None]:
         with on_disk(manager):
             yield
     except Exception as error:  # a folder that is gone or closed, an error of the file system
-        if isinstance(error, UserError) or hosts.another_ended(error):
+        if isinstance(error, UserError) or distributed.another_ended(error):
             raise
         reason = str(error).split("\n")[0]
         raise UserError(
@@ -257,11 +257,11 @@ def _newest(steps: list[int], folder: Path, read: Callable[[int], Any], set_asid
 
 def _set_aside(path: Path) -> None:
     """Moves a damaged checkpoint to DIR/damaged, where a new one of the same step doesn't meet it."""
-    if hosts.first():
+    if distributed.is_main_process():
         kept = set_aside(path, path.parents[1])
         manifest_of(path).unlink(missing_ok=True)
         report(f"it is kept in {kept}")
-    hosts.wait(f"set aside {path.name}")
+    distributed.barrier(f"set aside {path.name}")
 
 
 def _restore(manager: ocp.CheckpointManager, step: int, like: Any) -> Any:
@@ -272,7 +272,7 @@ def _restore(manager: ocp.CheckpointManager, step: int, like: Any) -> Any:
 
 def seal(folder: Path) -> None:
     """Writes the manifest of every complete checkpoint that has none, and removes those of which there is none."""
-    if not hosts.first():
+    if not distributed.is_main_process():
         return
     with _SEALING:
         for path in (folder / str(step) for step in _steps(folder)):

@@ -3,10 +3,11 @@
 import json
 from pathlib import Path
 
-from score_sde import fingerprints, hosts
 from score_sde.data import Source
-from score_sde.disk import UNREADABLE, read_object, report, write_atomically
+from score_sde.data.hashing import hash_dataset
 from score_sde.errors import UserError
+from score_sde.runtime import distributed
+from score_sde.runtime.disk import UNREADABLE, read_object, report, write_atomically
 
 
 def check_same_data(workdir: Path, source: Source, resumed: bool) -> None:
@@ -22,13 +23,13 @@ def check_same_data(workdir: Path, source: Source, resumed: bool) -> None:
     Raises:
       UserError: the data are not those that the run began with.
     """
-    problem = _compared(workdir / "data.json", source, resumed) if hosts.first() else ""
-    if hosts.any_of(bool(problem)):
+    problem = _compared(workdir / "data.json", source, resumed) if distributed.is_main_process() else ""
+    if distributed.any_process(bool(problem)):
         raise UserError(problem or f"{workdir} holds a run of other data, as process 0 says")
 
 
 def _compared(path: Path, source: Source, resumed: bool) -> str:
-    now = {"examples": len(source.examples), "fingerprint": fingerprints.of_data(source)}
+    now = {"examples": len(source.examples), "fingerprint": hash_dataset(source)}
     before = None
     if resumed and path.is_file():
         try:

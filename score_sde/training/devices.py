@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from score_sde.errors import lookup
-from score_sde.hosts import replicate
+from score_sde.runtime.distributed import replicate
 from score_sde.training.step import AXIS, scan_steps
 
 

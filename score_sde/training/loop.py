@@ -7,10 +7,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from score_sde import hosts
 from score_sde.data import Source
 from score_sde.evaluation.pictures import draw_samples
 from score_sde.experiment import Experiment
+from score_sde.runtime import distributed
 from score_sde.training import checkpoints, snapshots
 from score_sde.training.catch_up import catch_up, is_due
 from score_sde.training.data_record import check_same_data
@@ -18,7 +18,7 @@ from score_sde.training.devices import make_layout
 from score_sde.training.interrupt import interruptible
 from score_sde.training.metrics import MetricsLog, Window, progress_bar
 from score_sde.training.nonfinite import check_finite
-from score_sde.training.preparation import check_data, check_step, describe, describe_batch, first_state, train_step_of
+from score_sde.training.setup import check_data, check_step, describe, describe_batch, first_state, train_step_of
 from score_sde.training.step import Metrics
 from score_sde.training.workdir import check_config, prepare, sole_writer
 
@@ -69,7 +69,7 @@ def _train(experiment: Experiment, workdir: Path, devices: list[jax.Device], sou
 
     train_step = train_step_of(experiment, source.levels, layout.axis_name, layout.gather)
     run_steps = layout.compile(train_step, state)
-    batches = experiment.batches(source, step, hosts.my_rows(experiment.batch_size))
+    batches = experiment.batches(source, step, distributed.local_slice(experiment.batch_size))
     batch = next(batches)
     describe_batch(batch)
     log, window = MetricsLog(workdir, first_step=step), Window(experiment.batch_size)

@@ -12,9 +12,9 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from score_sde import hosts
-from score_sde.disk import report, set_aside, write_atomically
 from score_sde.errors import present
+from score_sde.runtime import distributed
+from score_sde.runtime.disk import report, set_aside, write_atomically
 
 
 class MetricsLog:
@@ -24,7 +24,7 @@ class MetricsLog:
     """
 
     def __init__(self, workdir: Path, first_step: int):
-        if not hosts.first():
+        if not distributed.is_main_process():
             return
         self._path = workdir / "metrics.jsonl"
         _keep_up_to(self._path, first_step)
@@ -32,7 +32,7 @@ class MetricsLog:
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """One JSON object on a line of its own, and one event a metric."""
-        if not hosts.first():
+        if not distributed.is_main_process():
             return
         with self._path.open("a") as file:
             file.write(json.dumps({"step": step, **metrics}) + "\n")
@@ -41,7 +41,7 @@ class MetricsLog:
         self._events.flush()
 
     def close(self) -> None:
-        if hosts.first():
+        if distributed.is_main_process():
             self._events.close()
 
 
@@ -143,7 +143,7 @@ class Window:
 
 def progress_bar(total: int, first: int, unit: str, description: str) -> tqdm:
     """A bar from `first` to `total` with the rate and the time left; without a terminal a line every 10 seconds."""
-    quiet = not hosts.first() or sys.stderr is None
+    quiet = not distributed.is_main_process() or sys.stderr is None
     interval = 0.2 if not quiet and sys.stderr.isatty() else 10.0
     return tqdm(
         total=total, initial=first, unit=unit, desc=description, mininterval=interval, dynamic_ncols=True, disable=quiet

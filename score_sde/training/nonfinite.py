@@ -5,11 +5,11 @@ from pathlib import Path
 
 import jax
 
-from score_sde import hosts
 from score_sde.data import Source
-from score_sde.disk import write_atomically
 from score_sde.errors import UserError
 from score_sde.experiment import Experiment
+from score_sde.runtime import distributed
+from score_sde.runtime.disk import write_atomically
 from score_sde.training.checkpoints import finish
 from score_sde.training.metrics import Window
 
@@ -36,7 +36,7 @@ def check_finite(window: Window, step: int, experiment: Experiment, source: Sour
     finish(manager)
     saved = manager.latest_step()
     path = workdir / f"nonfinite_{first:08d}.json"
-    if hosts.first():
+    if distributed.is_main_process():
         batch = next(experiment.batches(source, first))
         key = jax.random.fold_in(experiment.training_key, first)
         figures = {

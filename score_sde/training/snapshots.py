@@ -8,23 +8,22 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
-from score_sde import hosts
-from score_sde.averages import reconstruction
-from score_sde.disk import UNREADABLE, read_object, report, write_atomically
 from score_sde.errors import UserError
-from score_sde.models.pretrained import files
+from score_sde.runtime import distributed, weight_files
+from score_sde.runtime.disk import UNREADABLE, read_object, report, write_atomically
+from score_sde.training.ema import reconstruction
 
 NAME = re.compile(r"(\d{8,})_(.+)\.safetensors")
 
 
 def save(workdir: Path, step: int, averages: dict[str, Any], lengths: tuple[float, ...]) -> None:
     """Writes the averages of a step, "length_0" and so on, one file each, and then their names into the index."""
-    if not hosts.first():
+    if not distributed.is_main_process():
         return
     folder = workdir / "snapshots"
     folder.mkdir(exist_ok=True)
     for i, path in enumerate(_paths(workdir, step, lengths)):
-        files.write_tree(path, averages[f"length_{i}"], "snapshot", {"step": step, "length": lengths[i]})
+        weight_files.write_tree(path, averages[f"length_{i}"], "snapshot", {"step": step, "length": lengths[i]})
     write_atomically(_index(workdir), json.dumps({"files": _stored(workdir)}, indent=1) + "\n")
 
 
@@ -73,7 +72,7 @@ def reconstruct(workdir: Path, step: int, length: float) -> Any:
 def _read(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise UserError(f"{path} is missing")
-    return files.read(path).arrays
+    return weight_files.read(path).arrays
 
 
 def _stored(workdir: Path) -> list[str]:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from score_sde.averages import Averages, first_averages
+from score_sde.training.ema import Averages, first_averages
 
 
 class TrainState(NamedTuple):

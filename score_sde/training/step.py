@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from score_sde.averages import Averages, update
 from score_sde.data import to_unit_range
 from score_sde.data.augmentation import augment_each
 from score_sde.errors import present
 from score_sde.likelihood import centred_range, dequantize
-from score_sde.loss import LossFn
 from score_sde.randomness import Draw, fold_each, make_draw
+from score_sde.training.ema import Averages, update
+from score_sde.training.loss import LossFn
 from score_sde.training.state import TrainState
 
 AXIS = "devices"

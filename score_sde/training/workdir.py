@@ -6,9 +6,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from score_sde import hosts
-from score_sde.disk import UNREADABLE, locked, read_object, report, write_atomically
 from score_sde.errors import UserError
+from score_sde.runtime import distributed
+from score_sde.runtime.disk import UNREADABLE, locked, read_object, report, write_atomically
 
 # What a resumed run may change: none of these changes the parameters that a given step reaches, but for rounding.
 MAY_CHANGE = (
@@ -86,14 +86,14 @@ def sole_writer(workdir: Path) -> Iterator[None]:
     problem = ""
     with ExitStack() as stack:
         try:
-            if hosts.first():
+            if distributed.is_main_process():
                 workdir.mkdir(parents=True, exist_ok=True)
                 holder = stack.enter_context(locked(workdir / "lock", seconds=2.0))
                 problem = f"{workdir} is in use: {holder} trains there; wait for its end, or choose another --workdir"
                 problem = problem if holder else ""
         except OSError as error:
             problem = _unwritable(workdir, error.strerror or str(error))
-        if hosts.any_of(bool(problem)):
+        if distributed.any_process(bool(problem)):
             raise UserError(problem or f"{workdir} can't be used, as process 0 says")
         yield
 
@@ -106,12 +106,12 @@ def prepare(workdir: Path, config: Mapping[str, Any]) -> None:
     """
     problem = ""
     try:
-        if hosts.first():
+        if distributed.is_main_process():
             workdir.mkdir(parents=True, exist_ok=True)
             write_atomically(workdir / "config.json", json.dumps(config, indent=2) + "\n")
     except OSError as error:
         problem = error.strerror or str(error)
-    if hosts.any_of(bool(problem)):
+    if distributed.any_process(bool(problem)):
         raise UserError(_unwritable(workdir, problem))
 
 

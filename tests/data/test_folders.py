@@ -6,7 +6,7 @@ from PIL import Image
 
 from score_sde.data import load
 from score_sde.errors import UserError
-from score_sde.evaluation.grids import save_grid
+from score_sde.evaluation.image_grid import save_grid
 
 
 def picture(path, shape, value):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import POINTS, finish, start
+from tests.cli import POINTS, finish, start
 
 pytestmark = pytest.mark.slow
 READ = (*POINTS, "--config.data.num_workers=2", "--config.training.num_steps=1000000")

@@ -8,7 +8,7 @@ from configs import vp_digits
 from score_sde.data import Source, images_of, load
 from score_sde.data.examples import Arrays
 from score_sde.errors import UserError
-from score_sde.evaluation import features, fingerprints
+from score_sde.evaluation import features, results
 from score_sde.evaluation.comparison import check_number, classified, compare
 from score_sde.evaluation.evaluate import save_neighbours
 from score_sde.evaluation.extractors import EXTRACTORS, choose
@@ -135,10 +135,10 @@ def test_a_splits_features_are_computed_once_and_told_apart(digits, extractors, 
 
 def test_figures_of_different_data_are_refused_a_comparison():
     ours = {"data": {"train": {"number": 10, "hash": "a"}}, "features": {"pixels": "b"}, "num_samples": 100}
-    fingerprints.check_same(ours, ours | {"step": 3}, "runs/other")
+    results.check_comparable(ours, ours | {"step": 3}, "runs/other")
     for other in ({"data": {"train": {"number": 10, "hash": "c"}}}, {"features": {}}, {"num_samples": 50}):
         with pytest.raises(UserError, match=f"runs/other are not comparable.*{next(iter(other))}: .* here, .* there"):
-            fingerprints.check_same(ours, ours | other, "runs/other")
+            results.check_comparable(ours, ours | other, "runs/other")
 
 
 def test_a_classifier_is_trained_once(digits, tmp_path, monkeypatch):

@@ -10,12 +10,12 @@ from PIL import Image
 
 from configs import mixture, toy2d
 from score_sde.errors import UserError
-from score_sde.evaluation import draws
+from score_sde.evaluation import samples
 from score_sde.evaluation.evaluate import evaluate
 from score_sde.evaluation.extractors import small_classifier
 from score_sde.experiment import make_experiment
 from score_sde.training.loop import train
-from tests.command import finish, start
+from tests.cli import finish, start
 from tests.training.test_resume import wait_for
 
 MIXTURE = (
@@ -36,7 +36,7 @@ def test_a_killed_evaluation_ends_with_the_same_numbers(tmp_path):
     """Killed with -9 after some batches; it goes on with others of another size, and draws none of the first again."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     process = start(killed, *MIXTURE, "--config.sampling.batch_size=10")
-    parts = killed / draws.FOLDER
+    parts = killed / samples.FOLDER
     wait_for(lambda: len(list(parts.glob("*/0*.npz"))) >= 3, process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -64,14 +64,14 @@ def test_what_decides_samples_decides_where_they_lie(tmp_path):
         for name, value in changes.items():
             group, _, name = name.rpartition("__")
             (config[group] if group else config)[name] = value
-        return draws._key(made(config), {"kernel": np.ones(3)})
+        return samples._key(made(config), {"kernel": np.ones(3)})
 
     usual = key()
     for changes in ({"sampling__batch_size": 7}, {"sampling__num_samples": 9}, {"evaluation__num_draws": 2}):
         assert key(**changes) == usual
     for changes in ({"sampling__num_steps": 30}, {"seed": 1}, {"sampling__solver": "heun"}):
         assert key(**changes) != usual
-    assert draws._key(made(mixture.get_config()), {"kernel": np.zeros(3)}) != usual
+    assert samples._key(made(mixture.get_config()), {"kernel": np.zeros(3)}) != usual
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def test_what_is_not_there_is_refused_before_anything_is_drawn(run):
         experiment(steps=(20,), every_checkpoint=True)
     with pytest.raises(UserError, match="health_levels must be an integer of at least 2, got 1"):
         experiment(health_levels=1)
-    assert not (workdir / draws.FOLDER).exists()
+    assert not (workdir / samples.FOLDER).exists()
 
 
 def test_health_of_a_network_of_points(run):

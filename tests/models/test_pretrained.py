@@ -14,8 +14,8 @@ import pytest
 
 from score_sde.errors import UserError
 from score_sde.models import create, pretrained
-from score_sde.models.pretrained import files
 from score_sde.parameterization import make_denoiser
+from score_sde.runtime import weight_files
 from score_sde.sde import SDES
 
 ORACLES = sorted((Path(__file__).parents[1] / "reference").glob("*.npz"))
@@ -87,37 +87,41 @@ def test_configs_that_are_not_covered_are_refused(family, change, words):
 
 
 def test_a_side_file_or_folder_that_is_damaged_is_named(tmp_path):
-    files.write(tmp_path / "x.safetensors", {"a": np.ones(2)}, "native", {})
+    weight_files.write(tmp_path / "x.safetensors", {"a": np.ones(2)}, "native", {})
     (tmp_path / "x.safetensors.json").write_text("{")
     with pytest.raises(UserError, match=r"x\.safetensors\.json is no JSON"):
-        files.read(tmp_path / "x.safetensors")
+        weight_files.read(tmp_path / "x.safetensors")
     (tmp_path / "diffusion_pytorch_model.safetensors").write_bytes(b"\xff" * 100)
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(UserError, match=r"config\.json holds no object"):
-        files.read(tmp_path)
+        weight_files.read(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match="can't be read as a folder of diffusers"):
-        files.read(tmp_path)
+        weight_files.read(tmp_path)
 
 
 def test_the_scheduler_beside_the_network_is_read(tmp_path):
     """As google/ddpm-cifar10-32 lies on its host: all files in one folder; and as pipelines lie."""
-    files.write(tmp_path / "diffusion_pytorch_model.safetensors", {"a": np.ones(2)}, "diffusers", {})
+    weight_files.write(tmp_path / "diffusion_pytorch_model.safetensors", {"a": np.ones(2)}, "diffusers", {})
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "scheduler_config.json").write_text('{"beta_end": 0.5}')
-    assert files.read(tmp_path).config == {"scheduler": {"beta_end": 0.5}}
+    assert weight_files.read(tmp_path).config == {"scheduler": {"beta_end": 0.5}}
     (tmp_path / "scheduler_config.json").unlink()
     (tmp_path / "scheduler").mkdir()
     (tmp_path / "scheduler" / "scheduler_config.json").write_text('{"beta_end": 0.25}')
     (tmp_path / "unet").mkdir()
     for name in ("config.json", "diffusion_pytorch_model.safetensors"):
         (tmp_path / name).rename(tmp_path / "unet" / name)
-    assert files.read(tmp_path).config == files.read(tmp_path / "unet").config == {"scheduler": {"beta_end": 0.25}}
+    assert (
+        weight_files.read(tmp_path).config
+        == weight_files.read(tmp_path / "unet").config
+        == {"scheduler": {"beta_end": 0.25}}
+    )
 
 
 def test_numbers_without_a_shape_go_out_and_back(tmp_path):
-    files.write(tmp_path / "x.safetensors", {"gain": np.float32(3.0), "a": np.ones((2, 3)).T}, "native", {})
-    found = files.read(tmp_path / "x.safetensors").arrays
+    weight_files.write(tmp_path / "x.safetensors", {"gain": np.float32(3.0), "a": np.ones((2, 3)).T}, "native", {})
+    found = weight_files.read(tmp_path / "x.safetensors").arrays
     assert found["gain"].shape == () and found["a"].shape == (3, 2)
 
 
@@ -254,8 +258,8 @@ def test_a_file_runs_no_code(tmp_path, monkeypatch):
 
 def test_a_tensor_is_read_from_its_storage_alone():
     """A crafted file may describe a tensor by another array, or by numbers that overflow."""
-    storage = files._Storage(np.arange(6.0))
-    np.testing.assert_array_equal(files._rebuild_tensor(storage, 1, (2, 2), (3, 1)), [[1, 2], [4, 5]])
+    storage = weight_files._Storage(np.arange(6.0))
+    np.testing.assert_array_equal(weight_files._rebuild_tensor(storage, 1, (2, 2), (3, 1)), [[1, 2], [4, 5]])
     for given in (
         (np.zeros((10**6, 0)), 0, (2000,), (1,)),
         (storage, np.int64(2**63 - 1), (2,), (1,)),
@@ -264,7 +268,7 @@ def test_a_tensor_is_read_from_its_storage_alone():
         (storage, 0, (2,), (-1,)),
     ):
         with pytest.raises(ValueError, match="a tensor"):
-            files._rebuild_tensor(*given)
+            weight_files._rebuild_tensor(*given)
 
 
 def test_weights_that_say_nothing_of_themselves_are_asked_about(tmp_path):

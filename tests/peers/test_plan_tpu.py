@@ -5,7 +5,7 @@ import pytest
 
 from configs import toy2d
 from score_sde.experiment import make_experiment
-from score_sde.plan import plan
+from score_sde.planning.plan import plan
 
 pytestmark = pytest.mark.peers
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import ROOT, environment
+from tests.cli import ROOT, environment
 
 SWEEP = """
 from score_sde.sweeps import axis, chain, sweep

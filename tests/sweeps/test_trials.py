@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from score_sde import overrides
 from score_sde.errors import UserError
+from score_sde.experiment import overrides
 from score_sde.models import blocks
 from score_sde.sweeps import axis, chain, product, sweep, where, zipped
 from score_sde.sweeps.check import check, estimates
@@ -15,7 +15,7 @@ from score_sde.sweeps.progress import lines
 from score_sde.sweeps.report import as_cells, as_csv, as_latex, as_markdown, rows_of, write_report
 from score_sde.sweeps.settings import check_sweep
 from score_sde.sweeps.trials import commands, make_trials, read_state, write_state
-from tests.command import parse
+from tests.cli import parse
 
 BASE = "configs/vp_digits.py"
 SMALL = {"model.kwargs.channels": 8, "model.kwargs.multipliers": (1,), "model.kwargs.attention_resolutions": ()}

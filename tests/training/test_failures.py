@@ -17,16 +17,16 @@ from configs import toy2d
 from score_sde.data.examples import Arrays
 from score_sde.errors import UserError
 from score_sde.evaluation.evaluate import evaluate
-from score_sde.evaluation.figures import read_figures
+from score_sde.evaluation.results import read_figures
 from score_sde.experiment import make_experiment
 from score_sde.training import checkpoints, snapshots
 from score_sde.training.data_record import check_same_data
+from score_sde.training.load import Chosen, trained
 from score_sde.training.loop import train
 from score_sde.training.metrics import MetricsLog, read_log
 from score_sde.training.state import TrainState
-from score_sde.training.trained import Chosen, trained
 from score_sde.training.workdir import check_config, sole_writer
-from tests.command import POINTS, ROOT, environment
+from tests.cli import POINTS, ROOT, environment
 
 
 def config(**training):

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from tests.command import POINTS, ROOT, environment, finish, start
+from tests.cli import POINTS, ROOT, environment, finish, start
 
 pytestmark = pytest.mark.slow
 LONG = (*POINTS, "--config.training.num_steps=1000000", "--config.training.checkpoint_every=1000000")

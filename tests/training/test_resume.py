@@ -12,7 +12,7 @@ import pytest
 from score_sde.errors import UserError
 from score_sde.training.checkpoints import restore_newest
 from score_sde.training.workdir import check_config, prepare
-from tests.command import finish, start
+from tests.cli import finish, start
 
 
 def wait_for(condition, process, timeout=120.0):

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from configs import toy2d, vp_digits
-from score_sde.averages import exponent
 from score_sde.errors import UserError
 from score_sde.experiment import make_experiment
 from score_sde.training.devices import make_layout
+from score_sde.training.ema import exponent
 from score_sde.training.loop import train
-from score_sde.training.preparation import train_step_of
+from score_sde.training.setup import train_step_of
 from score_sde.training.state import initial_state
 
 BATCH = 16

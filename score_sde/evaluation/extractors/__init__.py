@@ -10,9 +10,9 @@ import numpy as np
 
 from score_sde.data import Source, to_levels, to_unit_range
 from score_sde.errors import UserError, lookup
-from score_sde.evaluation import fingerprints
 from score_sde.evaluation.extractors import dinov2, inception, weights
 from score_sde.evaluation.extractors.small_classifier import fitted
+from score_sde.runtime.hashing import hash_file, hash_json
 
 LARGEST = 4096  # pixels whose covariance is taken
 LIBRARIES = {"inception": inception, "dinov2": dinov2}  # networks whose weights others trained
@@ -36,7 +36,7 @@ def pixels(source: Source, data: Mapping[str, Any], file: str = "") -> Extractor
         flat = to_unit_range(images, source.levels).reshape(len(images), -1)
         return flat, flat[:, :0]
 
-    return Extractor(lambda images: images, apply, {}, fingerprints.of_values("pixels", source.levels))
+    return Extractor(lambda images: images, apply, {}, hash_json("pixels", source.levels))
 
 
 def classifier(source: Source, data: Mapping[str, Any], file: str = "") -> Extractor:
@@ -62,7 +62,7 @@ def of_library(source: Source, data: Mapping[str, Any], file: str, library: Modu
     def apply(params, images):
         return module.apply({"params": params}, images)
 
-    return Extractor(prepare, apply, params, fingerprints.of_file(path))
+    return Extractor(prepare, apply, params, hash_file(path))
 
 
 # (the training split, config.data, the file of weights) -> Extractor

@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from score_sde import hosts
-from score_sde.cache import cache_folder
 from score_sde.data import Source, batches, to_unit_range
-from score_sde.disk import report
+from score_sde.data.hashing import hash_split
 from score_sde.errors import UserError
-from score_sde.evaluation import fingerprints
 from score_sde.models.layers import Conv, dense
-from score_sde.models.pretrained import files
+from score_sde.runtime import distributed, weight_files
+from score_sde.runtime.cache import cache_folder
+from score_sde.runtime.disk import report
+from score_sde.runtime.hashing import hash_json, hash_pytree
 
 BATCH, STEPS, LEARNING_RATE = 128, 1000, 2e-3
 CALL = 10  # steps compiled as one
@@ -72,7 +72,7 @@ def fit(source: Source, seed: int = 0) -> Fitted:
     stream = batches(source, seed, BATCH, CALL)
     for _ in range(STEPS // CALL):
         carried = run(carried, next(stream))
-    return Fitted(module, carried[0], fingerprints.of_arrays(carried[0]))
+    return Fitted(module, carried[0], hash_pytree(carried[0]))
 
 
 def fitted(source: Source, data: Mapping[str, Any]) -> Fitted:
@@ -82,16 +82,16 @@ def fitted(source: Source, data: Mapping[str, Any]) -> Fitted:
       source: the training split.
       data: config.data.
     """
-    name = fingerprints.of_values(fingerprints.of_split(source, data, "train"), BATCH, STEPS, LEARNING_RATE)
+    name = hash_json(hash_split(source, data, "train"), BATCH, STEPS, LEARNING_RATE)
     path = cache_folder() / "classifiers" / f"{name}.safetensors"
     if path.is_file():
         try:
-            params = files.read_tree(path)
-            return Fitted(SmallClassifier(source.num_classes), params, fingerprints.of_arrays(params))
+            params = weight_files.read_tree(path)
+            return Fitted(SmallClassifier(source.num_classes), params, hash_pytree(params))
         except UserError as error:
             report(f"{error}; the classifier is trained again")
     made = fit(source)
-    if hosts.first():
+    if distributed.is_main_process():
         path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_tree(path, made.params, "small_classifier", {})
+        weight_files.write_tree(path, made.params, "small_classifier", {})
     return made

@@ -8,9 +8,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from score_sde.cache import cache_folder
 from score_sde.errors import UserError
-from score_sde.models.pretrained import files
+from score_sde.runtime import weight_files
+from score_sde.runtime.cache import cache_folder
 
 
 def find(given: str, library: ModuleType) -> Path:
@@ -40,7 +40,7 @@ def load(path: Path, library: ModuleType) -> tuple[nn.Module, Any]:
       UserError: the file can't be read, or holds other weights.
     """
     try:
-        module, params = library.convert(files.read(path).arrays)
+        module, params = library.convert(weight_files.read(path).arrays)
     except (KeyError, ValueError) as error:
         reason = str(error).split("\n")[0]
         raise UserError(f"{path} holds other weights than {library.FILE}: {type(error).__name__} {reason}") from error

@@ -18,8 +18,9 @@ import numpy as np
 from flax import traverse_util
 
 from score_sde.errors import UserError, cut, lookup, present
-from score_sde.models.pretrained import diffusers, edm, files, native, score_sde
+from score_sde.models.pretrained import diffusers, edm, native, score_sde
 from score_sde.models.pretrained.family import Target, complete
+from score_sde.runtime import weight_files
 
 NAMED = 1000  # of what is wrong with weights, at most
 FREE = ("dtype", "remat", "dropout", "label_dropout")  # keyword arguments that weights don't decide
@@ -38,7 +39,8 @@ def load(
 
     Args:
       family: a key of `FAMILIES`.
-      weights: names to NumPy arrays, a state dict in the library's own names and layouts; or a path that `files.read`
+      weights: names to NumPy arrays, a state dict in the library's own names and layouts; or a path that
+        `weight_files.read`
         reads.
       config: the options of the network in the library's own names; None: what the file says of itself.
       **options: attributes of the module to be set otherwise, as dtype="bfloat16".
@@ -54,7 +56,7 @@ def load(
 
     chosen = lookup("family", FAMILIES, family, "--config.model.family")
     if isinstance(weights, str | Path):
-        found = files.read(weights)
+        found = weight_files.read(weights)
         weights, config = found.arrays, found.config if config is None else config
     if config is None:
         raise UserError(
@@ -89,7 +91,7 @@ def adopt(path: str, family: str = "", options: Mapping[str, Any] | None = None)
     Raises:
       UserError: as of `load`, or nothing says of which family the weights are.
     """
-    found = files.read(path)
+    found = weight_files.read(path)
     family = family or found.family or ""
     if not family:
         known = ", ".join(FAMILIES)
@@ -122,7 +124,7 @@ def save(path: str | Path, params: Any, model: Mapping[str, Any], process: Mappi
         for, image_size 0 for vectors. A discrete-time objective says that the network knows a chain's steps only.
     """
     arrays = traverse_util.flatten_dict(jax.tree.map(np.asarray, params), sep="/")
-    files.write(path, arrays, "native", dict(process) | {"model": dict(model)})
+    weight_files.write(path, arrays, "native", dict(process) | {"model": dict(model)})
 
 
 def parity(
@@ -148,7 +150,7 @@ def parity(
     output, state = jax.jit(partial(module.apply, capture_intermediates=True))(variables, *inputs)
     blocks = {name: part["__call__"][0] for name, part in state["intermediates"].items() if name != "__call__"}
     chosen = FAMILIES[family]
-    arrays = files.read(weights).arrays if isinstance(weights, str | Path) else weights
+    arrays = weight_files.read(weights).arrays if isinstance(weights, str | Path) else weights
     ours = {theirs: blocks[name] for name, theirs in _blocks(chosen, config, arrays) if name in blocks} | {"": output}
     errors = {name: _error(ours.get(name), np.asarray(value)) for name, value in activations.items()}
     width = max(map(len, errors), default=0)

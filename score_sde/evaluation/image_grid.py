@@ -1,0 +1,59 @@
+"""Images laid side by side in one picture."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from score_sde.runtime.disk import replacing
+
+
+def grid(images: np.ndarray, margin: int = 1, columns: int | None = None) -> np.ndarray:
+    """Lays images side by side, in reading order.
+
+    Args:
+      images: (n, height, width, channels) uint8.
+      margin: black pixels around each image.
+      columns: images in a row; None: as square as it goes.
+
+    Returns:
+      (grid height, grid width, channels) uint8; places without an image are black.
+    """
+    n, height, width, channels = images.shape
+    columns = math.ceil(math.sqrt(n)) if columns is None else columns
+    rows = math.ceil(n / columns)
+    cells = np.zeros((rows * columns, height + margin, width + margin, channels), np.uint8)
+    cells[:n, margin:, margin:] = images
+    cells = cells.reshape(rows, columns, *cells.shape[1:]).swapaxes(1, 2)
+    sheet = cells.reshape(rows * (height + margin), columns * (width + margin), channels)
+    return np.pad(sheet, ((0, margin), (0, margin), (0, 0)))
+
+
+def by_class(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, int]:
+    """Images for a grid with a row for each class, and its columns; rows are filled up with black images.
+
+    Args:
+      images: (n, height, width, channels) uint8.
+      labels: (n,) integers.
+    """
+    classes, counts = np.unique(labels, return_counts=True)
+    cells = np.zeros((len(classes), counts.max(), *images.shape[1:]), np.uint8)
+    for row, label in zip(cells, classes, strict=True):
+        chosen = images[labels == label]
+        row[: len(chosen)] = chosen
+    return cells.reshape(-1, *images.shape[1:]), int(counts.max())
+
+
+def save_grid(path: Path, images: np.ndarray, columns: int | None = None, min_side: int = 512) -> None:
+    """Writes a grid of (n, height, width, channels) uint8 images as PNG, small pixels enlarged to squares.
+
+    Images that are not gray, RGB or RGBA are drawn as their channels side by side, each in gray.
+    """
+    if images.shape[-1] not in (1, 3, 4):
+        images = np.concatenate(np.split(images, images.shape[-1], axis=-1), axis=2)
+    sheet = grid(images, columns=columns)
+    factor = max(1, math.ceil(min_side / max(sheet.shape[:2])))
+    sheet = sheet.repeat(factor, 0).repeat(factor, 1)
+    with replacing(path) as partial:
+        Image.fromarray(sheet[..., 0] if sheet.shape[-1] == 1 else sheet).save(partial)

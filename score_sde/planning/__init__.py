@@ -1,0 +1,1 @@
+"""Ahead-of-time plans of a training run for machines that are not at hand (`--mode=plan`)."""

@@ -1,0 +1,1 @@
+"""Run-time support: the disk, caches, processes and their progress."""

@@ -1,0 +1,66 @@
+"""Every experiment in configs/, every variant: what it samples with and one train step are traced, without memory."""
+
+import importlib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from configs.common_cifar10 import NETWORKS
+from score_sde.errors import UserError
+from score_sde.experiment import make_experiment
+from score_sde.training.setup import train_step_of
+from score_sde.training.state import initial_state
+
+ROOT = Path(__file__).parents[1]
+VARIANTS = {
+    **{f"{process}_cifar10": tuple(NETWORKS) for process in ("vp", "subvp", "ve", "flow")},
+    "edm_cifar10": ("unconditional", "conditional"),
+    "ddpm_256": ("bedroom", "church", "celebahq"),
+    "ve_256": ("ffhq", "celebahq", "bedroom", "church"),
+}
+MILLIONS = {  # of parameters
+    "ddpm_cifar10": 35.7,  # Ho et al. 2020, Appendix B
+    "edm_cifar10:unconditional": 55.7,  # what EDM's own network counts
+    "ddpm_256:bedroom": 113.7,  # Ho et al.: 114 million
+    "vp_cifar10:ddpm": 35.7,
+    "vp_cifar10:ddpmpp": 61.8,
+}
+FILES = [path.stem for path in sorted((ROOT / "configs").glob("*.py")) if not path.stem.startswith(("common", "__"))]
+CASES = [name if variant is None else f"{name}:{variant}" for name in FILES for variant in VARIANTS.get(name, (None,))]
+
+
+def config_of(case):
+    name, _, variant = case.partition(":")
+    return importlib.import_module(f"configs.{name}").get_config(*([variant] if variant else []))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_every_config_traces(case):
+    experiment = make_experiment(config_of(case), jax.devices()[:1])
+    params = jax.eval_shape(experiment.init_params)
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert case not in MILLIONS or round(count / 1e6, 1) == MILLIONS[case], count
+    if not experiment.trainable:
+        return
+    number = 2 * experiment.step_options["accumulate"]
+    levels = 256 if len(experiment.event_shape) == 3 else None
+    batch = {
+        "image": jax.ShapeDtypeStruct((number, *experiment.event_shape), jnp.uint8 if levels else jnp.float32),
+        "label": jax.ShapeDtypeStruct((number,), jnp.int32),
+        "index": jax.ShapeDtypeStruct((number,), jnp.int32),
+    }
+    state = jax.eval_shape(lambda: initial_state(experiment.init_params(), experiment.optimizer, experiment.averages))
+    after, metrics = jax.eval_shape(train_step_of(experiment, levels, None), state, batch)
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), after) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), state
+    )
+    assert metrics["loss"].shape == ()
+
+
+def test_a_wrong_variant_is_answered_with_the_right_one():
+    for case in ("ve_cifar10:ncsnp_deep", "edm_cifar10:conditionl", "ve_256:churc"):
+        with pytest.raises(UserError, match=r"Did you mean '(ncsnpp_deep|conditional|church)'"):
+            config_of(case)
