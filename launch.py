@@ -22,7 +22,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from score_sde.errors import UserError, cut, lookup, nearest
+from score_sde.errors import UserError, cut, lookup
 from score_sde.experiment import Experiment, make_experiment
 from score_sde.models.pretrained import FREE
 from score_sde.runtime import distributed
@@ -213,7 +213,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     ]
     for group, name, key, value in kwargs:
         if f"{group}.{name}" not in known:
-            question = nearest(f"{group}.{name}", known)
+            question = did_you_mean(f"{group}.{name}", known)
             raise UserError(f"--config.{group} has no {name}; there are {', '.join(known)}.{question}")
         with FLAGS.config.unlocked(), FLAGS.config.ignore_type():  # the function checks its arguments
             FLAGS.config[group][name][key] = value
@@ -283,7 +283,7 @@ def _check_config_file(argv: list[str]) -> None:
         path = (match.group(1) if match.group(1) is not None else following).split(":")[0]
         if not Path(path).is_file():
             known = _config_files()
-            raise UserError(f"no config file {path!r}; there are {', '.join(known)}.{nearest(path, known)}")
+            raise UserError(f"no config file {path!r}; there are {', '.join(known)}.{did_you_mean(path, known)}")
 
 
 def _config_files() -> list[str]:

@@ -38,7 +38,7 @@ def make_schedule(betas: np.ndarray) -> Schedule:
     """
     betas = np.asarray(betas, np.float64)
     if betas.ndim != 1 or not len(betas) >= 2 or not ((betas > 0) & (betas < 1)).all():
-        raise UserError(f"a chain needs at least 2 betas in (0, 1), got {betas} (set --config.sde.kwargs)")
+        raise UserError(f"a chain needs at least 2 betas in (0, 1), got {betas}")
     return Schedule(jnp.asarray(betas), jnp.asarray(np.exp(np.cumsum(np.log1p(-betas)))))
 
 

@@ -1,4 +1,4 @@
-"""Errors a user can act on: `launch.py` prints them as one sentence instead of a traceback."""
+"""Errors that a user can act on, and lookups by name that raise them."""
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping
@@ -9,76 +9,86 @@ T = TypeVar("T")
 
 
 class UserError(ValueError):
-    """Something the user gave is wrong; the message says what was given, what is accepted and where to change it."""
+    """Invalid input, with what was given, what is accepted, and which arguments to change.
+
+    Args:
+      message: States the condition and the value that broke it.
+      *change: Arguments that resolve the error, best first, each as `name` or `name=value`. The command line shows them
+        as flags (`experiment.flags`).
+    """
+
+    def __init__(self, message: str, *change: str):
+        super().__init__(message, *change)
+        self.message, self.change = message, change
+
+    def __str__(self) -> str:
+        return f"{self.message} (set {' or '.join(self.change)})" if self.change else self.message
 
 
-def present(value: T | None) -> T:
-    """A value that may be None elsewhere, and that the caller has made sure of here."""
+def not_none(value: T | None) -> T:
+    """Narrows an Optional value; raises AssertionError on None."""
     if value is None:
-        raise AssertionError("what this code has made sure of is missing")
+        raise AssertionError("unexpected None")
     return value
 
 
 def cut(text: str, length: int = 80) -> str:
-    """Text from a file or command line, short enough for a message."""
+    """Shortens text from a file or a command line for a message."""
     return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
-def nearest(given: str, known: Iterable[str]) -> str:
-    """A question naming the known spelling nearest to what was given, or nothing where none is near."""
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """Returns a question with the known spelling closest to `given`, or "" if none is close."""
     matches = difflib.get_close_matches(cut(given), list(known), n=1)
     return f" Did you mean {matches[0]!r}?" if matches else ""
 
 
-def lookup(kind: str, table: Mapping[str, Any], name: str, where: str = "") -> Any:
-    """`table[name]`, or a `UserError` that lists the known names.
+def lookup(kind: str, table: Mapping[str, Any], name: str, argument: str = "") -> Any:
+    """Returns `table[name]`.
 
     Args:
-      kind: what the table holds, in the words of a message ("SDE", "solver").
-      table: known names to what they stand for.
-      name: the name asked for.
-      where: where the user can change it ("--config.sde.name"), if it is known.
+      kind: Noun for the entries of the table ("SDE", "solver").
+      table: Entries by name.
+      name: Name to look up.
+      argument: Argument that held the name; defaults to `kind`.
+
+    Raises:
+      UserError: if the name is unknown; the message lists the known names.
     """
     if isinstance(name, str) and name in table:
         return table[name]
-    place = f" (set {where})" if where else ""
-    raise UserError(
-        f"unknown {kind} {cut(repr(name))}; known: {', '.join(sorted(table))}.{nearest(str(name), table)}{place}"
-    )
+    known = ", ".join(sorted(table))
+    question = did_you_mean(str(name), table)
+    raise UserError(f"unknown {kind} {cut(repr(name))}; known: {known}.{question}", argument or kind)
 
 
-def build(
-    kind: str,
-    table: Mapping[str, Callable],
-    name: str,
-    kwargs: Mapping[str, Any],
-    where: str = "",
-    key: str = "name",
-    kwargs_key: str = "kwargs",
-) -> Any:
-    """`table[name](**kwargs)`, where an unknown name or keyword is a `UserError` that lists the known ones.
+def call(kind: str, name: str, function: Callable, kwargs: Mapping[str, Any]) -> Any:
+    """Returns `function(**kwargs)`.
 
     Args:
-      kind, table, name: as for `lookup`.
-      kwargs: the keyword arguments of the factory that the table holds.
-      where: the config group that the user can change ("--config.sde"), if it is known.
-      key: the group's key that holds the name.
-      kwargs_key: the group's key that holds the keyword arguments.
+      kind: Noun for the function ("solver"), for messages.
+      name: Name of the function, for messages.
+      function: Function to call.
+      kwargs: Keyword arguments from the user.
+
+    Raises:
+      UserError: if an argument is unknown or has the wrong type.
     """
-    factory = lookup(kind, table, name, f"{where}.{key}" if where else "")
     if not isinstance(kwargs, Mapping):
-        place = f" (set {where}.{kwargs_key})" if where else ""
-        raise UserError(f"{kind} {name!r}: expected keyword arguments as a dictionary, got {kwargs!r}{place}")
-    # What Flax adds to every module, and what a partial has chosen.
-    hidden = ("parent", "name") if isinstance(factory, type) else getattr(factory, "keywords", {})
-    known = [parameter for parameter in signature(factory).parameters if parameter not in hidden]
+        raise UserError(f"{kind} {name!r}: expected keyword arguments as a dictionary, got {kwargs!r}")
+    # Flax adds the first two to every module; a partial has fixed its own keywords.
+    hidden = ("parent", "name") if isinstance(function, type) else getattr(function, "keywords", {})
+    known = [parameter for parameter in signature(function).parameters if parameter not in hidden]
     for given in kwargs:
         if given not in known:
             accepted = f"it takes {', '.join(known)}" if known else "it takes none"
-            place = f" (set {where}.{kwargs_key})" if where else ""
-            raise UserError(f"{kind} {name!r} has no argument {given!r}; {accepted}.{nearest(given, known)}{place}")
+            raise UserError(f"{kind} {name!r} has no argument {given!r}; {accepted}.{did_you_mean(given, known)}")
     try:
-        return factory(**kwargs)
-    except TypeError as error:  # a word where a number belongs
-        place = f" (set {where}.{kwargs_key})" if where else ""
-        raise UserError(f"{kind} {name!r} can't take {dict(kwargs)}: {error}{place}") from error
+        return function(**kwargs)
+    except TypeError as error:  # a word in place of a number
+        raise UserError(f"{kind} {name!r} can't take {dict(kwargs)}: {error}") from error
+
+
+def build(kind: str, table: Mapping[str, Callable], name: str, kwargs: Mapping[str, Any]) -> Any:
+    """Returns `table[name](**kwargs)`; see `lookup` and `call` for the errors."""
+    return call(kind, name, lookup(kind, table, name), kwargs)

@@ -14,7 +14,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from score_sde.conditioned import Conditioned, conditioned, count_evaluations
-from score_sde.errors import UserError, present
+from score_sde.errors import UserError, not_none
 from score_sde.parameterization import Denoiser, Prediction, move_x0
 from score_sde.sde import SDE, lift, t_from_log_snr
 
@@ -233,18 +233,17 @@ def _rescaled(pair: Prediction, strong: Prediction, t: jax.Array, how: How) -> P
     axes = tuple(range(1, pair.x0.ndim))
     own = jnp.std(pair.x0, axis=axes)
     ratio = jnp.where(own > 0, jnp.std(strong.x0, axis=axes) / jnp.where(own > 0, own, 1.0), 1.0)
-    return move_x0(pair, lift(how.rescale * (ratio - 1), pair.x0) * pair.x0, t, present(how.sde))
+    return move_x0(pair, lift(how.rescale * (ratio - 1), pair.x0) * pair.x0, t, not_none(how.sde))
 
 
 def _check_how(how: How) -> None:
     if not 0 <= how.rescale <= 1:
-        raise UserError(f"guidance: need 0 <= rescale <= 1, got {how.rescale} (set --config.sampling.guidance_rescale)")
+        raise UserError(f"guidance: need 0 <= rescale <= 1, got {how.rescale}", "guidance_rescale")
     if how.rescale and how.sde is None:
         raise UserError("guidance: to rescale x0, so that eps follows, the SDE is needed: give sde")
     if how.interval is not None and not 0 <= how.interval[0] < how.interval[1]:
         raise UserError(
-            f"guidance: an interval is (low, high) with 0 <= low < high, got {how.interval} (set "
-            "--config.sampling.guidance_interval)"
+            f"guidance: an interval is (low, high) with 0 <= low < high, got {how.interval}", "guidance_interval"
         )
 
 
@@ -264,8 +263,8 @@ def check_classes(labels: jax.Array, num_classes: int) -> None:
 def _check_scale(name: str, scale: Any) -> None:
     if not isinstance(scale, jax.core.Tracer) and np.min(scale) < 0:
         raise UserError(
-            f"{name}: need scale >= 0, got {scale}; classifier-free guidance alone takes a negative one (set "
-            "--config.sampling.guidance_scale)"
+            f"{name}: need scale >= 0, got {scale}; classifier-free guidance alone takes a negative one",
+            "guidance_scale",
         )
 
 

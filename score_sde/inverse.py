@@ -87,7 +87,7 @@ def resampled(solver: Solver, repeats: int) -> Solver:
     """
     check_memoryless(solver, "repaint")
     if not (isinstance(repeats, int) and repeats >= 1):
-        raise UserError(f"repaint: need repeats >= 1, got {repeats} (set --config.sampling.method_kwargs.repeats)")
+        raise UserError(f"repaint: need repeats >= 1, got {repeats}", "repeats")
 
     def step(sde, denoiser, state, t, t_next, source):
         sources = parts(source, 2 * repeats - 1)
@@ -122,7 +122,7 @@ def dps(solver: Solver, denoiser: Denoiser, sde: SDE, problem: Problem, step_siz
     """
     check_memoryless(solver, "dps")
     if not step_size > 0:
-        raise UserError(f"dps: need step_size > 0, got {step_size} (set --config.sampling.method_kwargs.step_size)")
+        raise UserError(f"dps: need step_size > 0, got {step_size}", "step_size")
 
     def misfit(x, t):
         squares = sum_event((problem.y - problem.operator.forward(denoiser(x, t).x0)) ** 2)
@@ -154,9 +154,7 @@ def pigdm(solver: Solver, denoiser: Denoiser, sde: SDE, problem: Problem, sigma_
       UserError: the operator is not linear, or sigma_data is not positive.
     """
     if not sigma_data > 0:
-        raise UserError(
-            f"pigdm: need sigma_data > 0, got {sigma_data} (set --config.sampling.method_kwargs.sigma_data)"
-        )
+        raise UserError(f"pigdm: need sigma_data > 0, got {sigma_data}", "sigma_data")
     if problem.operator.transpose is None:
         gain(problem.operator, problem.y, 1.0, 0.0)  # says so
 
@@ -194,9 +192,7 @@ def ddrm(
     if svd is None:
         raise UserError("ddrm works in the operator's singular directions, which are not known (set method='pigdm')")
     if not (0 <= eta <= 1 and 0 <= eta_b <= 1):
-        raise UserError(
-            f"ddrm: need 0 <= eta <= 1 and 0 <= eta_b <= 1, got {eta} and {eta_b} (set --config.sampling.method_kwargs)"
-        )
+        raise UserError(f"ddrm: need 0 <= eta <= 1 and 0 <= eta_b <= 1, got {eta} and {eta_b}")
     seen = svd.singular > 0
     own_noise = np.where(seen, problem.noise / np.where(seen, svd.singular, 1.0), 0.0)
 
@@ -241,7 +237,7 @@ def change(
       UserError: the method or an argument is unknown, or can't answer this problem; y has another shape than A gives.
     """
     table = {name: partial(made, solver, denoiser, sde, problem) for name, made in METHODS.items()}
-    return build("method", table, method, kwargs, "--config.sampling", "method", "method_kwargs")
+    return build("method", table, method, kwargs)
 
 
 def restore(
@@ -328,4 +324,4 @@ def sdedit(
 def check_strength(strength: float) -> None:
     """Refuses a share of the steps that is none."""
     if not 0 < strength <= 1:
-        raise UserError(f"sdedit: need 0 < strength <= 1, got {strength} (set --config.sampling.task_kwargs.strength)")
+        raise UserError(f"sdedit: need 0 < strength <= 1, got {strength}", "strength")

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_sde.conditioned import map_examples
-from score_sde.errors import UserError, lookup, present
+from score_sde.errors import UserError, lookup, not_none
 from score_sde.parameterization import Denoiser, velocity_fn
 from score_sde.randomness import fold_each, noise, sample_keys
 from score_sde.sde import SDE, lift, marginal, prior_log_prob, sum_event
@@ -78,8 +78,8 @@ def log_likelihood(
       UserError: x are integers or lie on a grid (not dequantized), a name is unknown, a key is missing, or an example
         didn't arrive.
     """
-    lookup("divergence", dict.fromkeys(DIVERGENCES), divergence, "--config.likelihood.divergence")
-    lookup("probe", dict.fromkeys(PROBES), probe, "--config.likelihood.probe")
+    lookup("divergence", dict.fromkeys(DIVERGENCES), divergence, "divergence")
+    lookup("probe", dict.fromkeys(PROBES), probe, "probe")
     how = How(rtol, atol, method, "i", max_steps)
     check_how(how, "--config.likelihood")
     check_ends(sde, sde.t_min, sde.t_max)
@@ -91,7 +91,7 @@ def log_likelihood(
     if exact:
         probes = jnp.zeros((len(x), 0, *shape))
     else:
-        probes = _probes(sample_keys(present(key), len(x)), num_probes, x, probe)
+        probes = _probes(sample_keys(not_none(key), len(x)), num_probes, x, probe)
 
     def one(velocity, x, probes):
         def augmented(t, state):

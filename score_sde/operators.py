@@ -81,7 +81,7 @@ def grey(event_shape: tuple[int, ...]) -> Operator:
     """
     channels = event_shape[-1]
     if len(event_shape) != 3 or channels < 2:
-        raise UserError(f"grey: images of the shape {event_shape} have no colours (set --config.sampling.task)")
+        raise UserError(f"grey: images of the shape {event_shape} have no colours", "task")
     rotation = _first_is_mean(channels)
     singular = np.zeros(event_shape)
     singular[..., 0] = channels**-0.5
@@ -108,8 +108,8 @@ def pool(factor: int, event_shape: tuple[int, ...]) -> Operator:
     """
     if len(event_shape) != 3 or factor < 2 or event_shape[0] % factor or event_shape[1] % factor:
         raise UserError(
-            f"pool: a factor of at least 2 that divides height and width is needed, got {factor} for {event_shape} "
-            "(set --config.sampling.task_kwargs.factor)"
+            f"pool: a factor of at least 2 that divides height and width is needed, got {factor} for {event_shape}",
+            "factor",
         )
     height, width, channels = event_shape
     rows, columns = height // factor, width // factor
@@ -153,8 +153,8 @@ def blur(kernel: np.ndarray, event_shape: tuple[int, ...]) -> Operator:
     size = kernel.shape[0]
     if kernel.shape != (size, size) or size % 2 == 0 or len(event_shape) != 3 or size > min(event_shape[:2]):
         raise UserError(
-            f"blur: the kernel must be a square of odd size, no larger than the image, got {kernel.shape} for "
-            f"{event_shape} (set --config.sampling.task_kwargs)"
+            f"blur: the kernel must be a square of odd size, no larger than the image, got {kernel.shape} "
+            f"for {event_shape}"
         )
     whole = np.zeros(event_shape[:2])
     whole[:size, :size] = kernel
@@ -186,7 +186,7 @@ def gaussian_kernel(std: float, size: int) -> np.ndarray:
       UserError: std is not positive.
     """
     if not (isinstance(std, int | float) and std > 0 and isinstance(size, int) and size > 0):
-        raise UserError(f"blur: need std > 0 and a size, got {std} and {size} (set --config.sampling.task_kwargs)")
+        raise UserError(f"blur: need std > 0 and a size, got {std} and {size}")
     line = np.exp(-0.5 * ((np.arange(size) - size // 2) / std) ** 2)
     kernel = np.outer(line, line)
     return kernel / kernel.sum()

@@ -87,13 +87,13 @@ def to_prediction(output: jax.Array, x: jax.Array, t: ArrayLike, sde: SDE, sourc
       The pair. It is infinite where the pair is not a function of the two: x0 of an epsilon or score at alpha = 0,
       eps of an x0 at sigma = 0. Of v it is finite everywhere, of a velocity wherever alpha sigma' != sigma alpha'.
     """
-    row = lookup("prediction", PREDICTIONS, source, "--config.model.prediction")
+    row = lookup("prediction", PREDICTIONS, source, "prediction")
     return _solve(row(sde, t), output, x, sde.alpha(t), sde.sigma(t))
 
 
 def from_prediction(pair: Prediction, t: ArrayLike, sde: SDE, target: str) -> jax.Array:
     """The prediction `target`, a key of `PREDICTIONS`, of a pair (x0, eps); a score is infinite at sigma = 0."""
-    scale, a, b = lookup("prediction", PREDICTIONS, target, "--config.model.prediction")(sde, t)
+    scale, a, b = lookup("prediction", PREDICTIONS, target, "prediction")(sde, t)
     terms = [lift(c, part) * part for c, part in ((a, pair.x0), (b, pair.epsilon)) if not _is(c, 0)]  # 0 * inf is NaN
     return sum(terms[1:], terms[0]) / lift(scale, pair.x0)
 
@@ -258,7 +258,7 @@ def make_denoiser(
     Raises:
       UserError: prediction or preconditioning is unknown; the message lists the known ones.
     """
-    chosen_row = lookup("prediction", PREDICTIONS, prediction, "--config.model.prediction")
+    chosen_row = lookup("prediction", PREDICTIONS, prediction, "prediction")
     output_of = show(network, sde, preconditioning, sigma_data)
     decided_row = PRECONDITIONINGS[preconditioning].row
 
@@ -275,7 +275,7 @@ def make_denoiser(
 
 def show(network: Callable, sde: SDE, preconditioning: str = "none", sigma_data: float = 0.5) -> Conditioned:
     """A network of (scaled x_t, noise level) as a function of (x_t, t); arguments and errors of `make_denoiser`."""
-    chosen = lookup("preconditioning", PRECONDITIONINGS, preconditioning, "--config.model.preconditioning")
+    chosen = lookup("preconditioning", PRECONDITIONINGS, preconditioning, "preconditioning")
 
     def output(x, t, network):
         t = jnp.asarray(t, x.dtype)
@@ -292,8 +292,8 @@ def check_parameterization(sde: SDE, prediction: str, preconditioning: str) -> N
       UserError: an unknown name, a prediction that the preconditioning doesn't read, or one that has no x0 at alpha =
         0.
     """
-    lookup("prediction", PREDICTIONS, prediction, "--config.model.prediction")
-    chosen = lookup("preconditioning", PRECONDITIONINGS, preconditioning, "--config.model.preconditioning")
+    lookup("prediction", PREDICTIONS, prediction, "prediction")
+    chosen = lookup("preconditioning", PRECONDITIONINGS, preconditioning, "preconditioning")
     if chosen.row is not None and prediction != "epsilon":
         raise UserError(
             f"preconditioning {preconditioning!r} decides what the network predicts, so prediction {prediction!r} "

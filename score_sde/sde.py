@@ -102,10 +102,7 @@ def sub_vp(beta_min: float = 0.1, beta_max: float = 20.0) -> SDE:
 def _linear_beta(name: str, beta_min: float, beta_max: float) -> tuple[Callable, Callable, Callable]:
     """beta(t), its integral B(t) from 0, and t as a function of B."""
     if not 0 < beta_min < beta_max:
-        raise UserError(
-            f"{name}: need 0 < beta_min < beta_max, got beta_min={beta_min}, beta_max={beta_max} "
-            "(set --config.sde.kwargs)"
-        )
+        raise UserError(f"{name}: need 0 < beta_min < beta_max, got beta_min={beta_min}, beta_max={beta_max}")
     rise = beta_max - beta_min
 
     def inverse_integral(b):
@@ -130,7 +127,7 @@ def vp_cosine(s: float = 0.008) -> SDE:
       UserError: s is not positive.
     """
     if s <= 0:
-        raise UserError(f"vp_cosine: need s > 0, got s={s} (set --config.sde.kwargs.s)")
+        raise UserError(f"vp_cosine: need s > 0, got s={s}", "s")
     k = 0.5 * math.pi / (1 + s)
     b = k * s
 
@@ -220,10 +217,7 @@ def edm(sigma_min: float = 0.002, sigma_max: float = 80.0) -> SDE:
 
 def _check_sigmas(name: str, sigma_min: float, sigma_max: float) -> None:
     if not 0 < sigma_min < sigma_max:
-        raise UserError(
-            f"{name}: need 0 < sigma_min < sigma_max, got sigma_min={sigma_min}, sigma_max={sigma_max} "
-            "(set --config.sde.kwargs)"
-        )
+        raise UserError(f"{name}: need 0 < sigma_min < sigma_max, got sigma_min={sigma_min}, sigma_max={sigma_max}")
 
 
 def flow() -> SDE:

@@ -31,7 +31,7 @@ def clip_x0(low: float = -1.0, high: float = 1.0) -> Threshold:
       UserError: low is not below high.
     """
     if not low < high:
-        raise UserError(f"clip: need low < high, got {low} and {high} (set --config.sampling.threshold_kwargs)")
+        raise UserError(f"clip: need low < high, got {low} and {high}")
     return _moving(lambda x0: jnp.clip(x0, low, high))
 
 
@@ -48,10 +48,7 @@ def dynamic_threshold(percentile: float = 99.5, largest: float = math.inf) -> Th
       UserError: percentile or largest is out of range.
     """
     if not (0 < percentile <= 100 and largest >= 1):
-        raise UserError(
-            f"dynamic: need 0 < percentile <= 100 and largest >= 1, got {percentile} and {largest} (set "
-            "--config.sampling.threshold_kwargs)"
-        )
+        raise UserError(f"dynamic: need 0 < percentile <= 100 and largest >= 1, got {percentile} and {largest}")
 
     def move(x0):
         s = jnp.percentile(jnp.abs(x0), percentile, axis=tuple(range(1, x0.ndim)))

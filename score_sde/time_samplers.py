@@ -114,7 +114,7 @@ def check_time_sampler(name: str, sde: SDE, t_min: float) -> None:
       UserError: t_min is outside [0, t_max), or `importance` would have to spread over an infinite range of log-SNR.
     """
     if not 0 <= t_min < sde.t_max:
-        raise UserError(f"loss: need 0 <= t_min < {sde.t_max}, got {t_min} (set --config.loss.t_min)")
+        raise UserError(f"loss: need 0 <= t_min < {sde.t_max}, got {t_min}", "t_min")
     if name != "importance":
         return
     for t, key in ((t_min, "--config.loss.t_min"), (sde.t_max, "--config.sde.name")):
@@ -133,4 +133,4 @@ def _cut_normal(fraction: jax.Array, mean: float, std: float, ends: jax.Array) -
 
 def _check_positive(name: str, std: float) -> None:
     if std <= 0:
-        raise UserError(f"{name}: need std > 0, got {std} (set --config.loss.time_sampler_kwargs.std)")
+        raise UserError(f"{name}: need std > 0, got {std}", "std")

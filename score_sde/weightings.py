@@ -49,7 +49,7 @@ def edm(sigma_data: float = 0.5) -> Weighting:
     Their sigma is sigma / alpha.
     """
     if sigma_data <= 0:
-        raise UserError(f"edm: need sigma_data > 0, got {sigma_data} (set --config.data.sigma_data)")
+        raise UserError(f"edm: need sigma_data > 0, got {sigma_data}", "sigma_data")
     return lambda units: units.epsilon + units.x0 / sigma_data**2
 
 
@@ -69,7 +69,7 @@ def flow() -> Weighting:
 def min_snr(gamma: float = 5.0) -> Weighting:
     """min(snr, gamma) times the x0 error (Hang et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting")."""
     if gamma <= 0:
-        raise UserError(f"min_snr: need gamma > 0, got {gamma} (set --config.loss.weighting_kwargs.gamma)")
+        raise UserError(f"min_snr: need gamma > 0, got {gamma}", "gamma")
     return lambda units: jnp.minimum(units.epsilon, gamma * units.x0)
 
 
@@ -96,7 +96,7 @@ def get_weighting(weighting: str | Weighting) -> Weighting:
     """A weighting of `WEIGHTINGS` with its defaults, by name; one that is built already, as it is."""
     if callable(weighting):
         return weighting
-    return lookup("weighting", WEIGHTINGS, weighting, "--config.loss.weighting")()
+    return lookup("weighting", WEIGHTINGS, weighting, "weighting")()
 
 
 def epsilon_units(sde: SDE, t: jax.Array, level: jax.Array) -> Units:

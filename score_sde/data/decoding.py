@@ -24,8 +24,7 @@ def parse_color(name: str) -> tuple[int, int, int]:
         return ImageColor.getrgb(name)[:3]
     except (ValueError, AttributeError, TypeError) as error:
         raise UserError(
-            f"background: expected a color such as 'white' or '#ff8000', got {name!r} (set "
-            "--config.data.kwargs.background)"
+            f"background: expected a color such as 'white' or '#ff8000', got {name!r}", "background"
         ) from error
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from PIL import Image
 
-from score_sde.errors import present
+from score_sde.errors import not_none
 
 
 class Examples(Protocol):
@@ -28,7 +28,7 @@ class Source(NamedTuple):
     @property
     def event_shape(self) -> tuple[int, ...]:
         """image_shape, of a source whose images all have one size."""
-        return tuple(present(n) for n in self.image_shape)
+        return tuple(not_none(n) for n in self.image_shape)
 
 
 def images_of(source: Source, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:

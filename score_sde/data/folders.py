@@ -54,13 +54,11 @@ def image_folder(
       UserError: if there is no such folder, an empty class or split, or a file that can't be decoded.
     """
     if channels not in MODES:
-        raise UserError(
-            f"image_folder: expected {', '.join(map(str, MODES))} channels, got {channels} (set --config.data.channels)"
-        )
+        raise UserError(f"image_folder: expected {', '.join(map(str, MODES))} channels, got {channels}", "channels")
     color = parse_color(background)
     root = Path(path)
     if not path or not root.is_dir():
-        raise UserError(f"image_folder: no folder {path!r} (set --config.data.path)")
+        raise UserError(f"image_folder: no folder {path!r}", "path")
     split_folders = [root / name for name in NAMES[split] if (root / name).is_dir()]
     named = any((root / name).is_dir() for names in NAMES.values() for name in names)
     if named and not split_folders:
@@ -68,7 +66,7 @@ def image_folder(
     root = split_folders[0] if named else root
     paths = sorted(_image_files(root))
     if not paths:
-        raise UserError(f"image_folder: no {', '.join(SUFFIXES)} files in {root} (set --config.data.path)")
+        raise UserError(f"image_folder: no {', '.join(SUFFIXES)} files in {root}", "path")
     trained = Path(path) / "train" if named else root  # the classes of both splits are numbered by this folder
     classes = sorted({_class_of(file, trained) for file in _image_files(trained)})
     empty = [folder for folder in _class_folders(trained) if folder not in classes]
@@ -154,11 +152,11 @@ def npz(split: str, path: str, test_share: float = 0.1) -> Source:
       UserError: if there is no such file, or it holds something else.
     """
     if not Path(path).is_file():
-        raise UserError(f"npz: no file {path!r} (set --config.data.path)")
+        raise UserError(f"npz: no file {path!r}", "path")
     try:
         archive = np.load(path, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise UserError(f"npz: {path} is a single array, not an .npz file of several (set --config.data.path)")
+            raise UserError(f"npz: {path} is a single array, not an .npz file of several", "path")
         names = archive.files
         pairs = ((f"{split}_images", f"{split}_labels"), (f"x_{split}", f"y_{split}"), ("images", "labels"))
         found = next((pair for pair in pairs if pair[0] in names), None)
@@ -170,7 +168,7 @@ def npz(split: str, path: str, test_share: float = 0.1) -> Source:
         raise
     except Exception as error:  # a damaged archive makes NumPy and zipfile raise errors of many kinds
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"npz: {path} can't be read: {reason} (set --config.data.path)") from error
+        raise UserError(f"npz: {path} can't be read: {reason}", "path") from error
     images = _check_images(images, f"npz: {found[0]} in {path}")
     labels = check_labels(labels, len(images), f"npz: {found[1]} in {path}")
     if found[0] == "images":
@@ -228,9 +226,9 @@ def part(split: str, count: int, test_share: float) -> np.ndarray:
       UserError: if one of the splits would be empty.
     """
     if not isinstance(test_share, int | float) or not 0 < test_share < 1:
-        raise UserError(f"expected 0 < test_share < 1, got {test_share!r} (set --config.data.kwargs.test_share)")
+        raise UserError(f"expected 0 < test_share < 1, got {test_share!r}", "test_share")
     held_out = round(count * test_share)
     if not 0 < held_out < count:
-        raise UserError(f"a test_share of {test_share} leaves a split of {count} empty (set --config.data.kwargs)")
+        raise UserError(f"a test_share of {test_share} leaves a split of {count} empty")
     order = np.random.default_rng(0).permutation(count)
     return np.sort(order[:held_out] if split == "test" else order[held_out:])

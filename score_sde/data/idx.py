@@ -19,8 +19,9 @@ def idx(split: str, path: str) -> Source:
     labels = read_idx(_find_idx(path, f"{prefix}-labels-idx1-ubyte"))
     if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels) or not images.size:
         raise UserError(
-            f"idx: expected images (n, height, width) and a label for each in {path}, got {images.shape} and "
-            f"{labels.shape} (set --config.data.path)"
+            f"idx: expected images (n, height, width) and a label for each in {path}, got {images.shape} "
+            f"and {labels.shape}",
+            "path",
         )
     return Source(Arrays(images[..., None], labels), (*images.shape[1:], 1), 256, int(labels.max()) + 1)
 
@@ -35,7 +36,7 @@ def read_idx(path: Path) -> np.ndarray:
     except (OSError, EOFError, zlib.error, struct.error):
         zero = kind = None
     if zero != 0 or kind != 8:
-        raise UserError(f"idx: {path} is no IDX file of unsigned bytes, or is damaged (set --config.data.path)")
+        raise UserError(f"idx: {path} is no IDX file of unsigned bytes, or is damaged", "path")
     data = np.frombuffer(raw, np.uint8, offset=4 + 4 * rank)
     if data.size != math.prod(shape):
         raise UserError(f"idx: {path} is cut short: its header says {shape}, it holds {data.size} bytes")

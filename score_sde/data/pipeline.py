@@ -19,7 +19,7 @@ from absl import flags
 from jax.typing import ArrayLike
 
 from score_sde.data.examples import Source
-from score_sde.errors import UserError, present
+from score_sde.errors import UserError, not_none
 
 Pixels = TypeVar("Pixels", np.ndarray, jax.Array)
 
@@ -130,7 +130,7 @@ def _follow_parent(worker: int, workers: int) -> None:
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(present(multiprocessing.parent_process()),), daemon=True).start()
+    threading.Thread(target=_end_with, args=(not_none(multiprocessing.parent_process()),), daemon=True).start()
 
 
 def _end_with(parent: Any) -> None:

@@ -51,9 +51,9 @@ def load(
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
     given: dict[str, Any] = {"split": split, "path": path}
-    if "channels" in signature(lookup("data set", SOURCES, name, "--config.data.name")).parameters:
+    if "channels" in signature(lookup("data set", SOURCES, name, "name")).parameters:
         given["channels"] = channels
-    source = build("data set", SOURCES, name, given | dict(kwargs or {}), "--config.data")
+    source = build("data set", SOURCES, name, given | dict(kwargs or {}))
     if image_size == 0 or len(source.image_shape) == 1:
         expected = (channels,) if image_size == 0 else (image_size, image_size, channels)
         if source.image_shape != expected:
@@ -64,7 +64,7 @@ def load(
         return source
     height, width, found = source.image_shape
     if found != channels:
-        raise UserError(f"{name}: the images have {found} channels, not {channels} (set --config.data.channels)")
+        raise UserError(f"{name}: the images have {found} channels, not {channels}", "channels")
     shape = (image_size, image_size, channels)
     if (height, width) == (image_size, image_size):
         return source
@@ -99,7 +99,7 @@ def toy(split: str, path: str, draw: toys.Draw, num_examples: int) -> Source:
     if path:
         raise UserError(f"toys are drawn, not read from a folder, got --config.data.path={path}")
     if num_examples < 1:
-        raise UserError(f"a toy needs num_examples >= 1, got {num_examples} (set --config.data.kwargs.num_examples)")
+        raise UserError(f"a toy needs num_examples >= 1, got {num_examples}", "num_examples")
     train = split == "train"
     rng = np.random.default_rng(0 if train else 1)
     points, labels = draw(rng, num_examples if train else min(num_examples, 10_000))
@@ -143,7 +143,7 @@ def tfds(split: str, path: str, name: str, test_split: str = "test") -> Source:
         builder = tensorflow_datasets.builder(name, data_dir=path or None)
     except (tensorflow_datasets.core.DatasetNotFoundError, ValueError) as error:
         reason = str(error).split("\n")[0]
-        raise UserError(f"TensorFlow Datasets: {reason} (set --config.data.kwargs.name)") from error
+        raise UserError(f"TensorFlow Datasets: {reason}", "name") from error
     folder = Path(os.fspath(builder.data_path))
     root = path or folder.parents[1]
     command = f"tfds build {name} --file_format=array_record --data_dir={root}"
@@ -160,8 +160,9 @@ def tfds(split: str, path: str, name: str, test_split: str = "test") -> Source:
     info, split = builder.info.features, test_split if split == "test" else split
     if split not in builder.info.splits or "image" not in info:
         raise UserError(
-            f"{name} has the splits {', '.join(builder.info.splits)} and the features {', '.join(info)}; an image and "
-            f"the split {split!r} are needed (set --config.data.kwargs.test_split)"
+            f"{name} has the splits {', '.join(builder.info.splits)} and the features {', '.join(info)}; an "
+            f"image and the split {split!r} are needed",
+            "test_split",
         )
     classes = getattr(info["label"], "num_classes", None) if "label" in info else 1
     if classes is None:

@@ -16,8 +16,8 @@ def draw_mixture(means: Sequence[Sequence[float]], stds: Sequence[float], weight
     """sum_k w_k N(mean_k, std_k^2 I), in any dimension; the label is the component."""
     if not len(means) == len(stds) or len(weights) not in (0, len(means)) or not len(means):
         raise UserError(
-            f"mixture: got {len(means)} means, {len(stds)} stds and {len(weights)} weights; one of each a component is "
-            "needed (set --config.data.kwargs)"
+            f"mixture: got {len(means)} means, {len(stds)} stds and {len(weights)} weights; one of each a "
+            "component is needed"
         )
     centres = np.asarray(means, np.float64)
     shares = np.asarray(weights if len(weights) else np.ones(len(means)), np.float64)

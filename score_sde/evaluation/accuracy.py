@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_sde.data import images_of, to_unit_range
-from score_sde.errors import present
+from score_sde.errors import not_none
 from score_sde.experiment import Experiment
 from score_sde.randomness import noise
 from score_sde.runtime import distributed
@@ -33,7 +33,7 @@ def accuracy(experiment: Experiment, params: Any) -> list[dict[str, float]]:
     batch = min(experiment.batch_size, count)
     key = jax.random.key(experiment.config["seed"])
 
-    logits_of = present(experiment.logits)
+    logits_of = not_none(experiment.logits)
 
     @jax.jit
     def measure(params, x0, labels, indices, t):

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from score_sde.data import images_of, to_levels, to_unit_range
-from score_sde.errors import UserError, present
+from score_sde.errors import UserError, not_none
 from score_sde.evaluation.accuracy import accuracy
 from score_sde.evaluation.comparison import check_number, classified, compare, compare_points
 from score_sde.evaluation.curve import save_curve
@@ -65,7 +65,7 @@ def evaluate(experiment: Experiment, workdir: Path) -> str:
     if experiment.task is not None:
         params, step = trained(experiment, workdir)
         figures = provenance(experiment, step) | {"sampling": experiment.config["sampling"]}
-        figures |= figures_of(experiment, present(draw_restorations(experiment, params)))
+        figures |= figures_of(experiment, not_none(draw_restorations(experiment, params)))
         return _written(workdir, f"restore_{experiment.task.name}", figures)
     chosen = subjects(experiment, workdir)
     compare_with = _points(experiment) if experiment.source("train").levels is None else _images(experiment, workdir)
@@ -129,7 +129,7 @@ def _images(experiment: Experiment, workdir: Path) -> Callable[[list[np.ndarray]
         if how["neighbours"] and distributed.is_main_process():
             seen, _ = images_of(train.source, min(train.number, how["neighbours_among"]))
             path = picture_path(experiment, workdir, step, "_neighbours")
-            save_neighbours(path, draws[0][: how["neighbours"]], seen, present(train.source.levels))
+            save_neighbours(path, draws[0][: how["neighbours"]], seen, not_none(train.source.levels))
         return figures
 
     return compare_with
@@ -159,7 +159,7 @@ def _against(how: dict[str, Any], hashes: dict[str, Any]) -> dict[str, Any]:
     theirs = read_figures(Path(how["against"]))
     ours = hashes | {"num_samples": how["num_samples"]}
     if not theirs.get("features"):
-        raise UserError(f"{how['against']} has no figures of samples in features (set --config.evaluation.against)")
+        raise UserError(f"{how['against']} has no figures of samples in features", "against")
     check_comparable(ours, theirs, how["against"])
     return theirs
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from score_sde.data import Source
 from score_sde.data.hashing import hash_split
-from score_sde.errors import present
+from score_sde.errors import not_none
 from score_sde.evaluation.extractors import Extractor
 from score_sde.evaluation.moments import Moments, merge, moments_of
 from score_sde.runtime import distributed
@@ -78,7 +78,7 @@ def make_extract(extractor: Extractor) -> Callable[..., Features]:
                     waiting = []
                 bar.update(len(vectors))
         vectors, logits = (np.concatenate(column)[:kept] for column in zip(*parts, strict=True))
-        return Features(vectors, logits, present(total))
+        return Features(vectors, logits, not_none(total))
 
     return extract
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_sde.data import images_of, to_unit_range
-from score_sde.errors import UserError, present
+from score_sde.errors import UserError, not_none
 from score_sde.evaluation.diagnostics import curl, fokker_planck, make_empirical, per_dimension, stein
 from score_sde.evaluation.results import mean_of
 from score_sde.experiment import Experiment
@@ -51,13 +51,13 @@ def health(experiment: Experiment, params: Any, workdir: Path) -> dict[str, Any]
     sets = {split: _shown(experiment, split, key) for split in ("train", "test")}
     number = min(how["health_images"], *(len(x0) for x0, _ in sets.values()))
     if number < 2:
-        raise UserError(f"health takes two images at least, got {number} (set --config.evaluation.health_images)")
+        raise UserError(f"health takes two images at least, got {number}", "health_images")
     told = experiment.num_classes > 0
     empirical = make_empirical(experiment.sde, sets["train"][0], sets["train"][1] if told else None)
     keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(number))
     first = {split: (x0[:number], labels[:number]) for split, (x0, labels) in sets.items()}
 
-    denoiser_of = present(experiment.denoiser)
+    denoiser_of = not_none(experiment.denoiser)
 
     def denoiser(labels):
         return denoiser_of(params, labels=labels if told else None)

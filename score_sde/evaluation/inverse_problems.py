@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from score_sde.data import images_of, to_levels, to_unit_range
-from score_sde.errors import present
+from score_sde.errors import not_none
 from score_sde.evaluation.image_grid import save_grid
 from score_sde.experiment import Experiment
 from score_sde.operators import gain
@@ -31,7 +31,7 @@ def draw_restorations(
     experiment: Experiment, params: Any, interrupted: Callable[[], Any] = lambda: None
 ) -> Restored | None:
     """Draws config.sampling's completions of the first test images; None where interrupted (one process alone)."""
-    sampler, task = present(experiment.sampler), present(experiment.task)
+    sampler, task = not_none(experiment.sampler), not_none(experiment.task)
     samples = draw_whole(sampler, params, experiment.num_samples, interrupted)
     if samples is None:
         return None
@@ -47,7 +47,7 @@ def save_restorations(path: Path, experiment: Experiment, restored: Restored) ->
     """Writes a PNG with a row an image, the truth, what was measured, the completions; and all numbers as .npz."""
     shown = restored.measured
     if shown.shape != restored.truth.shape:  # of another shape: the least image that gives it
-        operator = present(present(experiment.task).operator)
+        operator = not_none(not_none(experiment.task).operator)
         shown = np.asarray(gain(operator, jnp.asarray(shown), 1.0, 0.0))
     columns = np.concatenate([restored.truth[:, None], shown[:, None], restored.completions], axis=1)[:ROWS]
     cells = to_levels(columns.reshape(-1, *experiment.event_shape), 256)
@@ -63,7 +63,7 @@ def figures_of(experiment: Experiment, restored: Restored) -> dict[str, Any]:
     training split's mean; of super-resolution "psnr_bicubic" is of bicubic interpolation. "consistency" is the root
     mean square of A x - y over the completions, where A sees, to be held against "task_noise".
     """
-    task, truth = present(experiment.task), restored.truth
+    task, truth = not_none(experiment.task), restored.truth
     source = experiment.source("train")
     seen = to_unit_range(images_of(source, experiment.evaluation["num_real"])[0], source.levels)
     figures = {

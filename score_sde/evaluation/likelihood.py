@@ -13,7 +13,7 @@ import numpy as np
 
 from score_sde import ddpm
 from score_sde.data import images_of, to_unit_range
-from score_sde.errors import UserError, present
+from score_sde.errors import UserError, not_none
 from score_sde.evaluation.provenance import provenance
 from score_sde.evaluation.results import check_figures, mean_of, write_figures
 from score_sde.experiment import Experiment
@@ -87,7 +87,7 @@ def _flow_parts(experiment: Experiment, levels: int | None) -> Callable:
             "probes_standard_error": flow.standard_error,
         } | ({} if flow.nfe is None else {"nfe": flow.nfe})  # an implicit method's is not known
 
-    denoiser_of = present(experiment.denoiser)
+    denoiser_of = not_none(experiment.denoiser)
 
     def measure(params, images, labels, keys):
         denoiser = denoiser_of(params, labels=labels if experiment.num_classes else None)
@@ -105,7 +105,7 @@ def _flow_parts(experiment: Experiment, levels: int | None) -> Callable:
 def _chain_bound(experiment: Experiment, levels: int) -> Callable:
     """(params, images, labels, keys) -> {"bits": (n,)}: the variational bound of a chain that asks our denoiser."""
     chain = experiment.chain or chain_through_vp(experiment.likelihood["chain_steps"])
-    denoiser_of = present(experiment.denoiser)
+    denoiser_of = not_none(experiment.denoiser)
 
     def measure(params, images, labels, keys):
         denoiser = denoiser_of(params, labels=labels if experiment.num_classes else None)

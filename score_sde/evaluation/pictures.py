@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_sde.data import to_levels
-from score_sde.errors import present
+from score_sde.errors import not_none
 from score_sde.evaluation.accuracy import draw_accuracy
 from score_sde.evaluation.image_grid import by_class, save_grid
 from score_sde.evaluation.inverse_problems import draw_restorations, save_restorations
@@ -63,7 +63,7 @@ def draw_samples(
         if restored is not None and distributed.is_main_process():
             save_restorations(path, experiment, restored)
         return path
-    samples = draw_whole(present(experiment.sampler), params, experiment.num_samples, interrupted)
+    samples = draw_whole(not_none(experiment.sampler), params, experiment.num_samples, interrupted)
     if samples is None or not distributed.is_main_process():
         return path
     labels = experiment.class_of(jnp.arange(len(samples)))
@@ -93,7 +93,7 @@ def draw_denoising(experiment: Experiment, params: Any, step: int, workdir: Path
     Returns:
       The path of the PNG; None for a solver that chooses its own times, which has no trajectory.
     """
-    trajectory_of = present(experiment.sampler).trajectory
+    trajectory_of = not_none(experiment.sampler).trajectory
     if trajectory_of is None:
         return None
     path = picture_path(experiment, workdir, step, "_denoising")

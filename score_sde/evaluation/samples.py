@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from score_sde.data import to_levels
-from score_sde.errors import present
+from score_sde.errors import not_none
 from score_sde.experiment import Experiment
 from score_sde.runtime import distributed
 from score_sde.runtime.disk import read_arrays, write_arrays
@@ -34,7 +34,7 @@ def draw(experiment: Experiment, params: Any, number: int, levels: int | None, w
       levels: of the pixels; None: the data are no pixels.
       workdir: the run's folder; the parts lie in DIR/evaluation/<hash of all that decides a sample>.
     """
-    sampler = present(experiment.sampler)
+    sampler = not_none(experiment.sampler)
     folder = workdir / FOLDER / _key(experiment, params)
     if distributed.is_main_process():
         folder.mkdir(parents=True, exist_ok=True)
@@ -69,4 +69,4 @@ def _key(experiment: Experiment, params: Any) -> str:
     config = experiment.config
     sampling = {name: value for name, value in config["sampling"].items() if name not in FREE}
     decides = [config["seed"], config["sde"], config["model"], config["data"], sampling]
-    return hash_json(decides, hash_pytree((params, present(experiment.sampler).beside())))
+    return hash_json(decides, hash_pytree((params, not_none(experiment.sampler).beside())))

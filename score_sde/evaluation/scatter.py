@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_sde.data import images_of
-from score_sde.errors import present
+from score_sde.errors import not_none
 from score_sde.experiment import Experiment
 from score_sde.parameterization import score_fn
 from score_sde.runtime.disk import replacing
@@ -68,7 +68,7 @@ def score_field(experiment: Experiment, params: Any, level: float, reach: float,
     Returns:
       (points (side^2, 2), scores (side^2, 2), sigma / alpha).
     """
-    sde, denoiser_of = experiment.sde, present(experiment.denoiser)
+    sde, denoiser_of = experiment.sde, not_none(experiment.denoiser)
     t = t_from_log_snr(sde, jnp.float32(level))
     axis = np.linspace(-reach, reach, side, dtype=np.float32)
     points = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)

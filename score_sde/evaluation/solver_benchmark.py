@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from score_sde.errors import UserError, present
+from score_sde.errors import UserError, not_none
 from score_sde.evaluation.provenance import provenance
 from score_sde.evaluation.results import check_figures, write_figures
 from score_sde.experiment import Experiment
@@ -79,7 +79,7 @@ def certify(experiment: Experiment, workdir: Path) -> str:
     params, step = trained(experiment, workdir)
     keys = jax.random.split(jax.random.key(experiment.config["seed"]), how["num_samples"])
     x = jax.vmap(lambda key: prior_sample(sde, key, experiment.event_shape))(keys)
-    denoiser = partial(present(experiment.denoiser), labels=experiment.label_of(jnp.arange(how["num_samples"])))
+    denoiser = partial(not_none(experiment.denoiser), labels=experiment.label_of(jnp.arange(how["num_samples"])))
     rows, own_error = deterministic_table(sde, denoiser, params, x, how)
     strong = stochastic_table(sde, denoiser, params, x, keys, how)
     close = [row for row in rows if row["distance"] < CLOSE and own_error < CLOSE]

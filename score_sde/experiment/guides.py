@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_sde import models
-from score_sde.errors import UserError, present
+from score_sde.errors import UserError, not_none
 from score_sde.guidance import (
     autoguided,
     class_log_prob,
@@ -181,11 +181,11 @@ def make_guided(
         classifier_guided(_nothing, _nothing, sde, how.scale)
         return lambda params, beside, indices: classifier_guided(
             denoiser(params, labels=told(indices)),
-            class_log_prob(partial(logits, beside), present(label_of(indices))),
+            class_log_prob(partial(logits, beside), not_none(label_of(indices))),
             sde,
             how.scale,
         )
-    weaker = present(guide.denoiser)
+    weaker = not_none(guide.denoiser)
     autoguided(_nothing, _nothing, how.scale, **bounds)
     return lambda params, beside, indices: autoguided(
         denoiser(params, labels=told(indices)),

@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from score_sde.errors import UserError, nearest
+from score_sde.errors import UserError
 from score_sde.training.workdir import flatten
 
 
@@ -48,7 +48,7 @@ def override(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
                 _group(changed, place)[name] = value
             continue
         if key not in known:
-            raise UserError(f"no config has the key {key!r}.{nearest(key, known)}")
+            raise UserError(f"no config has the key {key!r}.{did_you_mean(key, known)}")
         try:
             _group(changed, place)[name] = value
         except (TypeError, ValueError) as error:

@@ -11,7 +11,7 @@ import numpy as np
 
 from score_sde import operators
 from score_sde.data.decoding import decode
-from score_sde.errors import UserError, build, lookup, present
+from score_sde.errors import UserError, build, lookup, not_none
 from score_sde.inverse import METHODS, Problem, change, check_strength, sdedit
 from score_sde.operators import Operator
 from score_sde.parameterization import Denoiser, Prediction
@@ -153,7 +153,7 @@ def measure(task: Task, x0: jax.Array, keys: jax.Array) -> jax.Array:
         return x0
     y = task.operator.forward(x0)
     drawn = jax.vmap(lambda key: jax.random.normal(key, y.shape[1:], y.dtype))(keys)
-    svd = present(task.operator.svd)
+    svd = not_none(task.operator.svd)
     return y + task.noise * svd.u(svd.ut(drawn))
 
 

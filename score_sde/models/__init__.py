@@ -31,4 +31,4 @@ MODELS = {
 
 def create(name: str, **kwargs) -> nn.Module:
     """The network `name` with these attributes; a `UserError` lists the known names or attributes of a wrong one."""
-    return build("model", MODELS, name, kwargs, "--config.model")
+    return build("model", MODELS, name, kwargs)

@@ -144,7 +144,7 @@ class DiT(nn.Module):
                 f"dit: patches of {self.patch} don't divide an image of {x.shape[1]}x{x.shape[2]} ({where}.patch)"
             )
         given = (self.width, self.depth, self.heads)
-        width, depth, heads = lookup("size", SIZES | {"": given}, self.size, "--config.model.kwargs.size")
+        width, depth, heads = lookup("size", SIZES | {"": given}, self.size, "size")
         count_heads(width, heads, None)
         if width % 4:
             raise UserError(f"dit: positions need a width that is a multiple of 4, got {width} ({where}.width)")

@@ -75,8 +75,6 @@ def _check(name: str, features: Sequence[int], embedding: int, labels) -> None:
     if labels is not None:
         raise UserError(f"{name}: this network is unconditional, it takes no labels")
     if not features:
-        raise UserError(f"{name}: needs a hidden layer, got features={features} (set --config.model.kwargs.features)")
+        raise UserError(f"{name}: needs a hidden layer, got features={features}", "features")
     if embedding < 4 or embedding % 2:
-        raise UserError(
-            f"{name}: the embedding must be even and at least 4, got {embedding} (set --config.model.kwargs.embedding)"
-        )
+        raise UserError(f"{name}: the embedding must be even and at least 4, got {embedding}", "embedding")

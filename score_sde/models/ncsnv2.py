@@ -125,9 +125,7 @@ class NCSNv2(nn.Module):
         if labels is not None:
             raise UserError("ncsnv2: this network is unconditional, it takes no labels")
         if x.shape[1] % 2 or x.shape[2] % 2:
-            raise UserError(
-                f"ncsnv2 halves the image, but {x.shape[1]}x{x.shape[2]} is odd (set --config.data.image_size)"
-            )
+            raise UserError(f"ncsnv2 halves the image, but {x.shape[1]}x{x.shape[2]} is odd", "image_size")
         dtype = jnp.dtype(self.dtype) if self.dtype else None
         narrow, wide = self.channels, 2 * self.channels
         hidden = Conv(narrow, dtype=dtype, name="conv_in")(x)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 
-from score_sde.errors import UserError, lookup, present
+from score_sde.errors import UserError, lookup, not_none
 from score_sde.models.blocks import Attention, ResidualBlock, Style
 from score_sde.models.embedding import NoiseEmbedding, check_labels, check_rates
 from score_sde.models.layers import Conv, at_least_float32
@@ -143,7 +143,7 @@ class UNet(nn.Module):
 
         if self.progressive_output != "output_skip":
             output = self._to_image(hidden, x.shape[-1], "out", style)
-        output = at_least_float32(present(output))
+        output = at_least_float32(not_none(output))
         return output / jnp.exp(noise_level).reshape(-1, 1, 1, 1) if self.scale_by_sigma else output
 
     def _style(self) -> Style:

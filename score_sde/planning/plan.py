@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from score_sde.errors import UserError, present
+from score_sde.errors import UserError, not_none
 from score_sde.experiment import Experiment
 from score_sde.experiment.rules import check_divides
 from score_sde.planning.collectives import collectives
@@ -198,7 +198,7 @@ def _largest(experiment: Experiment, machine: Machine, each: int, compiled: Comp
     Returns:
       {"fits": a batch that fits, 0 for none, "too_large": one that doesn't, None where none was met}.
     """
-    grain, limit = experiment.step_options["accumulate"], present(machine.chip).memory
+    grain, limit = experiment.step_options["accumulate"], not_none(machine.chip).memory
     used = {0: 0.0, each: math.inf if compiled is None else compiled.memory}
     for _ in range(COMPILATIONS):
         fitting = sorted(batch for batch, size in used.items() if size <= limit)
@@ -206,7 +206,7 @@ def _largest(experiment: Experiment, machine: Machine, each: int, compiled: Comp
         low = fitting[-1]
         if used[low] > CLOSE * limit or (too_large is not None and too_large - low <= max(grain, low // 16)):
             break
-        guess = 16 * low if low else present(too_large) // 2
+        guess = 16 * low if low else not_none(too_large) // 2
         if len(fitting) > 2:
             slope = (used[low] - used[fitting[-2]]) / (low - fitting[-2])
             guess = min(guess, int(low + 0.97 * (limit - used[low]) / slope)) if slope > 0 else guess

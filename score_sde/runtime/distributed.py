@@ -18,7 +18,7 @@ from jax._src import distributed
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from score_sde.errors import UserError, present
+from score_sde.errors import UserError, not_none
 from score_sde.runtime.disk import report
 
 JOINING, HEARTBEAT = 40, 40  # seconds: of waiting for the others at the start, and for a sign of life later
@@ -127,7 +127,7 @@ def abort_together() -> Iterator[None]:
         else:
             traceback.print_exc()
         with suppress(Exception):  # all have failed alike, or the others learn from this one's end
-            present(distributed.global_state.client).wait_at_barrier("failed", 10_000)
+            not_none(distributed.global_state.client).wait_at_barrier("failed", 10_000)
         _exit()
 
 

@@ -46,7 +46,7 @@ def read(path: str | Path) -> Weights:
     """
     path = Path(path)
     if not path.exists():
-        raise UserError(f"no weights at {path} (set --config.model.pretrained)")
+        raise UserError(f"no weights at {path}", "pretrained")
     readers = {".safetensors": _read_safetensors, ".pth": _read_pth, ".pt": _read_pth, ".pkl": _refuse_pickle}
     if not path.is_dir() and path.suffix not in readers:
         raise UserError(f"weights are read from {', '.join(readers)} and folders of diffusers, not from {path}")

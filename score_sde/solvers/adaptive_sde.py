@@ -119,8 +119,7 @@ def _brownian(t0: float, t1: float, x: jax.Array):
 def _check_numbers(rtol: float, atol: float, max_steps: int) -> None:
     if not (rtol >= 0 and atol > 0 and max_steps >= 1):
         raise UserError(
-            f"adaptive_sde: need rtol >= 0, atol > 0 and max_steps >= 1, got {rtol}, {atol} and {max_steps} (set "
-            "--config.sampling.kwargs)"
+            f"adaptive_sde: need rtol >= 0, atol > 0 and max_steps >= 1, got {rtol}, {atol} and {max_steps}"
         )
 
 

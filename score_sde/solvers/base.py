@@ -123,7 +123,7 @@ def solve(
     return solution
 
 
-def check_memoryless(solver: Solver, name: str, where: str = "--config.sampling.solver") -> None:
+def check_memoryless(solver: Solver, name: str, argument: str = "solver") -> None:
     """Refuses a multistep solver where x is changed between its steps.
 
     Raises:
@@ -132,7 +132,8 @@ def check_memoryless(solver: Solver, name: str, where: str = "--config.sampling.
     if jax.eval_shape(solver.init, jnp.zeros((1, 1))).__class__ is not Memoryless:
         raise UserError(
             f"{name} changes x between steps, and a multistep method computes x anew from what it remembers, which "
-            f"undoes that (set {where} to another, or its kwargs to {{'multistep': False}})"
+            "undoes that; choose another, or its multistep=False",
+            argument,
         )
 
 

@@ -21,7 +21,7 @@ def ddim(eta: float = 0.0) -> Solver:
       UserError: eta is outside [0, 1].
     """
     if not 0.0 <= eta <= 1.0:
-        raise UserError(f"ddim: need 0 <= eta <= 1, got {eta} (set --config.sampling.kwargs.eta)")
+        raise UserError(f"ddim: need 0 <= eta <= 1, got {eta}", "eta")
 
     def step(sde, denoiser, state, t, t_next, source):
         pair = denoiser(state.x, t)

@@ -28,7 +28,7 @@ def deis(order: int = 3, corrected_start: bool = True, variable: str = "log_snr"
       UserError: another order or variable, or reach below 1.
     """
     check_method("deis", order, (1, 2, 3), reach)
-    in_t = lookup("variable", {"t": True, "log_snr": False}, variable, "--config.sampling.kwargs.variable")
+    in_t = lookup("variable", {"t": True, "log_snr": False}, variable, "variable")
 
     def rho(sde, t):
         return sde.sigma(t) / sde.alpha(t)

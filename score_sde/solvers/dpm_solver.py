@@ -48,9 +48,7 @@ def dpm_solver_pp(order: int = 2, multistep: bool = True, corrected_start: bool 
     """
     check_method("dpm_solver_pp", order, (1, 2, 3), reach)
     if not multistep and (reach != REACH or not corrected_start):
-        raise UserError(
-            "dpm_solver_pp: with multistep=False nothing reads corrected_start and reach (set --config.sampling.kwargs)"
-        )
+        raise UserError("dpm_solver_pp: with multistep=False nothing reads corrected_start and reach")
     if not multistep:
         return Solver(init=Memoryless, step=_singlestep(order), nfe_per_step=order)
 

@@ -36,10 +36,7 @@ def edm_stochastic(s_churn: float = 0.0, s_min: float = 0.0, s_max: float = math
       UserError: s_churn or s_noise is negative.
     """
     if s_churn < 0 or s_noise < 0:
-        raise UserError(
-            f"edm_stochastic: need s_churn >= 0 and s_noise >= 0, got {s_churn} and {s_noise} (set "
-            "--config.sampling.kwargs)"
-        )
+        raise UserError(f"edm_stochastic: need s_churn >= 0 and s_noise >= 0, got {s_churn} and {s_noise}")
 
     def level(sde, t):  # sigma / alpha
         return jnp.exp(-half_log_snr(sde, t))

@@ -31,9 +31,9 @@ FLOOR = -20.0  # of lambda: below it x0 no longer depends on it (e^-20 = 2e-9), 
 def check_method(name: str, order: int, known: Sequence[int], reach: float = REACH) -> None:
     """Refuses an order that a method hasn't, and a reach that would leave it none."""
     if order not in known or not isinstance(order, int):
-        raise UserError(f"{name}: the order must be one of {known}, got {order} (set --config.sampling.kwargs.order)")
+        raise UserError(f"{name}: the order must be one of {known}, got {order}", "order")
     if not reach >= 1:
-        raise UserError(f"{name}: need reach >= 1, got {reach} (set --config.sampling.kwargs.reach)")
+        raise UserError(f"{name}: need reach >= 1, got {reach}", "reach")
 
 
 def half_log_snr(sde: SDE, t: jax.Array) -> jax.Array:

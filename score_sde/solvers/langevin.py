@@ -35,7 +35,7 @@ def langevin(snr: float = 0.16, num_steps: int = 1, norms: str = "example") -> S
       UserError: snr or num_steps is out of range, or norms is unknown.
     """
     _check("langevin", snr, num_steps)
-    average = lookup("norms", {"example": False, "batch": True}, norms, "--config.sampling.kwargs.norms")
+    average = lookup("norms", {"example": False, "batch": True}, norms, "norms")
 
     def norm(x):
         each = jnp.sqrt(jnp.sum(x**2, axis=tuple(range(1, x.ndim))))
@@ -77,7 +77,4 @@ def _dynamics(size, num_steps: int) -> Solver:
 
 def _check(name: str, snr: float, num_steps: int) -> None:
     if not (snr > 0 and isinstance(num_steps, int) and num_steps >= 1):
-        raise UserError(
-            f"{name}: need snr > 0 and num_steps >= 1, got snr={snr}, num_steps={num_steps} (set "
-            "--config.sampling.kwargs)"
-        )
+        raise UserError(f"{name}: need snr > 0 and num_steps >= 1, got snr={snr}, num_steps={num_steps}")

@@ -48,18 +48,15 @@ def predictor_corrector(
       UserError: an unknown name or keyword, or a predictor with memory: multistep methods compute x anew from what they
         remember, which undoes what a corrector did.
     """
-    where = "--config.sampling.kwargs"
     predict, correct = (
-        part
-        if isinstance(part, Solver)
-        else build(role, table, part, dict(kwargs or {}), where, role, f"{role}_kwargs")
+        part if isinstance(part, Solver) else build(role, table, part, dict(kwargs or {}))
         for role, table, part, kwargs in (
             ("predictor", PREDICTORS, predictor, predictor_kwargs),
             ("corrector", CORRECTORS, corrector, corrector_kwargs),
         )
     )
 
-    check_memoryless(predict, "predictor_corrector's corrector", f"{where}.predictor")
+    check_memoryless(predict, "predictor_corrector's corrector", "predictor")
 
     def step(sde, denoiser, state, t, t_next, source):
         first, second = _share(source, predict.stochastic, correct.stochastic)

@@ -33,7 +33,7 @@ def karras(rho: float = 7.0):
       UserError: rho is not positive.
     """
     if rho <= 0:
-        raise UserError(f"karras: need rho > 0, got {rho} (set --config.sampling.spacing_kwargs.rho)")
+        raise UserError(f"karras: need rho > 0, got {rho}", "rho")
 
     def place(sde, t_min, fraction):
         first, last = (level ** (1 / rho) for level in _noise_levels(sde, t_min))
@@ -104,14 +104,12 @@ def time_grid(
       UserError: num_steps is below 1, t_min is out of range, or spacing, its arguments or end are unknown.
     """
     if num_steps < 1:
-        raise UserError(f"a grid needs at least 1 step, got {num_steps} (set --config.sampling.num_steps)")
+        raise UserError(f"a grid needs at least 1 step, got {num_steps}", "num_steps")
     t_min = sde.t_min if t_min is None else t_min
     if not 0 < t_min < sde.t_max and not (t_min == 0 == sde.t_min):
         raise UserError(f"a grid needs 0 < t_min < {sde.t_max}, got t_min={t_min}")
-    place = build(
-        "spacing", SPACINGS, spacing, dict(spacing_kwargs or {}), "--config.sampling", "spacing", "spacing_kwargs"
-    )
-    to_zero = lookup("end of a grid", {name: name == "zero" for name in ENDS}, end, "--config.sampling.end")
+    place = build("spacing", SPACINGS, spacing, dict(spacing_kwargs or {}))
+    to_zero = lookup("end of a grid", {name: name == "zero" for name in ENDS}, end, "end")
     to_zero = to_zero and t_min > 0
     if to_zero and num_steps == 1:
         return np.array([sde.t_max, 0.0])
@@ -133,8 +131,7 @@ def to_chain(times: np.ndarray, num_indices: int) -> np.ndarray:
     last = num_indices - 1
     if len(times) > num_indices:
         raise UserError(
-            f"a chain of {num_indices} indices has no grid of {len(times) - 1} steps: at most {last} "
-            "(set --config.sampling.num_steps)"
+            f"a chain of {num_indices} indices has no grid of {len(times) - 1} steps: at most {last}", "num_steps"
         )
     rank = np.arange(len(times))
     index = np.rint(times[::-1] * last).astype(int)

@@ -39,7 +39,7 @@ def unipc(order: int = 3, variant: str = "bh2", reach: float = REACH) -> Solver:
       UserError: another order or variant, or reach below 1.
     """
     check_method("unipc", order, (1, 2, 3), reach)
-    half = lookup("variant", VARIANTS, variant, "--config.sampling.kwargs.variant")
+    half = lookup("variant", VARIANTS, variant, "variant")
 
     def step(sde, denoiser, state, t, t_next, source):
         c = offset(sde, order)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from score_sde.errors import UserError, nearest
+from score_sde.errors import UserError
 from score_sde.evaluation.metric_names import figure_names
 from score_sde.experiment import Experiment, make_experiment
 from score_sde.planning.flops import flops_of
@@ -35,7 +35,7 @@ def metric_of(asked: str) -> tuple[str, bool]:
     """A metric's name, and whether more of it is better."""
     name, _, direction = asked.partition(":")
     if direction not in ("", "min", "max"):
-        raise UserError(f"a metric is better at its min or max, got {asked!r} (set --config.metrics)")
+        raise UserError(f"a metric is better at its min or max, got {asked!r}")
     return name, direction == "max"
 
 
@@ -67,12 +67,10 @@ def check(trials: list[Trial], sweep: ConfigDict) -> None:
             name, _ = metric_of(asked)
             if name not in known:
                 raise UserError(
-                    f"no mode of {', '.join(sweep.modes)} writes {name!r} (set --config.metrics).{nearest(name, known)}"
+                    f"no mode of {', '.join(sweep.modes)} writes {name!r} (set --config.metrics).{did_you_mean(name, known)}"
                 )
     if sweep.stop_metric and sweep.stop_metric not in TRAINING:
-        raise UserError(
-            f"no training logs {sweep.stop_metric!r}; it logs {', '.join(TRAINING)} (set --config.stop_metric)"
-        )
+        raise UserError(f"no training logs {sweep.stop_metric!r}; it logs {', '.join(TRAINING)}")
 
 
 def estimates(trials: list[Trial], sweep: ConfigDict) -> list[Estimate]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from score_sde.errors import UserError, present
+from score_sde.errors import UserError, not_none
 from score_sde.sweeps import worker
 from score_sde.sweeps.trials import ROOT, Trial, commands, read_state, write_state
 
@@ -130,7 +130,7 @@ def _start_on_hosts(command: list[str], folder: Path, spec: dict[str, Any]) -> l
     from ray.util.placement_group import get_current_placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    group = present(get_current_placement_group())
+    group = not_none(get_current_placement_group())
 
     def on(i, function):
         amounts = dict(spec["host"])

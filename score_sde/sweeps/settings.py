@@ -67,9 +67,9 @@ def check_sweep(config: ConfigDict) -> None:
     for seed in config.seeds:
         check_seed(seed, "--config.seeds")
     if len(set(config.seeds)) < len(config.seeds):
-        raise UserError(f"each seed is run once, got {config.seeds} (set --config.seeds)")
+        raise UserError(f"each seed is run once, got {config.seeds}")
     if not config.modes or set(config.modes) - set(MODES):
-        raise UserError(f"a trial is made of {', '.join(MODES)}, got {config.modes} (set --config.modes)")
+        raise UserError(f"a trial is made of {', '.join(MODES)}, got {config.modes}")
     if ("train" in config.modes) == bool(config.from_run):
         raise UserError(
             "trials either train or measure one run's checkpoints: give train in --config.modes, or --config.from_run="
@@ -84,4 +84,4 @@ def check_sweep(config: ConfigDict) -> None:
             f"{config.stop_factor} and {config.stop_grace} (set --config.stop_factor, --config.stop_grace)"
         )
     if config.stop_mode not in ("min", "max"):
-        raise UserError(f"stop_mode is min or max, got {config.stop_mode!r} (set --config.stop_mode)")
+        raise UserError(f"stop_mode is min or max, got {config.stop_mode!r}")

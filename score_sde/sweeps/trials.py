@@ -70,7 +70,7 @@ def adopt(trial: Trial, run: Path) -> None:
       UserError: that run has no checkpoints.
     """
     if not (run / "checkpoints").is_dir():
-        raise UserError(f"{run} has no checkpoints to measure (set --config.from_run)")
+        raise UserError(f"{run} has no checkpoints to measure")
     trial.folder.mkdir(parents=True, exist_ok=True)
     for name in ("checkpoints", "manifests", "snapshots"):
         link = trial.folder / name

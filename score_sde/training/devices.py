@@ -142,7 +142,7 @@ LAYOUTS = {"pmap": pmap_layout, "fsdp": fsdp_layout}
 
 def make_layout(strategy: str, devices: Sequence[jax.Device]) -> Layout:
     """The layout of a strategy, a key of `LAYOUTS`."""
-    return lookup("strategy", LAYOUTS, strategy, "--config.training.strategy")(devices)
+    return lookup("strategy", LAYOUTS, strategy, "strategy")(devices)
 
 
 def unreplicate(tree: Any) -> Any:

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 
 from score_sde import ddpm
-from score_sde.errors import UserError, build, lookup, present
+from score_sde.errors import UserError, build, lookup, not_none
 from score_sde.parameterization import Denoiser, show
 from score_sde.randomness import fold_each, noise
 from score_sde.score_matching import OBJECTIVES
@@ -96,7 +96,7 @@ def make_loss(
 def _continuous_losses(
     subject: Subject, objective: Callable, weighting: Weighting, sample_times: TimeSampler, t_min: float
 ) -> LossFn:
-    denoiser_of = present(subject.denoiser)
+    denoiser_of = not_none(subject.denoiser)
 
     def losses(params, x0, draw, **told):
         t, factor = sample_times(draw, subject.sde, t_min)
@@ -124,7 +124,7 @@ def _cross_entropy(subject: Subject, sample_times: TimeSampler, t_min: float) ->
 def _ddpm_losses(subject: Subject, sample_times: TimeSampler, kwargs: Mapping[str, Any]) -> LossFn:
     """`ddpm.simple_loss` at even steps."""
     _check_keys("ddpm", kwargs, ())
-    chain, denoiser_of = present(subject.chain), present(subject.denoiser)
+    chain, denoiser_of = not_none(subject.chain), not_none(subject.denoiser)
 
     def losses(params, x0, draw, **told):
         n = ddpm.time_to_timestep(chain, sample_times(draw, subject.sde, 0.0)[0])
@@ -140,7 +140,7 @@ def _ddpm_losses(subject: Subject, sample_times: TimeSampler, kwargs: Mapping[st
 def _hybrid_losses(subject: Subject, sample_times: TimeSampler, kwargs: Mapping[str, Any]) -> LossFn:
     """`ddpm.hybrid_loss` at uniform timesteps."""
     _check_keys("ddpm_hybrid", kwargs, ("vlb_weight", "levels"))
-    chain, denoiser_of = present(subject.chain), present(subject.denoiser)
+    chain, denoiser_of = not_none(subject.chain), not_none(subject.denoiser)
 
     def losses(params, x0, draw, *, levels=None, **told):
         options = {"levels": levels} | dict(kwargs)
@@ -162,8 +162,9 @@ _CHAIN_LOSSES = {"ddpm": _ddpm_losses, "ddpm_hybrid": _hybrid_losses}
 def _truth(subject: Subject) -> Denoiser:
     if subject.truth is None:
         raise UserError(
-            "objective 'explicit' compares with the data's true score, which is known of the data set 'mixture' alone "
-            "(set --config.loss.objective=denoising, or --config.data.name=mixture)"
+            "objective 'explicit' compares with the data's true score, which is known of the data set 'mixture' alone",
+            "objective=denoising",
+            "name=mixture",
         )
     return subject.truth
 
@@ -172,9 +173,7 @@ def _check_keys(objective: str, kwargs: Mapping[str, Any], known: tuple[str, ...
     for key in kwargs:
         if key not in known:
             accepted = f"it takes {', '.join(known)}" if known else "it takes none"
-            raise UserError(
-                f"objective {objective!r} has no argument {key!r}; {accepted} (set --config.loss.objective_kwargs)"
-            )
+            raise UserError(f"objective {objective!r} has no argument {key!r}; {accepted}")
 
 
 def _check_chain(subject: Subject, objective: str, weighting: str, time_sampler: str) -> None:
@@ -186,7 +185,8 @@ def _check_chain(subject: Subject, objective: str, weighting: str, time_sampler:
     if subject.preconditioning != "none":
         raise UserError(
             f"objective {objective!r}: a chain's network is told its index n, which preconditioning "
-            f"{subject.preconditioning!r} replaces by a noise level (set --config.model.preconditioning=none)"
+            f"{subject.preconditioning!r} replaces by a noise level",
+            "preconditioning=none",
         )
     _check_simple(objective, weighting)
     if time_sampler not in ("uniform", "stratified"):
@@ -199,6 +199,7 @@ def _check_chain(subject: Subject, objective: str, weighting: str, time_sampler:
 def _check_simple(objective: str, weighting: str) -> None:
     if weighting != "simple":
         raise UserError(
-            f"objective {objective!r} has no weighting, so {weighting!r} would not be read (set "
-            "--config.loss.weighting=simple, or --config.loss.objective=denoising)"
+            f"objective {objective!r} has no weighting, so {weighting!r} would not be read",
+            "weighting=simple",
+            "objective=denoising",
         )

@@ -12,7 +12,7 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from score_sde.errors import present
+from score_sde.errors import not_none
 from score_sde.runtime import distributed
 from score_sde.runtime.disk import report, set_aside, write_atomically
 
@@ -99,7 +99,7 @@ class Window:
 
     def pause(self) -> None:
         """What follows, until `resume`, is not training."""
-        self._seconds += time.perf_counter() - present(self._last)
+        self._seconds += time.perf_counter() - not_none(self._last)
 
     def resume(self) -> None:
         self._last = time.perf_counter()

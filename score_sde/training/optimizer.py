@@ -108,25 +108,24 @@ def make_optimizer(
     """
     if not (learning_rate > 0 and clip_norm > 0 and warmup_steps >= 0):
         raise UserError(
-            "optimizer: need learning_rate > 0, clip_norm > 0 and warmup_steps >= 0, got "
-            f"{learning_rate}, {clip_norm} and {warmup_steps} (set --config.optimizer)"
+            f"optimizer: need learning_rate > 0, clip_norm > 0 and warmup_steps >= 0, got {learning_rate}, "
+            f"{clip_norm} and {warmup_steps}"
         )
     if "learning_rate" in kwargs:
-        raise UserError("optimizer: the learning rate is --config.optimizer.learning_rate, not one of the kwargs")
+        raise UserError("optimizer: learning_rate is an argument of its own, not one of kwargs", "learning_rate")
     numbers = dict(schedule_kwargs or {})
     if any(not isinstance(value, int | float) or value < 0 for value in numbers.values()) or 0 in (
         numbers.get("decay_steps"),
         numbers.get("reference_steps"),
     ):
-        raise UserError(f"schedule {schedule!r}: no such numbers as {numbers} (set --config.optimizer.schedule_kwargs)")
-    where = "--config.optimizer"
-    decay = build("schedule", SCHEDULES, schedule, numbers, where, "schedule", "schedule_kwargs")
+        raise UserError(f"schedule {schedule!r}: no such numbers as {numbers}")
+    decay = build("schedule", SCHEDULES, schedule, numbers)
 
     def rate(step):
         warmed = jnp.minimum(step / warmup_steps, 1.0) if warmup_steps else 1.0
         return learning_rate * warmed * decay(step)
 
-    method = build("optimizer", OPTIMIZERS, name, {**kwargs, "learning_rate": rate}, where)
+    method = build("optimizer", OPTIMIZERS, name, {**kwargs, "learning_rate": rate})
     return optax.chain(optax.clip_by_global_norm(clip_norm), method, constrained())
 
 

@@ -23,9 +23,7 @@ def check_data(experiment: Experiment, source: Source, num_devices: int) -> None
     """Refuses data that the config doesn't fit, and a batch that the devices don't share."""
     check_divides("training", experiment.batch_size, num_devices, experiment.step_options["accumulate"])
     if source.levels is None and experiment.step_options["dequantized"]:
-        raise UserError(
-            "only pixels can be dequantized, these data are real numbers (set --config.data.dequantize=False)"
-        )
+        raise UserError("only pixels can be dequantized, these data are real numbers", "dequantize=False")
     _check_decoder(experiment, source)
     if 0 < experiment.num_classes < source.num_classes:
         raise UserError(
@@ -40,8 +38,8 @@ def _check_decoder(experiment: Experiment, source: Source) -> None:
         return
     if experiment.step_options["dequantized"]:
         raise UserError(
-            "ddpm_hybrid: expected pixels on their levels for the decoder term, got dequantized ones (set "
-            "--config.data.dequantize=False)"
+            "ddpm_hybrid: expected pixels on their levels for the decoder term, got dequantized ones",
+            "dequantize=False",
         )
     if source.levels is None and "levels" not in experiment.config["loss"]["objective_kwargs"]:
         raise UserError(

@@ -9,7 +9,7 @@ import optax
 
 from score_sde.data import to_unit_range
 from score_sde.data.augmentation import augment_each
-from score_sde.errors import present
+from score_sde.errors import not_none
 from score_sde.likelihood import centred_range, dequantize
 from score_sde.randomness import Draw, fold_each, make_draw
 from score_sde.training.ema import Averages, update
@@ -63,7 +63,7 @@ def make_train_step(
     def told(batch: Mapping[str, jax.Array], draw: Draw) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The images as the network gets them, and what it is told of them."""
         if dequantized:
-            number = present(levels)
+            number = not_none(levels)
             x0 = dequantize(fold_each(draw.noise_keys, 1), batch["image"], number, centred_range(number))
         else:
             x0 = to_unit_range(batch["image"], levels)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from score_sde.errors import UserError, cut, lookup, present
+from score_sde.errors import UserError, cut, lookup, not_none
 from score_sde.models.pretrained import diffusers, edm, native, score_sde
 from score_sde.models.pretrained.family import Target, complete
 from score_sde.runtime import weight_files
@@ -54,7 +54,7 @@ def load(
     """
     from score_sde.models import create
 
-    chosen = lookup("family", FAMILIES, family, "--config.model.family")
+    chosen = lookup("family", FAMILIES, family, "family")
     if isinstance(weights, str | Path):
         found = weight_files.read(weights)
         weights, config = found.arrays, found.config if config is None else config
@@ -96,9 +96,9 @@ def adopt(path: str, family: str = "", options: Mapping[str, Any] | None = None)
     if not family:
         known = ", ".join(FAMILIES)
         raise UserError(f"of which family are the weights in {path}? Set --config.model.family to one of {known}")
-    chosen = lookup("family", FAMILIES, family, "--config.model.family")
+    chosen = lookup("family", FAMILIES, family, "family")
     _, variables = load(family, found.arrays, found.config)  # which refuses weights without a config
-    config = present(found.config)
+    config = not_none(found.config)
     aim = target(family, config)
     name, kwargs = chosen.model(config)
     kwargs = dict(kwargs) | aim.model_kwargs | dict(options or {})
@@ -108,7 +108,7 @@ def adopt(path: str, family: str = "", options: Mapping[str, Any] | None = None)
 
 def target(family: str, config: Mapping[str, Any]) -> Target:
     """The SDE, prediction and preconditioning that a network was trained for."""
-    chosen = lookup("family", FAMILIES, family, "--config.model.family")
+    chosen = lookup("family", FAMILIES, family, "family")
     with complete(family):
         return chosen.target(config)
 
