@@ -22,7 +22,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from score_sde.errors import UserError, cut, lookup
+from score_sde.errors import UserError, cut, did_you_mean, lookup
 from score_sde.experiment import Experiment, make_experiment
 from score_sde.models.pretrained import FREE
 from score_sde.runtime import distributed

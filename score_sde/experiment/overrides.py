@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from score_sde.errors import UserError
+from score_sde.errors import UserError, did_you_mean
 from score_sde.training.workdir import flatten
 
 

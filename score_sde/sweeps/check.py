@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from score_sde.errors import UserError
+from score_sde.errors import UserError, did_you_mean
 from score_sde.evaluation.metric_names import figure_names
 from score_sde.experiment import Experiment, make_experiment
 from score_sde.planning.flops import flops_of
