@@ -23,7 +23,8 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from score_sde.errors import UserError, cut, did_you_mean, lookup
-from score_sde.experiment import Experiment, make_experiment
+from score_sde.experiment import Experiment, make_experiment, modes
+from score_sde.experiment.flags import flags as flags_border
 from score_sde.models.pretrained import FREE
 from score_sde.runtime import distributed
 from score_sde.runtime.cache import cache_folder
@@ -52,57 +53,8 @@ flags.DEFINE_string("address", "", "of sweep: host:port of a Ray cluster; withou
 config_flags.DEFINE_config_file("config", None, "a file in configs/; --config.<group>.<key>=<value> overrides it")
 
 
-def train(experiment: Experiment, workdir: Path) -> str:
-    from score_sde.training.loop import train
-
-    return train(experiment, workdir, distributed.devices())
-
-
-def check_draws(experiment: Experiment, mode: str) -> None:
-    """A classifier draws nothing, and has no density."""
-    if experiment.sampler is None and mode in ("sample", "likelihood", "certify"):
-        raise UserError(
-            f"a classifier has nothing to {mode}: --mode=evaluate measures its accuracy, --mode=export writes its "
-            "weights, for --config.sampling.guide of another run"
-        )
-
-
-def sample(experiment: Experiment, workdir: Path) -> str:
-    from score_sde.evaluation.pictures import draw_denoising, draw_samples
-    from score_sde.training.load import trained
-
-    params, step = trained(experiment, workdir)
-    path = draw_samples(experiment, params, step, workdir)
-    strip = draw_denoising(experiment, params, step, workdir)
-    came_about = f"; how they came about, in {strip}" if strip else ""
-    return f"{experiment.num_samples} samples of step {step} are in {path}{came_about}"
-
-
-def evaluate(experiment: Experiment, workdir: Path) -> str:
-    from score_sde.evaluation.evaluate import evaluate
-
-    return f"{evaluate(experiment, workdir)}\nwritten to {workdir / 'evaluation.json'}"
-
-
-def likelihood(experiment: Experiment, workdir: Path) -> str:
-    from score_sde.evaluation.likelihood import likelihood
-
-    return f"{likelihood(experiment, workdir)}\nwritten to {workdir / 'evaluation.json'}"
-
-
-def certify(experiment: Experiment, workdir: Path) -> str:
-    from score_sde.evaluation.solver_benchmark import certify
-
-    return certify(experiment, workdir)
-
-
-def export(experiment: Experiment, workdir: Path) -> str:
-    from score_sde.training.load import export
-
-    return f"the moving average is in {export(experiment, workdir)}: --config.model.pretrained takes it"
-
-
 def plan(experiment: Experiment, workdir: Path) -> str:
+    """Estimate memory, FLOPs and communication of a train step on a TPU slice."""
     from score_sde.planning.plan import as_json, plan, text
 
     del workdir  # nothing is written
@@ -110,15 +62,7 @@ def plan(experiment: Experiment, workdir: Path) -> str:
     return as_json(figures) if FLAGS.json else text(figures)
 
 
-MODES = {
-    "train": train,
-    "sample": sample,
-    "evaluate": evaluate,
-    "likelihood": likelihood,
-    "certify": certify,
-    "export": export,
-    "plan": plan,
-}
+MODES = modes.MODES | {"plan": plan}
 
 
 def sweep(workdir: Path) -> str:
@@ -180,15 +124,15 @@ def _run(run: Callable[[Experiment, Path], str], name: str, workdir: Path) -> No
         raise UserError(f"{name} is a sweep: give --mode=sweep with it")
     distributed.initialize(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id, FLAGS.cluster)
     experiment = make_experiment(FLAGS.config, jax.local_devices())
-    check_draws(experiment, FLAGS.mode)
-    if FLAGS.mode != "plan":  # which neither reads the folder nor writes to it
-        check_config(workdir, experiment.config)
+    if FLAGS.mode != "plan":  # plan neither reads the folder nor writes to it
+        with flags_border(FLAGS.config):
+            check_config(workdir, experiment.config)
     if workdir.is_dir() and not os.access(workdir, os.W_OK):
         raise UserError(f"cannot write to {workdir} (set --workdir to a folder you may write)")
     with distributed.abort_together():
-        said = run(experiment, workdir)
+        text = modes.run_mode(run, FLAGS.mode, experiment, workdir)
     if distributed.is_main_process():
-        print(said)
+        print(text)
 
 
 def parse_flags(argv: list[str]) -> list[str]:

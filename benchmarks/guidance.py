@@ -25,8 +25,7 @@ from benchmarks.svm import fit_svm, top_class
 from configs.vp_digits_conditional import get_config
 from score_sde.data import images_of, to_levels, to_unit_range
 from score_sde.experiment import make_experiment
-from score_sde.sampling import draw_whole
-from score_sde.training.load import trained
+from score_sde.training.load import load_params
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", "runs/vp_digits_conditional", "the run")
@@ -52,9 +51,11 @@ def draw(config, scale, levels):
     """Samples of a scale, at the data's levels."""
     config.sampling.guidance_scale = scale
     experiment = make_experiment(config, jax.local_devices())
-    params, _ = trained(experiment, Path(FLAGS.workdir))
-    drawn = draw_whole(experiment.sampler, params, FLAGS.samples)
-    return to_unit_range(to_levels(drawn, levels), levels), np.asarray(experiment.class_of(np.arange(FLAGS.samples)))
+    params, _ = load_params(experiment.training, experiment.config, Path(FLAGS.workdir))
+    drawn = np.concatenate([batch.x for batch in experiment.sampler.batches(params, FLAGS.samples)])
+    return to_unit_range(to_levels(drawn, levels), levels), np.asarray(
+        experiment.sampler.labels(np.arange(FLAGS.samples))
+    )
 
 
 def diversity(images, labels):

@@ -14,14 +14,14 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.report import show
-from score_sde.evaluation.results import read_figures
+from score_sde.evaluation.results import load_results
 
 
 def row(folder: Path) -> dict[str, Any]:
     """A run's line of the table."""
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     config = json.loads((folder / "config.json").read_text())
-    figures = read_figures(folder)
+    figures = load_results(folder)
     number = figures["num_samples"]
     seconds = _seconds(records)
     images = figures["step"] * config["training"]["batch_size"]

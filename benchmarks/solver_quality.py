@@ -24,7 +24,7 @@ from absl import app, flags
 
 from benchmarks.peer_samplers import PLANE, Mixture, given_noise, k_diffusion_sampling, run_scheduler, x0
 from benchmarks.report import show
-from score_sde.evaluation.wasserstein import sliced_wasserstein
+from score_sde.evaluation.metrics import sliced_wasserstein
 from score_sde.models import create
 from score_sde.parameterization import make_denoiser
 from score_sde.sde import vp

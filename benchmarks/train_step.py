@@ -28,8 +28,7 @@ from absl import app, flags
 from benchmarks.report import ARCHITECTURES, MODELS, interleaved, load_config, matmul_rate, median, show
 from score_sde.experiment import make_experiment
 from score_sde.planning.flops import flops_of_repetitions
-from score_sde.training.setup import train_step_of
-from score_sde.training.state import initial_state
+from score_sde.training.setup import build_train_step
 from score_sde.training.step import scan_steps
 
 FLAGS = flags.FLAGS
@@ -45,9 +44,9 @@ flags.DEFINE_integer("steps_per_call", 1, "train steps scanned in a call")
 def ours(config, steps_per_call: int):
     """A function that runs a call of train steps, and what is known of it: parameters, compile seconds, memory."""
     experiment = make_experiment(config, jax.devices()[:1])
-    step = train_step_of(experiment, 256, axis_name=None)
-    state = initial_state(experiment.init_params(), experiment.optimizer, experiment.averages)
-    shape = (steps_per_call, experiment.batch_size, *experiment.event_shape)
+    step = build_train_step(experiment.training, 256, axis_name=None)
+    state = experiment.training.init_state()
+    shape = (steps_per_call, experiment.training.batch_size, *experiment.model.event_shape)
     batch = {"image": np.random.default_rng(0).integers(0, 256, shape, np.uint8)}
 
     started = time.perf_counter()

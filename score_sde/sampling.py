@@ -1,162 +1,310 @@
-"""Drawing samples on all devices; sample i is a function of (seed, i) alone."""
+"""Sampling from a model: `sample` as a pure function, `sample_batches` on all devices."""
 
-import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from score_sde.errors import UserError
-from score_sde.parameterization import Denoiser, Prediction
-from score_sde.randomness import sample_keys
+from score_sde.errors import not_none
+from score_sde.guidance import autoguided, class_log_prob, classifier_free_labelled, classifier_guided
+from score_sde.inverse import Problem, change, sdedit
+from score_sde.model import DiffusionModel, NoisyClassifier
+from score_sde.operators import Operator
+from score_sde.parameterization import Denoiser
 from score_sde.runtime import distributed
-from score_sde.sde import SDE, prior_sample
+from score_sde.sde import prior_sample
 from score_sde.solvers import Solution, Solver, check_finite, most_evaluations, solve
-
-# (params, beside, indices (n,), x (n, *event) from the prior, keys (n,)) -> Solution
-Run = Callable[[Any, Any, jax.Array, jax.Array, jax.Array], Solution]
+from score_sde.thresholding import Threshold, none
 
 
-class Drawn(NamedTuple):
-    """A batch of samples."""
+class Guidance(NamedTuple):
+    """Options of guided sampling.
 
-    x: np.ndarray  # (n, *event_shape) float32
-    nfe: np.ndarray | None  # (n,) network evaluations, guidance included; None where they can't be known
+    Attributes:
+      scale: Guidance scale: 0 is unconditional, 1 conditional, above 1 sharper.
+      interval: (low, high) of t in which to guide; None for everywhere.
+      rescale: Fraction, in [0, 1], by which x0 is rescaled to the conditional contrast.
+      guide: Classifier, or weaker network for autoguidance; None for classifier-free guidance.
+    """
 
-
-class Sampler(NamedTuple):
-    """Draws samples of given parameters; each function is compiled once, when it is first called."""
-
-    draw: Callable[..., Iterator[Drawn]]  # (params, num_samples, skip=0) -> batches of samples skip .. num_samples - 1
-    trajectory: Callable[[Any, int], np.ndarray] | None  # (params, n) -> (num_steps + 1, n, *event_shape)
-    beside: Callable[[], Any] = tuple  # what samples are drawn with beside the parameters
-
-
-def draw_whole(
-    sampler: Sampler, params: Any, num_samples: int, interrupted: Callable[[], Any] = lambda: None
-) -> np.ndarray | None:
-    """(num_samples, *event_shape); None where interrupted between batches, by one process alone: several draw on."""
-    drawn = []
-    for batch in sampler.draw(params, num_samples):
-        drawn.append(batch.x)
-        if interrupted() and jax.process_count() == 1:
-            return None
-    return np.concatenate(drawn)
+    scale: float = 1.0
+    interval: tuple[float, float] | None = None
+    rescale: float = 0.0
+    guide: DiffusionModel | NoisyClassifier | None = None
 
 
-def run_on_grid(
-    solver: Solver, sde: SDE, times, denoiser, x, keys, denoise: bool, trajectory: bool = False
+class InverseTask(NamedTuple):
+    """An inverse problem without its measurement.
+
+    Attributes:
+      name: Name of the task.
+      operator: Measurement operator A; None for SDEdit, which starts from the noisy measurement.
+      noise: Standard deviation of the measurement noise.
+      samples_per_measurement: Number of samples for each measurement.
+      method: Key of `inverse.METHODS`.
+      method_kwargs: Keyword arguments of the method.
+      strength: Fraction of the steps that SDEdit takes.
+    """
+
+    name: str
+    operator: Operator | None
+    noise: float = 0.0
+    samples_per_measurement: int = 1
+    method: str = "pigdm"
+    method_kwargs: Mapping[str, Any] = {}
+    strength: float = 0.5
+
+
+def guided_denoiser(
+    model: DiffusionModel,
+    params: Any,
+    labels: jax.Array | None = None,
+    guidance: Guidance = Guidance(),  # noqa: B008
+    guide_params: Any = None,
+) -> Denoiser:
+    """Return the denoiser of a model with its labels and guidance; see `sample` for the arguments."""
+    scale, interval, rescale, guide = guidance
+    own = labels if model.num_classes else None
+    if isinstance(guide, NoisyClassifier):
+        log_prob_fn = class_log_prob(guide.logits(guide_params), not_none(labels))
+        return classifier_guided(model.denoiser(params, labels=own), log_prob_fn, model.sde, scale)
+    if guide is not None:
+        weaker = guide.denoiser(guide_params, labels=labels if guide.num_classes else None)
+        return autoguided(model.denoiser(params, labels=own), weaker, scale, interval, rescale, model.sde)
+    if own is None:
+        return model.denoiser(params)
+    return classifier_free_labelled(
+        lambda labels: model.denoiser(params, labels=labels), own, scale, interval, rescale, model.sde
+    )
+
+
+def sample(
+    model: DiffusionModel,
+    params: Any,
+    keys: jax.Array,
+    *,
+    solver: Solver | Callable[..., Solution],
+    times: Any = None,
+    labels: jax.Array | None = None,
+    guidance: Guidance = Guidance(),  # noqa: B008
+    guide_params: Any = None,
+    threshold: Threshold = none(),  # noqa: B008
+    task: InverseTask | None = None,
+    measurement: jax.Array | None = None,
+    denoise: bool = False,
+    trajectory: bool = False,
 ) -> Solution:
-    """A solver on a grid; arguments as for `solve`."""
-    return solve(solver, sde, denoiser, x, times, keys, trajectory=trajectory, denoise=denoise)
+    """Sample from a model, from the prior to data.
+
+    Args:
+      model: Diffusion model.
+      params: Parameters of its network.
+      keys: (batch,) keys. Example i is a function of keys[i], its label and its measurement only.
+      solver: Solver of `solvers.SOLVERS`, or one of `solvers.ADAPTIVE`, which chooses its own times.
+      times: Descending times of the steps (`solvers.time_grid`); None for an adaptive solver.
+      labels: (batch,) classes, -1 for none.
+      guidance: Options of guidance.
+      guide_params: Parameters of `guidance.guide`.
+      threshold: Bounds of the predicted x0 (`thresholding.THRESHOLDS`).
+      task: Inverse problem to solve; None samples from the prior.
+      measurement: (batch, *measured) measurements of the inverse problem.
+      denoise: Whether to return E[x0 | x] in place of the last x.
+      trajectory: Whether to return all x; not available from an adaptive solver.
+
+    Returns:
+      A Solution with x of the shape (batch, *event_shape).
+    """
+    sde = model.sde
+    prior_keys, solver_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+    x = jax.vmap(lambda key: prior_sample(sde, key, model.event_shape))(prior_keys)
+    denoiser = threshold(guided_denoiser(model, params, labels, guidance, guide_params), sde)
+    if not isinstance(solver, Solver):
+        return _adaptive_solution(solver, sde, denoiser, x, solver_keys, denoise)
+    if task is not None and task.operator is None:
+        y = not_none(measurement)
+        return sdedit(solver, sde, denoiser, y, times, solver_keys, task.strength, trajectory, denoise)
+    if task is not None:
+        problem = Problem(not_none(task.operator), not_none(measurement), task.noise)
+        solver, denoiser = change(solver, denoiser, sde, problem, task.method, **task.method_kwargs)
+        denoiser = threshold(denoiser, sde)
+    return solve(solver, sde, denoiser, x, times, solver_keys, trajectory=trajectory, denoise=denoise)
 
 
-def run_adaptive(adaptive: Callable[..., Solution], sde: SDE, denoiser, x, keys, denoise: bool) -> Solution:
-    """Runs an `ADAPTIVE` solver; with denoise the last x is replaced by E[x0 | x], one more evaluation."""
-    solution = adaptive(sde, denoiser, x, keys)
+def _adaptive_solution(solver, sde, denoiser, x, keys, denoise: bool) -> Solution:
+    solution = solver(sde, denoiser, x, keys)
     if not denoise:
         return solution
     nfe = None if solution.nfe is None else solution.nfe + most_evaluations(denoiser, sde.t_min, sde.t_min)
     return solution._replace(x=denoiser(solution.x, sde.t_min).x0, nfe=nfe)
 
 
-def check_run(run: Callable[[Denoiser, jax.Array, jax.Array], Solution], event_shape: tuple[int, ...]) -> None:
-    """Refuses what a solver can't do with its process, by tracing it with a denoiser of no network."""
-    x = jax.ShapeDtypeStruct((1, *event_shape), jnp.float32)
-    jax.eval_shape(lambda x: run(lambda x, t: Prediction(x, x), x, sample_keys(jax.random.key(0), 1)), x)
+class _Identity(nn.Module):
+    """A network without cost, to check a solver with."""
+
+    @nn.compact
+    def __call__(self, x, noise_level, labels=None, train=False):
+        return x
 
 
-def make_label_of(num_classes: int, label: int, in_turn: bool = True) -> Callable[[jax.Array], jax.Array | None]:
-    """indices of samples -> their classes, None for a network without: all `label`, or for -1 each class in turn.
+def check_sampling(model: DiffusionModel, **options: Any) -> None:
+    """Raise UserError unless `sample(..., **options)` can run, by tracing it with a network without cost."""
+    placeholder = model._replace(
+        module=_Identity(), prediction="epsilon", preconditioning="none", learned_variance=False
+    )
+    task = options.get("task")
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
 
-    Not in turn, -1 is the null label: no class.
+    def run(keys, x):
+        measured = {}
+        if task is not None:
+            measured = {"measurement": x if task.operator is None else task.operator.forward(x)}
+        return sample(placeholder, {}, keys, **options, **measured)
 
-    Raises:
-      UserError: there is no such class.
-    """
-    if label != -1 and not 0 <= label < num_classes:
-        raise UserError(
-            f"label {label}: the network knows "
-            + (
-                f"the classes 0 to {num_classes - 1} (-1: each in turn, of a task none)"
-                if num_classes
-                else "no classes"
-            )
-            + " (set --config.sampling.label)"
-        )
-    if not num_classes:
-        return lambda indices: None
-    if label < 0 and in_turn:
-        return lambda indices: indices % num_classes
-    return lambda indices: jnp.full_like(indices, label)
+    jax.eval_shape(run, keys, jax.ShapeDtypeStruct((1, *model.event_shape), jnp.float32))
 
 
-def make_sampler(
-    sde: SDE,
-    run: Run,
-    event_shape: tuple[int, ...],
-    seed_key: jax.Array,
+class SampleBatch(NamedTuple):
+    """A batch of samples on the host."""
+
+    x: np.ndarray  # (batch, *event_shape) float32
+    nfe: np.ndarray | None  # (batch,) network evaluations; None if the solver can't count them
+
+
+def sample_batches(
+    sample_fn: Callable[..., Solution],
+    key: jax.Array,
+    num_samples: int,
     batch_size: int,
     devices: Sequence[jax.Device],
-    run_trajectory: Run | None = None,
-    beside: Callable[[], Any] = tuple,
-) -> Sampler:
-    """Makes a sampler, compiled once for all devices.
+    *,
+    arguments: Mapping[str, Any] | None = None,
+    inputs: Callable[[np.ndarray], Mapping[str, Any]] | None = None,
+    first: int = 0,
+) -> Iterator[SampleBatch]:
+    """Yield samples first .. num_samples - 1 in batches, computed on all devices of all processes.
+
+    Sample i is a function of fold_in(key, i), whatever the batch and the devices. A second call with the same function
+    and devices compiles nothing.
 
     Args:
-      sde: the forward process.
-      run: (params, beside, indices, x, keys) -> Solution, from the prior to data.
-      event_shape: the shape of one sample.
-      seed_key: sample i draws its prior and its noise with fold_in(seed_key, i).
-      batch_size: how many are drawn at a time on all devices together, at least; rounded up to a multiple of their
-        number.
-      devices: this process's; of several processes each draws its part, and all get the whole.
-      run_trajectory: `run` with the trajectory in its solution, if it can give one.
-      beside: () -> arrays that samples are drawn with, as a guide's parameters; asked for once, at the first draw.
+      sample_fn: Function of (batch,) keys that returns a Solution, as `sample` with its other arguments fixed. With
+        `arguments` or `inputs` all its arguments are passed by keyword, the keys as `keys`.
+      key: Key of all samples.
+      num_samples: Number of samples.
+      batch_size: Number of samples at a time on all devices, rounded up to a multiple of their number.
+      devices: Devices of this process. With several processes each computes its rows, and all get the whole.
+      arguments: Arrays that all samples share, such as `params`; they are copied to every device.
+      inputs: Function from (batch,) indices of samples to batch-first arrays, such as `labels`.
+      first: Index of the first sample.
 
-    Returns:
-      A Sampler. What it draws raises UserError where the network gave NaN or a solver didn't arrive.
+    Raises:
+      UserError: if a sample is not finite.
     """
-    everywhere = len(devices) * jax.process_count()
-    batch_size = math.ceil(batch_size / everywhere) * everywhere
+    num_devices = len(devices) * jax.process_count()
+    batch_size = math.ceil(batch_size / num_devices) * num_devices
+    compiled = _compile(sample_fn, tuple(devices))
+    shared = distributed.replicate(dict(arguments or {}), devices)
+    for start in range(first, num_samples, batch_size):
+        # The last batch is computed whole and cut, so that nothing is compiled for its size.
+        indices = np.arange(start, start + batch_size)[distributed.local_slice(batch_size)]
+        rows = {"indices": indices} | dict(inputs(indices) if inputs else {})
+        rows = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(len(devices), -1, *np.shape(leaf)[1:]), rows)
+        local = jax.tree.map(_flatten_devices, compiled(key, shared, rows))
+        keep = slice(num_samples - start)
+        gathered = jax.tree.map(partial(_rows, rows=keep), distributed.all_gather(local))
+        check_finite(gathered)  # all processes raise together
+        yield SampleBatch(gathered.x, gathered.nfe)
 
-    def start(indices):
-        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(seed_key, indices)
-        prior_keys, solver_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-        return jax.vmap(lambda key: prior_sample(sde, key, event_shape))(prior_keys), solver_keys
 
-    def draw_on_one(params, beside, indices):
-        solution = run(params, beside, indices, *start(indices))
-        nfe = None if solution.nfe is None else jnp.broadcast_to(solution.nfe, indices.shape)
-        return solution._replace(nfe=nfe)
+@lru_cache(maxsize=16)
+def _compile(sample_fn: Callable[..., Solution], devices: tuple[jax.Device, ...]) -> Callable:
+    """Return (key, arguments, rows) -> Solution with per-sample counts, mapped over devices."""
 
-    beside = functools.cache(beside)
-    beside_on_devices = functools.cache(lambda: distributed.replicate(beside(), devices))
-    compiled = jax.pmap(draw_on_one, devices=devices)
+    def run(key, arguments, rows):
+        rows = dict(rows)
+        indices = rows.pop("indices")
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices)
+        solution = sample_fn(keys=keys, **arguments, **rows) if arguments or rows else sample_fn(keys)
+        per_sample = {"nfe": solution.nfe, "broken_at": solution.broken_at}
+        return solution._replace(**jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, indices.shape), per_sample))
 
-    def draw(params, num_samples, skip=0):
-        params = distributed.replicate(params, devices)
-        for first in range(skip, num_samples, batch_size):
-            # The last batch is drawn whole and cut, so that nothing is compiled for its size.
-            indices = np.arange(first, first + batch_size)[distributed.local_slice(batch_size)].reshape(
-                len(devices), -1
-            )
-            solution = compiled(params, beside_on_devices(), indices)
-            mine = {"x": solution.x} | ({} if solution.nfe is None else {"nfe": solution.nfe})
-            mine = {name: np.asarray(part).reshape(-1, *part.shape[2:]) for name, part in mine.items()}
-            mine["broken_at"] = np.asarray(solution.broken_at).reshape(-1)
-            drawn = {name: part[: num_samples - first] for name, part in distributed.all_gather(mine).items()}
-            check_finite(solution._replace(broken_at=drawn["broken_at"]))  # on all hosts alike
-            yield Drawn(drawn["x"], drawn.get("nfe"))
+    return jax.pmap(run, in_axes=(None, 0, 0), devices=devices)
 
-    if run_trajectory is None:
-        return Sampler(draw, None, beside)
 
-    @jax.jit
-    def path(params, beside, indices):
-        return run_trajectory(params, beside, indices, *start(indices)).trajectory
+def _rows(leaf: np.ndarray, rows: slice) -> np.ndarray:
+    return leaf[rows]
 
-    return Sampler(draw, lambda params, n: np.asarray(path(params, beside(), jnp.arange(n))), beside)
+
+def _flatten_devices(leaf: jax.Array) -> np.ndarray:
+    return np.asarray(leaf).reshape(-1, *leaf.shape[2:])
+
+
+class Sampler(NamedTuple):
+    """A configured `sample`: everything but the parameters.
+
+    Attributes:
+      sample_fn: `sample` with its options fixed; takes keys, params, guide_params, labels and measurement.
+      key: Key of all samples.
+      num_samples: Number of samples of a grid.
+      batch_size: Number of samples at a time.
+      devices: Devices of this process.
+      arguments: Arrays besides the parameters that all samples share, such as a guide's parameters.
+      labels: Function from (batch,) indices to labels, None without classes.
+      task: Inverse problem; None samples from the prior.
+      measured: Function without arguments that returns the images and measurements of the inverse problem.
+      has_trajectory: Whether the solver steps along a fixed grid.
+    """
+
+    sample_fn: Callable[..., Solution]
+    key: jax.Array
+    num_samples: int
+    batch_size: int
+    devices: Sequence[jax.Device]
+    arguments: Mapping[str, Any]
+    labels: Callable[[Any], Any]
+    task: InverseTask | None
+    measured: Callable[[], "Measured"]
+    has_trajectory: bool
+
+    def inputs(self, indices: np.ndarray) -> dict[str, Any]:
+        """Return the labels and measurements of the samples with these indices."""
+        labels = self.labels(indices)
+        rows = {} if labels is None else {"labels": labels}
+        if self.task is None:
+            return rows
+        y = self.measured().measurement
+        # Padded rows of a last batch repeat the last measurement.
+        return rows | {"measurement": y[np.minimum(indices // self.task.samples_per_measurement, len(y) - 1)]}
+
+    def batches(self, params: Any, num_samples: int | None = None, first: int = 0) -> Iterator[SampleBatch]:
+        """Return the batches of `sample_batches` for these parameters."""
+        return sample_batches(
+            self.sample_fn,
+            self.key,
+            self.num_samples if num_samples is None else num_samples,
+            self.batch_size,
+            self.devices,
+            arguments={"params": params, **self.arguments},
+            inputs=self.inputs,
+            first=first,
+        )
+
+    def trajectory(self, params: Any, number: int) -> np.ndarray:
+        """Return x at every time of the first samples, (num_steps + 1, number, *event_shape)."""
+        indices = np.arange(number)
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(self.key, indices)
+        run = jax.jit(partial(self.sample_fn, trajectory=True))
+        solution = run(keys=keys, params=params, **self.arguments, **self.inputs(indices))
+        return np.asarray(solution.trajectory)
+
+
+class Measured(NamedTuple):
+    """Images of an inverse problem, (n, *event), and their measurements, (n, *measured)."""
+
+    truth: np.ndarray
+    measurement: np.ndarray

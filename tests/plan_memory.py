@@ -15,8 +15,7 @@ from configs import toy2d
 from score_sde.experiment import make_experiment
 from score_sde.planning import plan
 from score_sde.training.devices import make_layout
-from score_sde.training.setup import train_step_of
-from score_sde.training.state import initial_state
+from score_sde.training.setup import build_train_step
 
 NUMBER, EACH = 8, 8192
 
@@ -34,14 +33,14 @@ def main(strategy: str) -> None:
     experiment = make_experiment(config, jax.devices()[:1])
     planned = plan.plan(experiment, f"cpu:{NUMBER}")["temporary_bytes"] * NUMBER
     layout = make_layout(strategy, jax.devices()[:NUMBER])
-    state = initial_state(experiment.init_params(), experiment.optimizer, experiment.averages)
+    state = experiment.training.init_state()
     batch = {
         "image": np.zeros((1, NUMBER * EACH, 2), np.float32),
         "label": np.zeros((1, NUMBER * EACH), np.int32),
         "index": np.zeros((1, NUMBER * EACH), np.int32),
     }
     like = [jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), part) for part in (state, batch)]
-    run = layout.lower(train_step_of(experiment, None, layout.axis_name, layout.gather), *like).compile()
+    run = layout.lower(build_train_step(experiment.training, None, layout.axis_name, layout.gather), *like).compile()
     placed = layout.place(state), layout.put(batch)
     before = of_process("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew

@@ -10,8 +10,7 @@ import pytest
 from configs.common_cifar10 import NETWORKS
 from score_sde.errors import UserError
 from score_sde.experiment import make_experiment
-from score_sde.training.setup import train_step_of
-from score_sde.training.state import initial_state
+from score_sde.training.setup import build_train_step
 
 ROOT = Path(__file__).parents[1]
 VARIANTS = {
@@ -40,20 +39,20 @@ def config_of(case):
 @pytest.mark.parametrize("case", CASES)
 def test_every_config_traces(case):
     experiment = make_experiment(config_of(case), jax.devices()[:1])
-    params = jax.eval_shape(experiment.init_params)
+    params = jax.eval_shape(experiment.training.init_params)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     assert case not in MILLIONS or round(count / 1e6, 1) == MILLIONS[case], count
-    if not experiment.trainable:
+    if not experiment.training.trainable:
         return
-    number = 2 * experiment.step_options["accumulate"]
-    levels = 256 if len(experiment.event_shape) == 3 else None
+    number = 2 * experiment.training.grad_accum_steps
+    levels = 256 if len(experiment.model.event_shape) == 3 else None
     batch = {
-        "image": jax.ShapeDtypeStruct((number, *experiment.event_shape), jnp.uint8 if levels else jnp.float32),
+        "image": jax.ShapeDtypeStruct((number, *experiment.model.event_shape), jnp.uint8 if levels else jnp.float32),
         "label": jax.ShapeDtypeStruct((number,), jnp.int32),
         "index": jax.ShapeDtypeStruct((number,), jnp.int32),
     }
-    state = jax.eval_shape(lambda: initial_state(experiment.init_params(), experiment.optimizer, experiment.averages))
-    after, metrics = jax.eval_shape(train_step_of(experiment, levels, None), state, batch)
+    state = jax.eval_shape(lambda: experiment.training.init_state())
+    after, metrics = jax.eval_shape(build_train_step(experiment.training, levels, None), state, batch)
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), after) == jax.tree.map(
         lambda leaf: (leaf.shape, leaf.dtype), state
     )

@@ -1,43 +1,43 @@
-"""Samples are a function of (seed, index), on any number of devices and in batches of any size; compiled once."""
+"""Samples are a function of (key, index), on any number of devices and in batches of any size; compiled once."""
 
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from score_sde.errors import UserError
-from score_sde.parameterization import Prediction, make_denoiser
-from score_sde.sampling import make_label_of, make_sampler
-from score_sde.sde import vp
-from score_sde.solvers import SOLVERS, solve, time_grid
+from score_sde.model import DiffusionModel
+from score_sde.models import create
+from score_sde.parameterization import Prediction
+from score_sde.sampling import InverseTask, Sampler, sample, sample_batches
+from score_sde.sde import prior_sample, vp
+from score_sde.solvers import ADAPTIVE, SOLVERS, solve, time_grid
 
 PARAMS = {"weight": np.float32(0.8)}
 
 
+class Tanh(nn.Module):
+    """weight tanh(x), for images of any size."""
+
+    @nn.compact
+    def __call__(self, x, noise_level, labels=None, train=False):
+        return self.param("weight", nn.initializers.ones, ()) * jnp.tanh(x)
+
+
+MODEL = DiffusionModel(Tanh(), vp(), (4, 4, 1))
+
+
 def sampler(name, batch_size, num_devices):
-    sde = vp()
-
-    times, solver = time_grid(sde, 20), SOLVERS[name]()
-
-    def run(params, beside, indices, x, keys, trajectory=False):
-        denoiser = make_denoiser(lambda x, level: params["weight"] * jnp.tanh(x), sde)
-        return solve(solver, sde, denoiser, x, times, keys, trajectory=trajectory, denoise=True)
-
-    return make_sampler(
-        sde,
-        run,
-        (4, 4, 1),
-        jax.random.key(3),
-        batch_size,
-        jax.devices()[:num_devices],
-        partial(run, trajectory=True),
-    )
+    sample_fn = partial(sample, MODEL, solver=SOLVERS[name](), times=time_grid(MODEL.sde, 20), denoise=True)
+    devices = jax.devices()[:num_devices]
+    return Sampler(sample_fn, jax.random.key(3), 11, batch_size, devices, {}, lambda i: None, None, None, True)
 
 
 def draw(sampler, params, n):
-    return [batch.x for batch in sampler.draw(params, n)]
+    return [batch.x for batch in sampler.batches(params, n)]
 
 
 @pytest.mark.parametrize("name", ["ddim", "unipc", "euler_maruyama", "predictor_corrector"])
@@ -65,26 +65,78 @@ def test_the_trajectory_ends_in_the_samples():
     whole = sampler("euler_maruyama", 4, 1)
     path = whole.trajectory(PARAMS, 4)
     assert path.shape == (21, 4, 4, 4, 1)
-    (batch,) = whole.draw(PARAMS, 4)
+    (batch,) = whole.batches(PARAMS, 4)
     np.testing.assert_allclose(path[-1], batch.x, atol=1e-4)
     assert batch.nfe.tolist() == [21] * 4
 
 
-def test_each_sample_is_told_its_class_whatever_the_batch():
-    sde = vp()
+def test_sample_is_solve_from_the_prior():
+    """Bit for bit what its parts give; with one key only, the first sample alone."""
+    keys = jax.random.split(jax.random.key(1), 6)
+    times, solver = time_grid(MODEL.sde, 5), SOLVERS["euler_maruyama"]()
+    solution = sample(MODEL, PARAMS, keys, solver=solver, times=times)
+    prior_keys, solver_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+    x = jax.vmap(lambda key: prior_sample(MODEL.sde, key, (4, 4, 1)))(prior_keys)
+    expected = solve(solver, MODEL.sde, MODEL.denoiser(PARAMS), x, times, solver_keys)
+    np.testing.assert_array_equal(solution.x, expected.x)
+    alone = sample(MODEL, PARAMS, keys[:1], solver=solver, times=times)
+    np.testing.assert_allclose(alone.x, solution.x[:1], rtol=1e-6, atol=1e-6)
+    adaptive = sample(MODEL, PARAMS, keys, solver=ADAPTIVE["adaptive"](rtol=1e-3), denoise=True)
+    assert adaptive.x.shape == (6, 4, 4, 1) and int(adaptive.nfe.min()) > 5
 
-    def told(label, batch_size):
-        def run(params, beside, indices, x, keys):
-            labels = beside["more"] + make_label_of(3, label)(indices)
-            denoiser = lambda x, t: Prediction(jnp.zeros_like(x) + labels[:, None], x)  # noqa: E731
-            return solve(SOLVERS["ddim"](), sde, denoiser, x, time_grid(sde, 1), keys, denoise=True)
 
-        key, devices = jax.random.key(0), jax.devices()[:2]
-        made = make_sampler(sde, run, (1,), key, batch_size, devices, beside=lambda: {"more": np.int32(10)})
-        return [value - 10 for value in np.concatenate(draw(made, {}, 7))[:, 0].tolist()]
+def test_exact_model_samples_its_mixture():
+    """Components at -3 and 3 with weights 1/4 and 3/4; means, spread and labels within 4 standard errors."""
+    module = create("mixture", means=((-3.0,), (3.0,)), stds=(0.5, 0.5), weights=(1.0, 3.0))
+    model = DiffusionModel(module, vp(), (1,), prediction="v")
+    assert model.init(jax.random.key(0)) == {}
+    keys, solver = jax.random.split(jax.random.key(0), 4000), SOLVERS["dpm_solver_pp"]()
+    x = sample(model, {}, keys, solver=solver, times=time_grid(model.sde, 40, "log_snr")).x[:, 0]
+    right = x > 0
+    assert abs(float(right.mean()) - 0.75) < 4 * np.sqrt(0.75 * 0.25 / 4000)
+    assert abs(float(x[right].mean()) - 3) < 4 * 0.5 / np.sqrt(3000)
+    assert abs(float(x[right].std()) / 0.5 - 1) < 4 / np.sqrt(2 * 3000)
 
-    assert told(-1, 4) == told(-1, 8) == [0, 1, 2, 0, 1, 2, 0]
-    assert told(2, 4) == [2] * 7
+
+def test_inverse_task_keeps_what_it_measures():
+    """Replacement inpaints: the observed half of every sample is the measurement, to the last step's noise."""
+    from score_sde import operators
+
+    mask = np.zeros((4, 4))
+    mask[:2] = 1
+    task = InverseTask("inpaint", operators.mask(mask, (4, 4, 1)), method="replacement")
+    y = task.operator.forward(jnp.full((3, 4, 4, 1), 0.25))
+    keys = jax.random.split(jax.random.key(0), 3)
+    options = {"solver": SOLVERS["ddim"](), "times": time_grid(MODEL.sde, 20), "task": task, "denoise": True}
+    x = sample(MODEL, PARAMS, keys, measurement=y, **options).x
+    np.testing.assert_allclose(x[:, :2], 0.25, atol=1e-6)
+    assert float(jnp.std(x[:, 2:])) > 0.05
+
+
+def test_each_sample_gets_its_inputs_whatever_the_batch():
+    def labels(label, batch_size):
+        def run(keys, labels, offset):
+            x = jnp.zeros((len(keys), 1))
+            denoiser = lambda x, t: Prediction(jnp.zeros_like(x) + (labels + offset)[:, None], x)  # noqa: E731
+            return solve(SOLVERS["ddim"](), vp(), denoiser, x, time_grid(vp(), 1), keys, denoise=True)
+
+        inputs = lambda i: {"labels": i % 3 if label < 0 else np.full_like(i, label)}  # noqa: E731
+        options = {"arguments": {"offset": np.int32(10)}, "inputs": inputs}
+        batches = sample_batches(run, jax.random.key(0), 7, batch_size, jax.devices()[:2], **options)
+        return [value - 10 for value in np.concatenate([batch.x for batch in batches])[:, 0].tolist()]
+
+    assert labels(-1, 4) == labels(-1, 8) == [0, 1, 2, 0, 1, 2, 0]
+    assert labels(2, 4) == [2] * 7
+
+
+def test_sample_batches_takes_a_function_of_keys():
+    """The whole is the batches from any index on, and the function needs no other argument."""
+    sample_fn = lambda k: sample(MODEL, PARAMS, k, solver=SOLVERS["ddim"](), times=time_grid(MODEL.sde, 3))  # noqa: E731
+    devices = jax.devices()[:2]
+    whole = np.concatenate([batch.x for batch in sample_batches(sample_fn, jax.random.key(0), 7, 4, devices)])
+    rest = np.concatenate([batch.x for batch in sample_batches(sample_fn, jax.random.key(0), 7, 2, devices, first=3)])
+    assert whole.shape == (7, 4, 4, 1)
+    np.testing.assert_allclose(rest, whole[3:], rtol=1e-6, atol=1e-6)
 
 
 def test_nan_from_the_network_is_refused():

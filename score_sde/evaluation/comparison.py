@@ -7,21 +7,21 @@ import numpy as np
 
 from score_sde.errors import UserError
 from score_sde.evaluation.features import KEPT, Features
-from score_sde.evaluation.inception_score import inception_score
-from score_sde.evaluation.kernel_distance import kernel_distance
-from score_sde.evaluation.manifolds import manifolds
-from score_sde.evaluation.moments import frechet_distance
-from score_sde.evaluation.wasserstein import sliced_wasserstein
+from score_sde.evaluation.metrics import (
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    manifolds,
+    sliced_wasserstein,
+)
 
 FEWEST = 6  # a sample needs its five nearest others
 
 
-def check_number(number: int, kind: str, option: str) -> None:
+def check_number(number: int, kind: str, argument: str) -> None:
     """Raises UserError if there are too few images for a comparison; call it before samples are drawn."""
     if number < FEWEST:
-        raise UserError(
-            f"images are compared in sets of at least {FEWEST}, got {number} {kind} (set --config.{option})"
-        )
+        raise UserError(f"images are compared in sets of at least {FEWEST}, got {number} {kind}", argument)
 
 
 def compare(name: str, draws: list[Features], real: Features, held_out: Features) -> dict[str, Any]:

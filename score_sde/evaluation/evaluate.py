@@ -1,38 +1,35 @@
-"""`--mode=evaluate`: measures a finished run, or one that goes on, and writes DIR/evaluation.json."""
+"""Evaluation of a run: samples against real data, for one or several checkpoints and EMAs."""
 
-import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from score_sde.data import images_of, to_levels, to_unit_range
+from score_sde.data import Source, images_of, to_levels, to_unit_range
 from score_sde.errors import UserError, not_none
-from score_sde.evaluation.accuracy import accuracy
 from score_sde.evaluation.comparison import check_number, classified, compare, compare_points
-from score_sde.evaluation.curve import save_curve
 from score_sde.evaluation.extractors import EXTRACTORS, LIBRARIES, Extractor, choose
 from score_sde.evaluation.features import Features, Split, make_extract, of_real, split_of
-from score_sde.evaluation.health import health
 from score_sde.evaluation.image_grid import save_grid
-from score_sde.evaluation.inverse_problems import draw_restorations, figures_of
-from score_sde.evaluation.manifolds import nearest
-from score_sde.evaluation.pictures import picture_path
-from score_sde.evaluation.provenance import provenance, subjects
-from score_sde.evaluation.results import check_comparable, check_figures, read_figures, write_figures
-from score_sde.evaluation.samples import FOLDER, draw
-from score_sde.experiment import Experiment
+from score_sde.evaluation.metrics import nearest
+from score_sde.evaluation.options import EvaluationOptions
+from score_sde.evaluation.plots import sample_path, save_curve
+from score_sde.evaluation.results import check_comparable, load_results, save_results
+from score_sde.evaluation.samples import FOLDER, generate_samples
 from score_sde.runtime import distributed
-from score_sde.training.load import Chosen, trained
+from score_sde.sampling import Sampler
+from score_sde.training.checkpoints import saved_steps
+from score_sde.training.ema import Averages, check_choice
+from score_sde.training.load import CheckpointSpec
 
-NEAREST = 5  # training images beside a sample
+NUM_NEIGHBORS = 5  # training images next to a sample
 
 
 class Measure(NamedTuple):
-    """How images are measured in some features."""
+    """An extractor with the features of the training and the test split."""
 
     extractor: Extractor
     extract: Callable[..., Features]
@@ -40,103 +37,130 @@ class Measure(NamedTuple):
     held_out: Features
 
 
-def evaluate(experiment: Experiment, workdir: Path) -> str:
-    """Compares samples with real data, for every checkpoint and average asked for; writes evaluation.json.
+def evaluate(
+    sampler: Sampler,
+    load: Callable[[str], Source],
+    load_params: Callable[[CheckpointSpec], tuple[Any, int]],
+    specs: Sequence[CheckpointSpec],
+    options: EvaluationOptions,
+    config: Mapping[str, Any],
+    workdir: Path,
+) -> dict[str, Any]:
+    """Compare samples with real data, for every checkpoint and EMA, and write evaluation.json.
 
-    Images in features (`comparison.compare`), with a picture of the first samples' nearest training images; points by a
-    sliced Wasserstein distance. Of several checkpoints or averages all figures are under "curve", drawn in
-    DIR/evaluation_curve.png, and the last ones also at the top. With evaluation.health the network is measured in
-    place of samples. Of a classifier it is its accuracy by noise level, of an inverse problem what its completions are
-    worth, under "accuracy" and "restore_<task>".
+    Images are compared in features (`comparison.compare`), with a plot of the first samples' nearest training images.
+    Points are compared by a sliced Wasserstein distance. For several checkpoints or EMAs all results are under "curve",
+    plotted in DIR/evaluation_curve.png, and the last ones also at the top.
 
-    Returns:
-      The figures as a short text.
+    Args:
+      sampler: Sampler.
+      load: Function from a split to its data.
+      load_params: Function from a checkpoint and EMA to parameters and their step.
+      specs: Checkpoints and EMAs.
+      options: Options of evaluation.
+      config: Resolved config of the run.
+      workdir: Folder of the run.
 
     Raises:
-      UserError: the folder has no checkpoint, the data set is missing, or images can't be compared as asked.
+      UserError: if the folder has no checkpoint, or images can't be compared in the chosen features.
     """
-    check_figures(workdir)
-    if experiment.logits is not None:
-        params, step = trained(experiment, workdir)
-        return _written(workdir, "accuracy", provenance(experiment, step) | {"levels": accuracy(experiment, params)})
-    if experiment.evaluation["health"]:
-        params, step = trained(experiment, workdir)
-        return _written(workdir, "health", provenance(experiment, step) | health(experiment, params, workdir))
-    if experiment.task is not None:
-        params, step = trained(experiment, workdir)
-        figures = provenance(experiment, step) | {"sampling": experiment.config["sampling"]}
-        figures |= figures_of(experiment, not_none(draw_restorations(experiment, params)))
-        return _written(workdir, f"restore_{experiment.task.name}", figures)
-    chosen = subjects(experiment, workdir)
-    compare_with = _points(experiment) if experiment.source("train").levels is None else _images(experiment, workdir)
-    rows = [_row(experiment, workdir, each, compare_with) for each in chosen]
-    figures = rows[-1]
+    levels = load("train").levels
+    if levels is None:
+        compare_with = _points(load, options, config)
+    else:
+        compare_with = _images(load, options, config, workdir)
+    rows = []
+    for spec in specs:
+        params, step = load_params(spec)
+        samples = generate_samples(sampler, params, options.num_samples * options.num_draws, levels, config, workdir)
+        row = spec.record(step, config["seed"])
+        row |= {"num_samples": options.num_samples, "num_draws": options.num_draws}
+        row |= {"solver": config["sampling"]["solver"], "nfe": samples.nfe, "sampling": config["sampling"]}
+        row |= {"devices": f"{jax.device_count()} {jax.default_backend()}"}
+        rows.append(row | compare_with(np.split(samples.x, options.num_draws), step))
+    results = rows[-1]
     if len(rows) > 1:
-        figures = figures | {"curve": rows}
+        results = results | {"curve": rows}
         if distributed.is_main_process():
             save_curve(workdir / "evaluation_curve.png", rows)
-    write_figures(workdir, figures)
+    save_results(workdir, results)
     if distributed.is_main_process():
-        shutil.rmtree(workdir / FOLDER)  # the samples; their figures are whole now
-    return json.dumps(figures, indent=2)
+        shutil.rmtree(workdir / FOLDER)  # the stored samples, since their results are complete
+    return results
 
 
-def _row(experiment: Experiment, workdir: Path, chosen: Chosen, compare_with: Callable) -> dict[str, Any]:
-    """The figures of one checkpoint and average."""
-    how = experiment.evaluation
-    params, step = trained(experiment, workdir, chosen)
-    levels = experiment.source("train").levels
-    samples = draw(experiment, params, how["num_samples"] * how["num_draws"], levels, workdir)
-    figures = provenance(experiment, step, chosen)
-    figures |= {"num_samples": how["num_samples"], "num_draws": how["num_draws"]}
-    figures |= {"solver": experiment.config["sampling"]["solver"], "nfe": samples.nfe}
-    figures |= {"sampling": experiment.config["sampling"]}
-    figures |= {"devices": f"{jax.device_count()} {jax.default_backend()}"}
-    return figures | compare_with(np.split(samples.x, how["num_draws"]), step)
+def checkpoints_to_evaluate(
+    workdir: Path, options: EvaluationOptions, default: CheckpointSpec, ema: Averages
+) -> list[CheckpointSpec]:
+    """Return every chosen checkpoint with every chosen EMA.
+
+    Args:
+      workdir: Folder of the run.
+      options: Options of evaluation.
+      default: Checkpoint and EMA if none is chosen.
+      ema: EMAs of the run.
+
+    Raises:
+      UserError: if a checkpoint is missing, or an EMA was not kept.
+    """
+    emas = [(decay, 0.0) for decay in options.ema_decays] + [(0.0, length) for length in options.ema_lengths]
+    for decay, length in emas:
+        check_choice(ema, 0.0 if decay == ema.decay else decay, length, "ema_decays")
+    emas = emas or [(default.ema_decay, default.ema_length)]
+    saved = saved_steps(workdir)
+    newest: list[int | None] = [None]
+    steps = [*sorted(options.steps)] or ([*saved] if options.every_checkpoint else newest)
+    missing = [step for step in steps if step not in (*saved, None)]
+    if missing or not steps:
+        raise UserError(
+            f"{workdir} has checkpoints of the steps {', '.join(map(str, saved)) or 'none'}, not of "
+            f"{', '.join(map(str, missing)) or 'any'}; keep_checkpoints and keep_every choose which ones stay",
+            "steps",
+        )
+    return [CheckpointSpec(step, *each) for step in steps for each in emas]
 
 
-def _points(experiment: Experiment) -> Callable[[list[np.ndarray], int], dict[str, Any]]:
-    """(draws, step) -> the figures of points."""
-    splits = [_split(experiment, name) for name in ("train", "test")]
+def _points(
+    load: Callable[[str], Source], options: EvaluationOptions, config: Mapping[str, Any]
+) -> Callable[[list[np.ndarray], int], dict[str, Any]]:
+    """Return the function (sets of samples, step) -> results for points."""
+    splits = [split_of(load(name), config["data"], name, options.num_real) for name in ("train", "test")]
     train, test = (images_of(split.source, split.number)[0] for split in splits)
     return lambda draws, step: _hashes(splits, {}) | compare_points(draws[0], train, test)
 
 
-def _images(experiment: Experiment, workdir: Path) -> Callable[[list[np.ndarray], int], dict[str, Any]]:
-    """(draws, step) -> the figures of images; all that can be refused is refused here."""
-    how, config = experiment.evaluation, experiment.config
-    check_number(how["num_samples"], "samples", "evaluation.num_samples")
-    splits = train, test = [_split(experiment, name) for name in ("train", "test")]
-    for split, name in zip(splits, ("train", "test"), strict=True):
-        check_number(split.number, f"images of the {name} split", "data.path, or evaluation.num_real")
-    files = {name: how[name] for name in LIBRARIES}
-    names = choose(how["features"], train.source, files)
+def _images(
+    load: Callable[[str], Source], options: EvaluationOptions, config: Mapping[str, Any], workdir: Path
+) -> Callable[[list[np.ndarray], int], dict[str, Any]]:
+    """Return the function (sets of samples, step) -> results for images; invalid options raise here."""
+    check_number(options.num_samples, "samples", "num_samples")
+    splits = train, test = [split_of(load(name), config["data"], name, options.num_real) for name in ("train", "test")]
+    for split in splits:
+        check_number(split.number, f"images of the {split.name} split", "num_real")
+    files = {name: getattr(options, name) for name in LIBRARIES}
+    names = choose(options.features, train.source, files)
     extractors = {name: EXTRACTORS[name](train.source, config["data"], files.get(name, "")) for name in names}
     hashes = _hashes(splits, {name: extractor.fingerprint for name, extractor in extractors.items()})
-    theirs = _against(how, hashes) if how["against"] else None
+    baseline = _load_baseline(options, hashes) if options.against else None
     measures = {name: _measure(extractor, splits) for name, extractor in extractors.items()}
 
     def compare_with(draws, step):
-        figures = dict(hashes)
+        results = dict(hashes)
         for name, measure in measures.items():
-            drawn = [measure.extract(samples.__getitem__, len(samples)) for samples in draws]
-            figures |= compare(name, drawn, measure.real, measure.held_out)
+            features = [measure.extract(samples.__getitem__, len(samples)) for samples in draws]
+            results |= compare(name, features, measure.real, measure.held_out)
             if name == "classifier":
                 _, labels = images_of(test.source, len(measure.held_out.logits))
-                figures |= classified(drawn[0], measure.held_out, labels, measure.extractor.fingerprint)
-        if theirs is not None:
-            figures["against"] = {"whose": how["against"]} | _differences(figures, theirs)
-        if how["neighbours"] and distributed.is_main_process():
-            seen, _ = images_of(train.source, min(train.number, how["neighbours_among"]))
-            path = picture_path(experiment, workdir, step, "_neighbours")
-            save_neighbours(path, draws[0][: how["neighbours"]], seen, not_none(train.source.levels))
-        return figures
+                results |= classified(features[0], measure.held_out, labels, measure.extractor.fingerprint)
+        if baseline is not None:
+            results["against"] = {"whose": options.against} | _differences(results, baseline)
+        if options.neighbours and distributed.is_main_process():
+            images, _ = images_of(train.source, min(train.number, options.neighbours_among))
+            path = sample_path(workdir, step, suffix="_neighbours")
+            save_neighbours(path, draws[0][: options.neighbours], images, not_none(train.source.levels))
+        return results
 
     return compare_with
-
-
-def _split(experiment: Experiment, name: str) -> Split:
-    return split_of(experiment.source(name), experiment.config["data"], name, experiment.evaluation["num_real"])
 
 
 def _measure(extractor: Extractor, splits: list[Split]) -> Measure:
@@ -145,48 +169,42 @@ def _measure(extractor: Extractor, splits: list[Split]) -> Measure:
 
 
 def _hashes(splits: list[Split], features: dict[str, str]) -> dict[str, Any]:
-    """What figures must share to be comparable, beside the number of samples, which their names carry."""
+    """Return what comparable results share, besides the number of samples, which their names carry."""
     data = {split.name: {"number": split.number, "hash": split.fingerprint} for split in splits}
     return {"data": data, "features": features}
 
 
-def _against(how: dict[str, Any], hashes: dict[str, Any]) -> dict[str, Any]:
-    """The figures of another run that these are to be held against, if they may be.
+def _load_baseline(options: EvaluationOptions, hashes: dict[str, Any]) -> dict[str, Any]:
+    """Return the results of another run to compare with.
 
     Raises:
-      UserError: there are none, or they come from other data, features or numbers of samples.
+      UserError: if there are none, or they come from other data, features or numbers of samples.
     """
-    theirs = read_figures(Path(how["against"]))
-    ours = hashes | {"num_samples": how["num_samples"]}
+    theirs = load_results(Path(options.against))
     if not theirs.get("features"):
-        raise UserError(f"{how['against']} has no figures of samples in features", "against")
-    check_comparable(ours, theirs, how["against"])
+        raise UserError(f"{options.against} has no figures of samples in features", "against")
+    check_comparable(hashes | {"num_samples": options.num_samples}, theirs, options.against)
     return theirs
 
 
 def _differences(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, float]:
-    """Our mean distances less theirs: below 0 ours are better."""
+    """Return our mean distances less theirs; ours are better below 0."""
     distances = [name for name, value in ours.items() if name.startswith(("fd_", "kid_")) and isinstance(value, dict)]
     return {name: ours[name]["mean"] - theirs[name]["mean"] for name in distances if "test_train" not in name}
 
 
 def save_neighbours(path: Path, samples: np.ndarray, train: np.ndarray, levels: int) -> None:
-    """Writes a PNG with a row a sample: it, and the training images nearest to it in pixels. A copy shows at once.
+    """Write a PNG with a sample and its nearest training images, in pixels, per row. It reveals copies.
 
     Args:
-      path: of the PNG.
+      path: Path of the PNG.
       samples: (n, height, width, channels) pixels.
-      train: (m, height, width, channels).
-      levels: pixels are integers 0 .. levels - 1.
+      train: (m, height, width, channels) pixels.
+      levels: Number of pixel levels.
     """
     flat, among = (images.reshape(len(images), -1) for images in (samples, train))
-    places = nearest(flat, among, min(NEAREST, len(train)))
+    places = nearest(flat, among, min(NUM_NEIGHBORS, len(train)))
     rows = np.concatenate([samples[:, None], train[places]], axis=1)
     cells = to_levels(to_unit_range(rows.reshape(-1, *samples.shape[1:]), levels), 256)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_grid(path, cells, columns=rows.shape[1])
-
-
-def _written(workdir: Path, section: str, figures: dict[str, Any]) -> str:
-    write_figures(workdir, {section: figures})
-    return json.dumps(figures, indent=2)

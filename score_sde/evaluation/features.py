@@ -10,7 +10,7 @@ from score_sde.data import Source
 from score_sde.data.hashing import hash_split
 from score_sde.errors import not_none
 from score_sde.evaluation.extractors import Extractor
-from score_sde.evaluation.moments import Moments, merge, moments_of
+from score_sde.evaluation.metrics import Moments, merge, moments_of
 from score_sde.runtime import distributed
 from score_sde.runtime.cache import cache_folder
 from score_sde.runtime.disk import read_arrays, write_arrays

@@ -1,10 +1,9 @@
-"""`--mode=likelihood`: log p of the test split with its account, in bits a dimension where the data are pixels."""
+"""Log-likelihood of the test split, in bits/dim for pixels."""
 
 import json
 import math
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,104 +11,111 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_sde import ddpm
-from score_sde.data import images_of, to_unit_range
-from score_sde.errors import UserError, not_none
-from score_sde.evaluation.provenance import provenance
-from score_sde.evaluation.results import check_figures, mean_of, write_figures
-from score_sde.experiment import Experiment
+from score_sde.data import Source, images_of, to_unit_range
+from score_sde.errors import UserError
+from score_sde.evaluation.options import LikelihoodOptions
+from score_sde.evaluation.results import mean_of
 from score_sde.likelihood import bits_per_dim, centred_range, dequantize, log_likelihood, truncation
+from score_sde.model import DiffusionModel
 from score_sde.parameterization import VariancePrediction
 from score_sde.randomness import fold_each
 from score_sde.runtime import distributed
 from score_sde.sde import SDE, lift, t_from_log_snr, vp
-from score_sde.training.load import trained
 from score_sde.training.metrics import progress_bar
 
 
-def likelihood(experiment: Experiment, workdir: Path) -> str:
-    """Measures the test split and writes the figures to evaluation.json, under "likelihood".
+def likelihood(
+    model: DiffusionModel,
+    params: Any,
+    load: Callable[[str], Source],
+    options: LikelihoodOptions,
+    seed: int,
+    schedule: ddpm.Schedule | None = None,
+) -> dict[str, Any]:
+    """Measure the likelihood of the test split.
 
     For a class-conditional network this is p(x | y) with each example's class, and p(x) under "unconditional" if labels
     were dropped in training.
-    Of pixels: bits/dim, a bound through uniform dequantization, with prior, divergence, dequantization and truncation
-    as its parts, which sum to it; beside it the variational bound of a discrete chain, and what a histogram of each
-    pixel (of the training split) needs. Of real numbers: mean log density in nats.
 
-    Returns:
-      The figures as a short text.
+    For pixels it is in bits/dim, a bound through uniform dequantization, with the prior, divergence, dequantization and
+    truncation as its parts, which sum to it. With it come the variational bound of a discrete chain, and the bits/dim
+    of a histogram per pixel of the training split. For real numbers it is the mean log-density in nats.
+
+    Args:
+      model: Diffusion model.
+      params: Its parameters.
+      load: Function from a split to its data.
+      options: Options of the likelihood.
+      seed: Seed of dequantization and probes.
+      schedule: Discrete-time schedule for the variational bound; None for one through the vp SDE.
 
     Raises:
-      UserError: the folder has no checkpoint, the data set is missing, or an example took too many steps.
+      UserError: if there are too few examples, or one took too many steps.
     """
-    check_figures(workdir)
-    how, source = experiment.likelihood, experiment.source("test")
-    params, step = trained(experiment, workdir)
-    images, labels = images_of(source, how["num_examples"])
+    source = load("test")
+    images, labels = images_of(source, options.num_examples)
     if len(images) < 2:
         raise UserError(
-            f"likelihood: expected at least 2 test examples, for a standard error, got {len(images)} (set "
-            "--config.likelihood.num_examples, or --config.data.path to more data)"
+            f"likelihood: expected at least 2 test examples, for a standard error, got {len(images)}",
+            "num_examples",
+            "path to more data",
         )
-    measure = partial(_over_batches, experiment=experiment, params=params, images=images, labels=labels)
-    figures = provenance(experiment, step) | {"num_examples": len(images), "settings": how}
-    if not experiment.knows_the_chain_alone:
-        flow_parts = _flow_parts(experiment, source.levels)
-        figures |= account(measure(flow_parts, name="likelihood"), experiment.event_shape, source.levels)
-        if experiment.num_classes and experiment.config["model"]["kwargs"].get("label_dropout", 0.0) > 0:
-            parts = measure(flow_parts, name="likelihood", labels=np.full_like(labels, -1))
-            figures["unconditional"] = account(parts, experiment.event_shape, source.levels)
+    results: dict[str, Any] = {"num_examples": len(images), "settings": options._asdict()}
+    over_batches = partial(_over_batches, params=params, images=images, options=options, seed=seed)
+    if model.timesteps is None:
+        flow_parts = over_batches(_flow_parts(model, options, source.levels), "likelihood")
+        results |= breakdown(flow_parts(labels), model.event_shape, source.levels)
+        if model.has_null_label:
+            unlabeled = flow_parts(np.full_like(labels, -1))
+            results["unconditional"] = breakdown(unlabeled, model.event_shape, source.levels)
     if source.levels is not None:
-        if how["chain_steps"]:
-            bound = measure(_chain_bound(experiment, source.levels), name="chain")
-            figures["discrete_bound_bits_per_dim"] = mean_of(bound["bits"])
-        seen, _ = images_of(experiment.source("train"))
-        figures["histograms_bits_per_dim"] = histogram_bits(seen, images, source.levels)
-    write_figures(workdir, {"likelihood": figures})
-    return _text(figures)
+        if options.chain_steps:
+            chain = schedule or chain_through_vp(options.chain_steps)
+            bound = over_batches(_chain_bound(model, chain, source.levels), "chain")(labels)
+            results["discrete_bound_bits_per_dim"] = mean_of(bound["bits"])
+        train, _ = images_of(load("train"))
+        results["histograms_bits_per_dim"] = histogram_bits(train, images, source.levels)
+    return results
 
 
-def _flow_parts(experiment: Experiment, levels: int | None) -> Callable:
-    """(params, images (n, *event), labels (n,), keys (n,)) -> per-example parts, (n,) each, in nats."""
-    how = experiment.likelihood
-    sde = experiment.sde._replace(t_min=how["t_min"]) if how["t_min"] else experiment.sde
-    options = {name: how[name] for name in ("divergence", "num_probes", "rtol", "atol", "method", "max_steps")}
+def _flow_parts(model: DiffusionModel, options: LikelihoodOptions, levels: int | None) -> Callable:
+    """Return (params, images (n, *event), labels (n,), keys (n,)) -> parts of log p per example, (n,) each, in nats."""
+    sde = model.sde._replace(t_min=options.t_min) if options.t_min else model.sde
+    names = ("divergence", "num_probes", "rtol", "atol", "method", "max_steps")
+    integration = {name: getattr(options, name) for name in names}
 
     def once(denoiser, images, keys):
         first, second, third = (fold_each(keys, n) for n in range(3))
         x0 = images if levels is None else dequantize(first, images, levels, centred_range(levels))
         x, term = truncation(sde, denoiser, x0, second)
-        flow = log_likelihood(sde, denoiser, x, third, **options)
+        flow = log_likelihood(sde, denoiser, x, third, **integration)
         return {
             "log_prob": flow.log_prob + term,
             "prior": flow.prior,
             "divergence": flow.divergence,
             "truncation": term,
             "probes_standard_error": flow.standard_error,
-        } | ({} if flow.nfe is None else {"nfe": flow.nfe})  # an implicit method's is not known
-
-    denoiser_of = not_none(experiment.denoiser)
+        } | ({} if flow.nfe is None else {"nfe": flow.nfe})  # an implicit method doesn't count its evaluations
 
     def measure(params, images, labels, keys):
-        denoiser = denoiser_of(params, labels=labels if experiment.num_classes else None)
-        draws = jax.lax.map(lambda n: once(denoiser, images, fold_each(keys, n)), jnp.arange(how["num_draws"]))
+        denoiser = model.denoiser(params, labels=labels if model.num_classes else None)
+        draws = jax.lax.map(lambda n: once(denoiser, images, fold_each(keys, n)), jnp.arange(options.num_draws))
         parts = {name: jnp.mean(values, axis=0) for name, values in draws.items()}
-        parts["probes_standard_error"] /= math.sqrt(how["num_draws"])  # of a mean over the draws
-        if how["importance"]:
-            tighter = jax.nn.logsumexp(draws["log_prob"], axis=0) - math.log(how["num_draws"])
+        parts["probes_standard_error"] /= math.sqrt(options.num_draws)  # of a mean over the draws
+        if options.importance:
+            tighter = jax.nn.logsumexp(draws["log_prob"], axis=0) - math.log(options.num_draws)
             parts |= {"importance": tighter - parts["log_prob"], "log_prob": tighter}
         return parts
 
     return measure
 
 
-def _chain_bound(experiment: Experiment, levels: int) -> Callable:
-    """(params, images, labels, keys) -> {"bits": (n,)}: the variational bound of a chain that asks our denoiser."""
-    chain = experiment.chain or chain_through_vp(experiment.likelihood["chain_steps"])
-    denoiser_of = not_none(experiment.denoiser)
+def _chain_bound(model: DiffusionModel, chain: ddpm.Schedule, levels: int) -> Callable:
+    """Return (params, images, labels, keys) -> {"bits": (n,)}, the variational bound of a chain with our denoiser."""
 
     def measure(params, images, labels, keys):
-        denoiser = denoiser_of(params, labels=labels if experiment.num_classes else None)
-        epsilon_fn = chain_epsilon(denoiser, experiment.sde, chain)  # with its variance, if that was learned
+        denoiser = model.denoiser(params, labels=labels if model.num_classes else None)
+        epsilon_fn = chain_epsilon(denoiser, model.sde, chain)
         x0 = to_unit_range(images, levels)
         return {"bits": ddpm.variational_bound(epsilon_fn, chain, x0, keys, bits_per_dim=True, levels=levels).total}
 
@@ -156,36 +162,44 @@ def histogram_bits(train: np.ndarray, test: np.ndarray, levels: int) -> float:
 
 
 def _over_batches(
-    measure: Callable, experiment: Experiment, params: Any, images: np.ndarray, labels: np.ndarray, name: str
-) -> dict[str, np.ndarray]:
-    """Measures all images on all devices; example i draws with fold_in(key, i), whatever the batch."""
-    devices = jax.local_devices()  # of several processes each measures its part, and all get the whole
-    everywhere = len(devices) * jax.process_count()
-    each = math.ceil(experiment.likelihood["batch_size"] / everywhere)
-    batch, mine = each * everywhere, distributed.local_slice(each * everywhere)
-    key = jax.random.fold_in(jax.random.key(experiment.config["seed"]), len(name))
+    measure: Callable, name: str, *, params: Any, images: np.ndarray, options: LikelihoodOptions, seed: int
+) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """Return the function from labels to the measurements of all images, computed on all devices.
+
+    Example i draws with fold_in(key, i), whatever the batch. A second call compiles nothing.
+    """
+    devices = jax.local_devices()  # with several processes each measures its rows, and all get the whole
+    num_devices = len(devices) * jax.process_count()
+    per_device = math.ceil(options.batch_size / num_devices)
+    batch = per_device * num_devices
+    local = distributed.local_slice(batch)
+    key = jax.random.fold_in(jax.random.key(seed), len(name))
     keys_of = jax.jit(jax.vmap(partial(jax.random.fold_in, key)))
     compiled = jax.pmap(measure, in_axes=(None, 0, 0, 0), devices=devices)
-    parts = []
-    with progress_bar(len(images), 0, "image", name) as bar:
-        for first in range(0, len(images), batch):
-            indices = np.minimum(np.arange(first, first + batch), len(images) - 1)[mine]  # the last batch is filled up
-            shown, told = (part[indices].reshape(len(devices), each, *part.shape[1:]) for part in (images, labels))
-            measured = compiled(params, shown, told, keys_of(indices).reshape(len(devices), each))
-            kept = min(batch, len(images) - first)
-            whole = distributed.all_gather({name: np.asarray(values).reshape(-1) for name, values in measured.items()})
-            if not np.isfinite(whole.get("log_prob", 0.0)).all():
-                raise UserError(
-                    f"likelihood: an example took more than {experiment.likelihood['max_steps']} steps (set "
-                    "--config.likelihood.max_steps, or larger --config.likelihood.rtol and atol)"
-                )
-            parts.append({name: values[:kept] for name, values in whole.items()})
-            bar.update(kept)
-    return {name: np.concatenate([part[name] for part in parts]).astype(np.float64) for name in parts[0]}
+
+    def over_batches(labels):
+        parts = []
+        with progress_bar(len(images), 0, "image", name) as bar:
+            for first in range(0, len(images), batch):
+                indices = np.minimum(np.arange(first, first + batch), len(images) - 1)[local]  # pads the last batch
+                rows = (part[indices].reshape(len(devices), per_device, *part.shape[1:]) for part in (images, labels))
+                measured = compiled(params, *rows, keys_of(indices).reshape(len(devices), per_device))
+                number = min(batch, len(images) - first)
+                flat = {name: np.asarray(values).reshape(-1) for name, values in measured.items()}
+                gathered = distributed.all_gather(flat)
+                if not np.isfinite(gathered.get("log_prob", 0.0)).all():
+                    raise UserError(
+                        f"likelihood: an example took more than {options.max_steps} steps", "max_steps", "rtol", "atol"
+                    )
+                parts.append({name: values[:number] for name, values in gathered.items()})
+                bar.update(number)
+        return {name: np.concatenate([part[name] for part in parts]).astype(np.float64) for name in parts[0]}
+
+    return over_batches
 
 
-def account(parts: dict[str, np.ndarray], event_shape: tuple[int, ...], levels: int | None) -> dict[str, Any]:
-    """The parts' means over examples: in nats, and of pixels in bits/dim, where they sum to the whole."""
+def breakdown(parts: dict[str, np.ndarray], event_shape: tuple[int, ...], levels: int | None) -> dict[str, Any]:
+    """Return the means of the parts over examples, in nats, and for pixels also in bits/dim; they sum to the whole."""
     figures: dict[str, Any] = {"nfe": mean_of(parts.pop("nfe")) if "nfe" in parts else None}
     probes = parts.pop("probes_standard_error")
     figures["log_prob_nats"] = mean_of(parts["log_prob"])
@@ -202,7 +216,8 @@ def account(parts: dict[str, np.ndarray], event_shape: tuple[int, ...], levels: 
     return figures
 
 
-def _text(figures: dict[str, Any]) -> str:
+def text(figures: dict[str, Any]) -> str:
+    """Return the results as JSON, and a sentence on each likelihood."""
     lines = [json.dumps({key: value for key, value in figures.items() if key != "settings"}, indent=2)]
     if "bits_per_dim" in figures:
         bits = figures["bits_per_dim"]

@@ -1,65 +1,75 @@
-"""The names of the figures that an experiment's modes write, before any is measured."""
+"""Names of the metrics that modes will write, obtained from dummy data."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from score_sde.data import Source
 from score_sde.evaluation.comparison import classified, compare, compare_points
 from score_sde.evaluation.extractors import LIBRARIES, choose
 from score_sde.evaluation.features import Features
-from score_sde.evaluation.likelihood import account
-from score_sde.evaluation.moments import moments_of
-from score_sde.experiment import Experiment
+from score_sde.evaluation.likelihood import breakdown
+from score_sde.evaluation.metrics import moments_of
+from score_sde.evaluation.options import EvaluationOptions, LikelihoodOptions
 from score_sde.training.workdir import flatten
 
-FEW = 6  # vectors of the examples that names are read from
+NUM_VECTORS = 6  # dummy features, enough for every metric
 
 
-def figure_names(experiment: Experiment, modes: tuple[str, ...]) -> set[str]:
-    """Paths into evaluation.json, as "likelihood.bits_per_dim.mean"; what is computed on a handful of made-up numbers.
+def metric_names(
+    load: Callable[[str], Source],
+    modes: tuple[str, ...],
+    evaluation: EvaluationOptions,
+    likelihood: LikelihoodOptions,
+    event_shape: tuple[int, ...],
+) -> set[str]:
+    """Return the metrics that modes will write, as paths into evaluation.json ("likelihood.bits_per_dim.mean").
+
+    They are computed from dummy data.
 
     Args:
-      experiment: the parts of a run.
-      modes: those of evaluate and likelihood that will be run.
+      load: Function from a split to its data.
+      modes: Those of "evaluate" and "likelihood" that will run.
+      evaluation: Options of evaluation.
+      likelihood: Options of the likelihood.
+      event_shape: Shape of one example.
 
     Raises:
-      UserError: its samples can't be compared as asked.
+      UserError: if samples can't be compared in the chosen features.
     """
-    figures: dict[str, Any] = {"step": 0, "nfe": 0.0}
+    metrics: dict[str, Any] = {"step": 0, "nfe": 0.0}
     if "evaluate" in modes:
-        figures |= _of_samples(experiment)
+        metrics |= _sample_metrics(load("train"), evaluation)
     if "likelihood" in modes:
-        figures["likelihood"] = _of_likelihood(experiment)
-    return {name for name, _ in flatten(figures)}
+        metrics["likelihood"] = _likelihood_metrics(load("test").levels, likelihood, event_shape)
+    return {name for name, _ in flatten(metrics)}
 
 
-def _of_samples(experiment: Experiment) -> dict[str, Any]:
-    source, how = experiment.source("train"), experiment.evaluation
+def _sample_metrics(source: Source, options: EvaluationOptions) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     if source.levels is None:
-        points = rng.standard_normal((FEW, *source.event_shape))
+        points = rng.standard_normal((NUM_VECTORS, *source.event_shape))
         return compare_points(points, points[::-1], points + 1.0)
-    figures: dict[str, Any] = {}
-    for name in choose(how["features"], source, {library: how[library] for library in LIBRARIES}):
+    metrics: dict[str, Any] = {}
+    for name in choose(options.features, source, {library: getattr(options, library) for library in LIBRARIES}):
         classes = source.num_classes if name == "classifier" else 2 if name == "inception" else 0
-        vectors = rng.standard_normal((3, FEW, 2))
-        logits = rng.standard_normal((FEW, classes))
-        drawn, real, held_out = (Features(each, logits, moments_of(each)) for each in vectors)
-        drawn = drawn._replace(moments=drawn.moments._replace(number=how["num_samples"]))
-        figures |= compare(name, [drawn] * how["num_draws"], real, held_out)
+        logits = rng.standard_normal((NUM_VECTORS, classes))
+        sets = (Features(each, logits, moments_of(each)) for each in rng.standard_normal((3, NUM_VECTORS, 2)))
+        samples, real, held_out = sets
+        samples = samples._replace(moments=samples.moments._replace(number=options.num_samples))
+        metrics |= compare(name, [samples] * options.num_draws, real, held_out)
         if name == "classifier":
-            figures |= classified(drawn, held_out, np.zeros(FEW, int), "")
-    return figures
+            metrics |= classified(samples, held_out, np.zeros(NUM_VECTORS, int), "")
+    return metrics
 
 
-def _of_likelihood(experiment: Experiment) -> dict[str, Any]:
-    levels = experiment.source("test").levels
-    parts = {name: np.ones(FEW) for name in ("log_prob", "prior", "divergence", "truncation", "nfe")}
-    if experiment.likelihood["importance"]:
-        parts["importance"] = np.ones(FEW)
-    figures = account(parts | {"probes_standard_error": np.ones(FEW)}, experiment.event_shape, levels)
+def _likelihood_metrics(levels: int | None, options: LikelihoodOptions, event_shape: tuple[int, ...]) -> dict[str, Any]:
+    names = ["log_prob", "prior", "divergence", "truncation", "nfe", "probes_standard_error"]
+    names += ["importance"] if options.importance else []
+    metrics = breakdown({name: np.ones(NUM_VECTORS) for name in names}, event_shape, levels)
     if levels is not None:
-        figures["histograms_bits_per_dim"] = 0.0
-        if experiment.likelihood["chain_steps"]:
-            figures["discrete_bound_bits_per_dim"] = {"mean": 0.0, "standard_error": 0.0}
-    return figures
+        metrics["histograms_bits_per_dim"] = 0.0
+        if options.chain_steps:
+            metrics["discrete_bound_bits_per_dim"] = {"mean": 0.0, "standard_error": 0.0}
+    return metrics

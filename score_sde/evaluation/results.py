@@ -1,4 +1,4 @@
-"""DIR/evaluation.json, which several modes write to."""
+"""Results of a run: DIR/evaluation.json, which several modes write to."""
 
 import json
 import math
@@ -10,66 +10,64 @@ from typing import Any
 import numpy as np
 
 from score_sde.errors import UserError
-from score_sde.experiment.tasks import TASKS
 from score_sde.runtime import distributed
 from score_sde.runtime.disk import UNREADABLE, locked, read_object, report, set_aside, write_atomically
 
-SECTIONS = (
-    "likelihood",
-    "certify",
-    "accuracy",
-    "health",
-    *(f"restore_{task}" for task in TASKS),
-)  # modes with a place of their own; `evaluate` has the rest
+# Sections that a mode has for itself, besides "restore_<task>" of each inverse problem; `evaluate` has the rest.
+SECTIONS = ("likelihood", "certify", "accuracy", "health")
 
 
 def mean_of(values: Any) -> dict[str, float]:
-    """The mean of a number an example, (n,), and its standard error, in float64."""
+    """Return the mean of (n,) values and its standard error, computed in float64."""
     values = np.asarray(values, np.float64)
     return {"mean": float(values.mean()), "standard_error": float(values.std(ddof=1) / math.sqrt(len(values)))}
 
 
-def read_figures(place: Path) -> dict[str, Any]:
-    """The figures of a run's folder, or of an evaluation.json.
+def load_results(path: Path) -> dict[str, Any]:
+    """Return the results in a run's folder, or in an evaluation.json.
 
     Raises:
-      UserError: there are none, or they can't be read.
+      UserError: if there are none, or they can't be read.
     """
-    path = _place(place) if place.is_dir() else place
+    path = _path(path) if path.is_dir() else path
     if not path.is_file():
-        raise UserError(f"there is no evaluation at {path}: run --mode=evaluate there, or choose another folder")
+        raise UserError(f"there is no evaluation at {path}: evaluate that run first, or choose another folder")
     try:
         return read_object(path)
     except UNREADABLE as error:
-        raise UserError(f"{path} can't be read ({error}): run --mode=evaluate there again") from error
+        raise UserError(f"{path} can't be read ({error}): evaluate that run again") from error
 
 
-def check_figures(workdir: Path) -> None:
-    """Sets a damaged evaluation.json aside; call it before anything is measured."""
-    if distributed.is_main_process() and _place(workdir).is_file():
+def check_results_file(workdir: Path) -> None:
+    """Set a damaged evaluation.json aside; call it before anything is measured."""
+    if distributed.is_main_process() and _path(workdir).is_file():
         with _sole_writer(workdir):
             _stored(workdir)
 
 
-def write_figures(workdir: Path, figures: dict[str, Any]) -> None:
-    """Writes figures to evaluation.json: what `evaluate` writes replaces its last figures, a section its own."""
+def save_results(workdir: Path, results: dict[str, Any]) -> None:
+    """Write results to evaluation.json; a section replaces itself, all else replaces the results of `evaluate`."""
     if not distributed.is_main_process():
         return
     with _sole_writer(workdir):
         before = _stored(workdir)
-        if any(name in SECTIONS for name in figures):
-            after = before | figures
+        if any(_is_section(name) for name in results):
+            after = before | results
         else:
-            after = figures | {name: before[name] for name in SECTIONS if name in before}
-        write_atomically(_place(workdir), json.dumps(after, indent=2) + "\n")
+            after = results | {name: value for name, value in before.items() if _is_section(name)}
+        write_atomically(_path(workdir), json.dumps(after, indent=2) + "\n")
 
 
-def _place(workdir: Path) -> Path:
+def _is_section(name: str) -> bool:
+    return name in SECTIONS or name.startswith("restore_")
+
+
+def _path(workdir: Path) -> Path:
     return workdir / "evaluation.json"
 
 
 def _stored(workdir: Path) -> dict[str, Any]:
-    path = _place(workdir)
+    path = _path(workdir)
     if not path.is_file():
         return {}
     try:
@@ -81,15 +79,15 @@ def _stored(workdir: Path) -> dict[str, Any]:
 
 @contextmanager
 def _sole_writer(workdir: Path) -> Iterator[None]:
-    """Keeps other modes from writing meanwhile; one that hangs is waited for at most a minute."""
+    """Keep other modes from writing during the block, after a wait of at most a minute."""
     with locked(workdir / "evaluation.lock", seconds=60.0) as holder:
         if holder:
-            report(f"{_place(workdir)} has been in use for a minute, by {holder}; its figures may be lost")
+            report(f"{_path(workdir)} has been in use for a minute, by {holder}; its results may be lost")
         yield
 
 
 def check_comparable(ours: dict[str, Any], theirs: dict[str, Any], path: str) -> None:
-    """Raises UserError unless two results come from the same data, features and numbers of samples.
+    """Raise UserError unless two results come from the same data, features and numbers of samples.
 
     Args:
       ours: The hashes and numbers of these results.

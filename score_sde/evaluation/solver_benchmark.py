@@ -14,10 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from score_sde.errors import UserError, not_none
-from score_sde.evaluation.provenance import provenance
-from score_sde.evaluation.results import check_figures, write_figures
-from score_sde.experiment import Experiment
+from score_sde.errors import UserError
+from score_sde.evaluation.options import BenchmarkOptions
+from score_sde.model import DiffusionModel
 from score_sde.runtime.disk import replacing
 from score_sde.sde import SDE, prior_sample
 from score_sde.solvers import (
@@ -36,7 +35,6 @@ from score_sde.solvers import (
     time_grid,
     unipc,
 )
-from score_sde.training.load import trained
 from score_sde.training.metrics import progress_bar
 
 DETERMINISTIC: dict[str, Callable[[], Solver]] = {
@@ -57,38 +55,50 @@ STOCHASTIC: dict[str, Callable[[], Solver]] = {
     "dpm_solver_pp_sde 2": partial(dpm_solver_pp_sde, 2),
     "stochastic_runge_kutta": stochastic_runge_kutta,
 }
-CLOSE = 0.01  # "within 1%"
+TOLERANCE = 0.01  # "within 1%"
 
 
-def certify(experiment: Experiment, workdir: Path) -> str:
-    """Measures every solver on this network; writes certify.png, and the table to evaluation.json under "certify".
+def certify(
+    model: DiffusionModel,
+    params: Any,
+    options: BenchmarkOptions,
+    seed: int,
+    plot_path: Path,
+    labels: Callable[[Any], Any] = lambda indices: None,
+) -> tuple[dict[str, Any], str]:
+    """Measure every solver on a network, and plot the errors.
+
+    Args:
+      model: Diffusion model.
+      params: Its parameters.
+      options: Options of the benchmark.
+      seed: Seed of latents and Brownian paths.
+      plot_path: Path of the PNG.
+      labels: Function from indices of samples to their classes.
 
     Returns:
-      The table, and the cheapest solver within 1%.
+      The results, and a text with the table and the cheapest solver within 1%.
 
     Raises:
-      UserError: the network may not be asked between a chain's steps or gives NaN, or the folder has no checkpoint.
+      UserError: if the network was trained at discrete timesteps only, or gives NaN.
     """
-    if experiment.knows_the_chain_alone:
+    if model.timesteps is not None:
         raise UserError(
-            "certify refines grids, and this network was trained at a chain's steps alone (set "
-            "--config.sampling.off_grid=True if it may be asked between them)"
+            "certify refines grids, and this network was trained at a chain's steps alone",
+            "off_grid=True if it may be asked between them",
         )
-    check_figures(workdir)
-    how, sde = experiment.certify, experiment.sde
-    params, step = trained(experiment, workdir)
-    keys = jax.random.split(jax.random.key(experiment.config["seed"]), how["num_samples"])
-    x = jax.vmap(lambda key: prior_sample(sde, key, experiment.event_shape))(keys)
-    denoiser = partial(not_none(experiment.denoiser), labels=experiment.label_of(jnp.arange(how["num_samples"])))
-    rows, own_error = deterministic_table(sde, denoiser, params, x, how)
-    strong = stochastic_table(sde, denoiser, params, x, keys, how)
-    close = [row for row in rows if row["distance"] < CLOSE and own_error < CLOSE]
+    sde = model.sde
+    keys = jax.random.split(jax.random.key(seed), options.num_samples)
+    x = jax.vmap(lambda key: prior_sample(sde, key, model.event_shape))(keys)
+    denoiser = partial(model.denoiser, labels=labels(jnp.arange(options.num_samples)) if model.num_classes else None)
+    rows, reference_error = deterministic_table(sde, denoiser, params, x, options)
+    strong = stochastic_table(sde, denoiser, params, x, keys, options)
+    close = [row for row in rows if row["distance"] < TOLERANCE and reference_error < TOLERANCE]
     cheapest = min(close, key=lambda row: row["nfe"], default=None)
-    figures = provenance(experiment, step) | {"settings": how, "reference_own_error": own_error}
-    figures |= {"cheapest_within_1_percent": cheapest}
-    write_figures(workdir, {"certify": figures | {"deterministic": rows, "stochastic": strong}})
-    save_plot(workdir / "certify.png", rows, strong)
-    return _text(rows, strong, own_error, cheapest, how) + f"\nthe plot is {workdir / 'certify.png'}"
+    results = {"settings": options._asdict(), "reference_own_error": reference_error}
+    results |= {"cheapest_within_1_percent": cheapest, "deterministic": rows, "stochastic": strong}
+    save_plot(plot_path, rows, strong)
+    return results, _text(rows, strong, reference_error, cheapest, options)
 
 
 def make_runner(solver: Solver, sde: SDE, make_denoiser: Callable, longest: int) -> Callable:
@@ -114,7 +124,9 @@ def make_runner(solver: Solver, sde: SDE, make_denoiser: Callable, longest: int)
     return padded
 
 
-def deterministic_table(sde: SDE, make_denoiser: Callable, params: Any, x: jax.Array, how: dict) -> tuple[list, float]:
+def deterministic_table(
+    sde: SDE, make_denoiser: Callable, params: Any, x: jax.Array, options: BenchmarkOptions
+) -> tuple[list, float]:
     """Distances to the reference, |x - reference| / |reference|, and the reference's own, from half as many steps.
 
     Args:
@@ -122,15 +134,15 @@ def deterministic_table(sde: SDE, make_denoiser: Callable, params: Any, x: jax.A
       make_denoiser: params -> denoiser.
       params: the network's.
       x: (n, *event) latents at t_max.
-      how: config.certify: nfe, spacings, reference_steps.
+      options: Options of the benchmark.
 
     Returns:
       (one {"solver", "spacing", "budget", "steps", "nfe", "distance"} for each, the reference's own distance).
     """
-    reference_run = make_runner(rk4(), sde, make_denoiser, how["reference_steps"])
+    reference_run = make_runner(rk4(), sde, make_denoiser, options.reference_steps)
     reference, half = (
         reference_run(params, x, time_grid(sde, steps, "karras"))
-        for steps in (how["reference_steps"], how["reference_steps"] // 2)
+        for steps in (options.reference_steps, options.reference_steps // 2)
     )
     if not np.isfinite(reference).all():
         raise UserError("the network gives NaN or infinity on its way from noise to data: nothing can be certified")
@@ -139,10 +151,10 @@ def deterministic_table(sde: SDE, make_denoiser: Callable, params: Any, x: jax.A
     with progress_bar(len(names), 0, "solver", "probability flow") as bar:
         for name in names:
             solver = DETERMINISTIC[name]()
-            run = make_runner(solver, sde, make_denoiser, max(how["nfe"]))
-            for budget in sorted(how["nfe"]):
+            run = make_runner(solver, sde, make_denoiser, max(options.nfe))
+            for budget in sorted(options.nfe):
                 steps = budget // solver.nfe_per_step
-                for spacing in how["spacings"] if steps else ():
+                for spacing in options.spacings if steps else ():
                     end = run(params, x, time_grid(sde, steps, spacing))
                     rows.append(
                         {
@@ -159,7 +171,7 @@ def deterministic_table(sde: SDE, make_denoiser: Callable, params: Any, x: jax.A
 
 
 def stochastic_table(
-    sde: SDE, make_denoiser: Callable, params: Any, x: jax.Array, keys: jax.Array, how: dict
+    sde: SDE, make_denoiser: Callable, params: Any, x: jax.Array, keys: jax.Array, options: BenchmarkOptions
 ) -> list[dict[str, Any]]:
     """Distances to each solver's own finest solution along the same Brownian paths, and the strong order they show.
 
@@ -169,7 +181,7 @@ def stochastic_table(
     Returns:
       One {"solver", "steps", "distances", "strong_order"} for each.
     """
-    steps = sorted(how["refinements"])
+    steps = sorted(options.refinements)
     names = [name for name, make in STOCHASTIC.items() if _runs(make(), sde)]
     grids = [time_grid(sde, n, "karras") for n in steps]
     paths = [brownian_noise(sde, keys, x, times, grids[-1]) for times in grids] if names else []
@@ -237,7 +249,7 @@ def save_plot(path: Path, rows: Sequence[dict[str, Any]], strong: Sequence[dict[
     for n, (name, points) in enumerate(best_spacings(rows).items()):
         nfe, distance = zip(*((row["nfe"], row["distance"]) for row in points.values()), strict=True)
         first.loglog(nfe, distance, marker="o^s"[n % 3], label=name, lw=1)
-    first.axhline(CLOSE, color="gray", ls=":")
+    first.axhline(TOLERANCE, color="gray", ls=":")
     first.set(title="probability flow, best spacing", xlabel="evaluations of the network", ylabel="distance")
     for row in strong:
         second.loglog(row["steps"], row["distances"], "o-", lw=1, label=f"{row['solver']}: {row['strong_order']:.2f}")
@@ -250,18 +262,18 @@ def save_plot(path: Path, rows: Sequence[dict[str, Any]], strong: Sequence[dict[
         figure.savefig(partial, format="png")
 
 
-def _text(rows, strong, own_error: float, cheapest, how: dict) -> str:
-    budgets = sorted(how["nfe"])
+def _text(rows, strong, reference_error: float, cheapest, options: BenchmarkOptions) -> str:
+    budgets = sorted(options.nfe)
     lines = ["| solver | " + " | ".join(f"{n} NFE" for n in budgets) + " |", "|" + " --- |" * (len(budgets) + 1)]
     for name, points in best_spacings(rows).items():
         cells = {budget: f"{row['distance']:.2%} ({row['spacing']})" for budget, row in points.items()}
         lines.append(f"| {name} | " + " | ".join(cells.get(n, "") for n in budgets) + " |")
     lines += [f"{row['solver']}: strong order {row['strong_order']:.2f}" for row in strong]
-    lines.append(f"the reference, {how['reference_steps']} steps of rk4, is {own_error:.2g} from half as many")
-    if own_error >= CLOSE:
-        lines.append("the reference itself is not within 1%: give more --config.certify.reference_steps")
+    lines.append(f"the reference, {options.reference_steps} steps of rk4, is {reference_error:.2g} from half as many")
+    if reference_error >= TOLERANCE:
+        lines.append("the reference itself is not within 1%: give more reference_steps")
     elif cheapest is None:
-        lines.append("nothing here is within 1%: give more in --config.certify.nfe")
+        lines.append("nothing here is within 1%: give more in nfe")
     else:
         lines.append(
             f"the cheapest within 1% is {cheapest['solver']} on {cheapest['spacing']}, {cheapest['nfe']} evaluations "

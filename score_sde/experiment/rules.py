@@ -1,121 +1,195 @@
-"""Checks of groups of settings, before anything is computed."""
+"""Rules on single values and across fields of a config, checked before anything is computed."""
 
-from collections.abc import Mapping
 from typing import Any
 
+import flax.linen as nn
+from ml_collections import ConfigDict
+
+from score_sde import models
 from score_sde.data.augmentation import AUGMENT_DIM
 from score_sde.errors import UserError, lookup
+from score_sde.experiment.flags import flags
 from score_sde.likelihood import DIVERGENCES
+from score_sde.model import DiffusionModel
+from score_sde.sde import SDE
 from score_sde.solvers import METHODS, SPACINGS
 
 
-def check_likelihood(how: Mapping[str, Any], t_max: float) -> None:
-    """Refuses settings that `log_likelihood` would refuse."""
-    where = "--config.likelihood"
-    if not 0 <= how["t_min"] < t_max:
-        raise UserError(f"likelihood: need 0 <= t_min < {t_max:g}, got {how['t_min']} (set {where}.t_min)")
+def check_numbers(config: ConfigDict) -> None:
+    """Raise UserError unless numbers that several parts share are in range."""
+    check_evaluation(config)
+    for name in ("num_samples", "batch_size", "completions"):
+        check_number("sampling", name, config.sampling[name])
+    check_number("sampling", "num_steps", config.sampling.num_steps, most=10**6)
+    check_number("data", "image_size", config.data.image_size, least=0, most=2**16)
+    check_number("data", "channels", config.data.channels, most=2**16)
+    for group, name in (("training", "ema_decays"), ("training", "ema_lengths"), ("sampling", "guidance_interval")):
+        check_reals(group, name, config[group][name])
+    check_number("data", "num_threads", config.data.num_threads)
+    check_number("data", "num_workers", config.data.num_workers, least=0)
+    check_seed(config.seed, "--config.seed")
+    if config.data.random_flip and config.data.image_size == 0:
+        raise UserError("only images can be flipped", "--config.data.random_flip=False")
+    if config.data.sigma_data <= 0:
+        raise UserError(f"need sigma_data > 0, got {config.data.sigma_data}", "--config.data.sigma_data")
+
+
+def check_likelihood(config: ConfigDict, sde: SDE) -> None:
+    """Raise UserError unless config.likelihood fits the SDE."""
+    options = config.likelihood
+    if not 0 <= options.t_min < sde.t_max:
+        raise UserError(
+            f"likelihood: need 0 <= t_min < {sde.t_max:g}, got {options.t_min}", "--config.likelihood.t_min"
+        )
     for name in ("num_probes", "num_draws", "num_examples", "batch_size", "max_steps"):
-        check_number("likelihood", name, how[name])
-    for name, table in (("divergence", dict.fromkeys(DIVERGENCES)), ("method", METHODS)):
-        lookup(name, table, how[name], f"{where}.{name}")
-    if not (how["rtol"] > 0 and how["atol"] > 0 and how["chain_steps"] >= 0):
-        raise UserError(f"likelihood: need rtol > 0, atol > 0 and chain_steps >= 0, got {how} (set {where})")
-    if how["importance"] and how["divergence"] != "exact":
+        check_number("likelihood", name, options[name])
+    with flags(config, "likelihood"):
+        lookup("divergence", dict.fromkeys(DIVERGENCES), options.divergence)
+        lookup("method", METHODS, options.method)
+    if not (options.rtol > 0 and options.atol > 0 and options.chain_steps >= 0):
+        raise UserError(
+            f"likelihood: need rtol > 0, atol > 0 and chain_steps >= 0, got {options.rtol}, {options.atol} and "
+            f"{options.chain_steps}",
+            "--config.likelihood",
+        )
+    if options.importance and options.divergence != "exact":
         raise UserError(
             "the importance-weighted bound takes log mean exp of log p, which the noise of Hutchinson's estimate would "
-            f"raise above the truth (set {where}.divergence=exact, or {where}.importance=False)"
+            "raise above the truth",
+            "--config.likelihood.divergence=exact",
+            "--config.likelihood.importance=False",
         )
 
 
-def check_evaluation(how: Mapping[str, Any]) -> None:
-    """Refuses numbers that are none, and checkpoints chosen twice."""
+def check_evaluation(config: ConfigDict) -> None:
+    """Raise UserError unless config.evaluation is in range and chooses checkpoints in one way."""
+    options = config.evaluation
     for name in ("num_samples", "num_real", "num_draws", "neighbours_among"):
-        check_number("evaluation", name, how[name])
-    check_number("evaluation", "neighbours", how["neighbours"], least=0)
+        check_number("evaluation", name, options[name])
+    check_number("evaluation", "neighbours", options.neighbours, least=0)
     for name in ("health_levels", "health_images"):
-        check_number("evaluation", name, how[name], least=2)
-    for step in how["steps"]:
+        check_number("evaluation", name, options[name], least=2)
+    for step in options.steps:
         check_number("evaluation", "steps", step, least=0)
-    if how["steps"] and how["every_checkpoint"]:
+    if options.steps and options.every_checkpoint:
         raise UserError("one of --config.evaluation.steps and --config.evaluation.every_checkpoint can be chosen")
 
 
-def check_certify(how: Mapping[str, Any]) -> None:
-    """Refuses settings that leave nothing to certify, or nothing to certify it by."""
-    check_number("certify", "num_samples", how["num_samples"])
+def check_certify(config: ConfigDict) -> None:
+    """Raise UserError unless config.certify has a reference, budgets and resolutions to compare."""
+    options = config.certify
+    check_number("certify", "num_samples", options.num_samples)
     for name in ("nfe", "refinements"):
-        for number in how[name]:
+        for number in options[name]:
             check_number("certify", name, number)
-    for name in how["spacings"]:
-        lookup("spacing", SPACINGS, name, "--config.certify.spacings")
-    enough = how["reference_steps"] >= 2 and how["nfe"] and min(how["nfe"]) >= 1 and len(set(how["refinements"])) >= 3
-    if not enough or min(how["refinements"]) < 1:
+    for name in options.spacings:
+        with flags(config, spacing="certify.spacings"):
+            lookup("spacing", SPACINGS, name)
+    if options.reference_steps < 2 or not options.nfe or len(set(options.refinements)) < 3:
         raise UserError(
             "certify: need reference_steps >= 2, some nfe >= 1 and three different refinements >= 1, got "
-            f"{how['reference_steps']}, {how['nfe']} and {how['refinements']} (set --config.certify)"
+            f"{options.reference_steps}, {options.nfe} and {options.refinements}",
+            "--config.certify",
         )
 
 
-def check_training(how: Mapping[str, Any]) -> None:
-    """Refuses a schedule that can't be kept, and choices that there are not."""
-    every = ("log_every", "checkpoint_every", "sample_every", "snapshot_every")
-    for name in ("num_steps", "steps_per_call", "keep_checkpoints", "accumulate", *every):
-        check_number("training", name, how[name])
+def check_schedule(config: ConfigDict) -> None:
+    """Raise UserError unless the intervals of config.training fit each other."""
+    training = config.training
+    intervals = ("log_every", "checkpoint_every", "sample_every", "snapshot_every")
+    for name in ("num_steps", "steps_per_call", "keep_checkpoints", "accumulate", *intervals):
+        check_number("training", name, training[name])
     for name in ("keep_every", "keep_best"):
-        check_number("training", name, how[name], least=0)
-    for name in ("num_steps", *(name for name in every if name != "snapshot_every" or how["ema_lengths"])):
-        if how[name] % how["steps_per_call"]:
+        check_number("training", name, training[name], least=0)
+    used = [name for name in intervals if name != "snapshot_every" or training.ema_lengths]
+    for name in ("num_steps", *used):
+        if training[name] % training.steps_per_call:
             raise UserError(
-                f"training: {name}={how[name]} is not a multiple of steps_per_call={how['steps_per_call']} (set "
-                f"--config.training.{name} or --config.training.steps_per_call)"
+                f"training: {name}={training[name]} is not a multiple of steps_per_call={training.steps_per_call}",
+                f"--config.training.{name}",
+                "--config.training.steps_per_call",
             )
-    if how["keep_every"] % how["checkpoint_every"]:
+    if training.keep_every % training.checkpoint_every:
         raise UserError(
-            f"training: keep_every={how['keep_every']} is not a multiple of checkpoint_every="
-            f"{how['checkpoint_every']}: none of those steps would be saved (set --config.training.keep_every)"
+            f"training: keep_every={training.keep_every} is not a multiple of checkpoint_every="
+            f"{training.checkpoint_every}: none of those steps would be saved",
+            "--config.training.keep_every",
         )
-    lookup("choice", dict.fromkeys(("stop", "skip")), how["on_nonfinite"], "--config.training.on_nonfinite")
+    with flags(config, choice="training.on_nonfinite"):
+        lookup("choice", dict.fromkeys(("stop", "skip")), training.on_nonfinite)
 
 
-def check_augment(probability: float, augment_dim: int, event_shape: tuple[int, ...]) -> None:
-    """Refuses augmentations that the network isn't told of, as they would leak into what it draws."""
+def check_augment(config: ConfigDict, module: nn.Module, event_shape: tuple[int, ...]) -> None:
+    """Raise UserError if the network is not conditioned on augmentations, which would leak into its samples."""
+    probability = config.data.augment
     if not 0 <= probability <= 1:
-        raise UserError(f"need 0 <= augment <= 1, got {probability} (set --config.data.augment)")
-    if probability and (augment_dim != AUGMENT_DIM or len(event_shape) != 3):
+        raise UserError(f"need 0 <= augment <= 1, got {probability}", "--config.data.augment")
+    if probability and (getattr(module, "augment_dim", 0) != AUGMENT_DIM or len(event_shape) != 3):
         raise UserError(
-            f"augmentations are of images, and are told to the network as {AUGMENT_DIM} numbers (set --config.data."
-            f"augment=0.0, or --config.model.kwargs.augment_dim={AUGMENT_DIM} on a U-Net)"
+            f"augmentations are of images, and the network takes them as {AUGMENT_DIM} numbers",
+            "--config.data.augment=0.0",
+            f"--config.model.kwargs.augment_dim={AUGMENT_DIM} on a U-Net",
         )
 
 
-def check_seed(seed: Any, where: str) -> None:
-    """Raises UserError unless a seed is an integer that JAX takes without wrapping it."""
+def check_scaling(config: ConfigDict, module: nn.Module) -> None:
+    """Raise UserError if a network that divides its output by sigma doesn't take log(sigma) as its noise level."""
+    if getattr(module, "scale_by_sigma", False) and config.model.preconditioning != "log_sigma":
+        raise UserError(
+            f"model {config.model.name!r} divides its output by exp(noise level), which is sigma under "
+            "preconditioning=log_sigma (with prediction=score) alone, not under "
+            f"{config.model.preconditioning!r}",
+            "--config.model.preconditioning=log_sigma",
+        )
+
+
+def check_objective(config: ConfigDict, module: nn.Module) -> None:
+    """Raise UserError unless a classifier, and only a classifier, is trained by classification."""
+    if isinstance(module, models.Classifier) != (config.loss.objective == "classification"):
+        raise UserError(
+            f"model {config.model.name!r} and objective {config.loss.objective!r}: a classifier, and it alone, is "
+            "trained by classification (set --config.model.name=classifier and --config.loss.objective=classification, "
+            "or neither)"
+        )
+
+
+def check_exact(config: ConfigDict, model: DiffusionModel) -> None:
+    """Raise UserError if an option has no effect on an exact network."""
+    if model.is_exact and model.preconditioning != "none":
+        raise UserError(
+            f"model 'mixture' is exact and fixes its own input scaling: preconditioning {model.preconditioning!r} "
+            "would not be read",
+            "--config.model.preconditioning=none",
+        )
+
+
+def check_outputs(config: ConfigDict, shape: tuple[int, ...], model: DiffusionModel) -> None:
+    """Raise UserError unless the network has one output of the data's shape, two with a learned variance."""
+    outputs = 2 if model.learned_variance else 1
+    if shape != (*model.event_shape[:-1], outputs * model.event_shape[-1]):
+        raise UserError(
+            f"objective {config.loss.objective!r} takes {outputs} output(s) of the data's shape {model.event_shape}, "
+            f"but the model's has the shape {shape}",
+            f"--config.model.kwargs.outputs={outputs}",
+        )
+
+
+def check_seed(seed: Any, flag: str) -> None:
+    """Raise UserError unless a seed is an integer that JAX takes without wrapping it."""
     if not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise UserError(f"the seed must be 0 or more and below 2**32, got {seed} (set {where})")
+        raise UserError(f"the seed must be 0 or more and below 2**32, got {seed}", flag)
 
 
 def check_number(group: str, name: str, value: Any, least: int = 1, most: int = 2**31 - 1) -> None:
-    """Raises UserError unless `value` is an integer from `least` to `most`."""
+    """Raise UserError unless `value` is an integer from `least` to `most`."""
+    flag = f"--config.{group}.{name}"
     if not (isinstance(value, int) and value >= least):
-        raise UserError(
-            f"{group}: {name} must be an integer of at least {least}, got {value} (set --config.{group}.{name})"
-        )
+        raise UserError(f"{group}: {name} must be an integer of at least {least}, got {value}", flag)
     if value > most:
-        raise UserError(f"{group}: {name} must be at most {most}, got {value} (set --config.{group}.{name})")
+        raise UserError(f"{group}: {name} must be at most {most}, got {value}", flag)
 
 
 def check_reals(group: str, name: str, values: Any) -> None:
-    """Raises UserError unless `values` are real numbers."""
+    """Raise UserError unless `values` are real numbers."""
     if not all(isinstance(value, int | float) for value in values):
-        raise UserError(f"{group}: {name} must be numbers, got {values} (set --config.{group}.{name})")
-
-
-def check_divides(group: str, batch_size: int, num_devices: int, accumulate: int = 1) -> None:
-    """Refuses a global batch that the devices, and the parts it is worked through in, don't share evenly."""
-    parts = num_devices * accumulate
-    if batch_size < 1 or batch_size % parts:
-        times = f" times {accumulate} parts" if accumulate > 1 else ""
-        raise UserError(
-            f"{group}: the global batch of {batch_size} doesn't divide among {num_devices} devices{times}; take a "
-            f"multiple of {parts} (set --config.{group}.batch_size)"
-        )
+        raise UserError(f"{group}: {name} must be numbers, got {values}", f"--config.{group}.{name}")

@@ -1,167 +1,170 @@
-"""From the settings of config.sampling to a sampler; what doesn't fit is refused before anything is computed."""
+"""The sampler of config.sampling."""
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from score_sde import ddpm
 from score_sde.data import Source, images_of, to_unit_range
-from score_sde.errors import UserError, build
-from score_sde.experiment.guides import Guidance, Guide, make_guided
-from score_sde.experiment.tasks import Task, check_task, make_task, measure
-from score_sde.parameterization import Denoiser
-from score_sde.sampling import Sampler, check_run, make_sampler, run_adaptive, run_on_grid
-from score_sde.sde import SDE
+from score_sde.errors import UserError, not_none
+from score_sde.experiment.flags import build_part, flags, plain
+from score_sde.experiment.guides import build_guidance, load_guide
+from score_sde.experiment.tasks import build_task, measure
+from score_sde.model import DiffusionModel
+from score_sde.sampling import InverseTask, Measured, Sampler, check_sampling, sample
 from score_sde.solvers import ADAPTIVE, SOLVERS, Solver, evaluation_times, time_grid, to_chain
 from score_sde.thresholding import THRESHOLDS, Threshold
 
-WHERE = "--config.sampling"
-MEASURING = 2**31 - 1  # an index that no sample has
+MEASUREMENT = 2**31 - 1  # folded into the key of the measurements, an index that no sample has
 
 
-class Prior(NamedTuple):
-    """What samples are drawn from."""
-
-    sde: SDE
-    chain: ddpm.Schedule | None  # whose steps alone the network knows; None: it may be asked at any time
-    denoiser: Callable[..., Denoiser]  # (params, labels=None) -> denoiser
-    num_classes: int  # that the network is told
-    hidden_labels: bool  # whether it knows the null label
-    guide: Guide | None
-    event_shape: tuple[int, ...]
-    class_of: Callable[[jax.Array], jax.Array | None]  # indices of samples -> their classes
-    test: Callable[[], Source]  # whose first images a task asks for
-
-
-def task_of(settings: Mapping[str, Any], event_shape: tuple[int, ...]) -> Task | None:
-    """The inverse problem that the settings ask for, if there is one."""
-    return make_task(
-        settings["task"],
-        settings["task_kwargs"],
-        settings["task_noise"],
-        settings["method"],
-        settings["method_kwargs"],
-        settings["completions"],
-        settings["num_samples"],
-        event_shape,
-    )
-
-
-def sampler_of(
-    settings: Mapping[str, Any],
-    prior: Prior,
-    task: Task | None,
-    seed_key: jax.Array,
+def build_sampler(
+    config: ConfigDict,
+    model: DiffusionModel,
+    schedule: ddpm.Schedule | None,
+    key: jax.Array,
     devices: Sequence[jax.Device],
+    load: Callable[[str], Source],
 ) -> Sampler:
-    """The sampler of config.sampling, as plain values.
+    """Return the sampler of a model.
+
+    Args:
+      config: The config.
+      model: Model to sample from.
+      schedule: Discrete-time schedule of the SDE, if it has one.
+      key: Key of all samples.
+      devices: Devices of this process.
+      load: Function from a split to its data; an inverse problem measures images of the test split.
 
     Raises:
-      UserError: a name, number or combination that can't be.
+      UserError: if a name, number or combination is invalid.
     """
-    threshold = _threshold(settings, task)
-    solver = build("solver", SOLVERS | ADAPTIVE, settings["solver"], settings["kwargs"], WHERE, "solver")
-    how = Guidance(settings["guidance_scale"], tuple(settings["guidance_interval"]), settings["guidance_rescale"])
-    guided = make_guided(
-        prior.denoiser, prior.num_classes, prior.hidden_labels, prior.guide, prior.sde, how, prior.class_of
-    )
-    solve_for = _answer(settings, prior, task, solver, threshold)
-
-    def run(params, beside, indices, x, keys, trajectory=False):
-        denoiser = threshold(guided(params, beside["guide"], indices), prior.sde)
-        # A last batch is drawn whole and cut: what is behind the last image asks for that image.
-        y = None if task is None else beside["measured"][indices // task.completions]
-        return solve_for(denoiser, x, keys, y, trajectory)
-
-    def beside():
-        found = {"guide": None if prior.guide is None else prior.guide.params}
-        return found if task is None else found | _measured(task, prior, settings["num_samples"], seed_key)
-
-    return make_sampler(
-        prior.sde,
-        run,
-        prior.event_shape,
-        seed_key,
-        settings["batch_size"],
-        devices,
-        partial(run, trajectory=True) if isinstance(solver, Solver) else None,
-        beside,
+    options = config.sampling
+    guide, guide_params = load_guide(config, model, schedule)
+    if isinstance(guide, DiffusionModel) and guide.timesteps is not None:
+        model = model._replace(timesteps=guide.timesteps)
+    task = build_task(config, model.event_shape)
+    labels = sample_labels(config, _num_classes(model, guide), in_turn=task is None)
+    guidance = build_guidance(config, model, guide, labels)
+    threshold = build_threshold(config, task)
+    solver = build_part(config, "solver", SOLVERS | ADAPTIVE, "sampling.solver", "sampling.kwargs")
+    times = build_times(config, model, solver, task)
+    fixed = {"solver": solver, "times": times, "task": task, "threshold": threshold, "denoise": options.denoise}
+    with flags(config, "sampling", "sampling.method_kwargs", sde="sde.name"):
+        check_sampling(model, **fixed)
+    return Sampler(
+        sample_fn=partial(sample, model, guidance=guidance, **fixed),
+        key=key,
+        num_samples=options.num_samples,
+        batch_size=options.batch_size,
+        devices=devices,
+        arguments={} if guide is None else {"guide_params": guide_params},
+        labels=labels,
+        task=task,
+        measured=cache(lambda: _measure(config, not_none(task), load, key)),
+        has_trajectory=isinstance(solver, Solver),
     )
 
 
-def _threshold(settings: Mapping[str, Any], task: Task | None) -> Threshold:
-    """The bounds of x0; "auto" are the data's where a method differentiates x0, of noise alone 1 / alpha too large."""
-    name, kwargs = settings["threshold"], settings["threshold_kwargs"]
-    name = ("none" if task is None else "clip") if name == "auto" else name
-    return build("threshold", THRESHOLDS, name, kwargs, WHERE, "threshold", "threshold_kwargs")
+def sample_labels(config: ConfigDict, num_classes: int, in_turn: bool) -> Callable[[Any], Any]:
+    """Return the function from indices of samples to their classes, or to None without classes.
+
+    All samples have the class config.sampling.label. For -1 they have each class in turn, or the null label if not
+    `in_turn`.
+
+    Raises:
+      UserError: if there is no such class.
+    """
+    label = config.sampling.label
+    if label != -1 and not 0 <= label < num_classes:
+        known = (
+            f"the classes 0 to {num_classes - 1} (-1: each in turn, of a task none)" if num_classes else "no classes"
+        )
+        raise UserError(f"label {label}: the network knows {known}", "--config.sampling.label")
+    if not num_classes:
+        return lambda indices: None
+    if label < 0 and in_turn:
+        return lambda indices: indices % num_classes
+    return lambda indices: jnp.full_like(indices, label)
 
 
-def _answer(
-    settings: Mapping[str, Any], prior: Prior, task: Task | None, solver: Any, threshold: Threshold
-) -> Callable:
-    """(denoiser, x, keys, y, trajectory) -> Solution, checked."""
-    sde, denoise = prior.sde, settings["denoise"]
+def build_threshold(config: ConfigDict, task: InverseTask | None) -> Threshold:
+    """Return the thresholding of x0.
+
+    "auto" clips for inverse problems, whose gradients through x0 grow as 1 / alpha at high noise.
+    """
+    if config.sampling.threshold == "auto":
+        config = config.copy_and_resolve_references()
+        config.sampling.threshold = "none" if task is None else "clip"
+    return build_part(config, "threshold", THRESHOLDS, "sampling.threshold", "sampling.threshold_kwargs")
+
+
+def build_times(config: ConfigDict, model: DiffusionModel, solver: Any, task: InverseTask | None) -> np.ndarray | None:
+    """Return the times of the solver's steps, None for an adaptive solver.
+
+    The times of a network of discrete time are among its timesteps.
+    """
+    options, schedule = config.sampling, model.timesteps
     if not isinstance(solver, Solver):
-        if prior.chain is not None:
-            _refuse_off_grid(settings, "chain's")
+        if schedule is not None:
+            raise _between_timesteps(config, "chain's")
         if task is not None:
             raise UserError(
-                f"task {task.name!r} steps along a grid, and solver {settings['solver']!r} chooses its own times (set "
-                f"{WHERE}.solver)"
+                f"task {task.name!r} steps along a grid, and solver {options.solver!r} chooses its own times",
+                "--config.sampling.solver",
             )
-        check_run(partial(run_adaptive, solver, sde, denoise=denoise), prior.event_shape)
-        return lambda denoiser, x, keys, y, trajectory: run_adaptive(solver, sde, denoiser, x, keys, denoise)
-    times = _times(settings, prior, solver)
-    if task is None:
-        check_run(partial(run_on_grid, solver, sde, times, denoise=denoise), prior.event_shape)
-        return lambda denoiser, x, keys, y, trajectory: run_on_grid(
-            solver, sde, times, denoiser, x, keys, denoise, trajectory
-        )
-    check_task(task, solver, sde, times, prior.event_shape)
-    return lambda denoiser, x, keys, y, trajectory: task.run(
-        solver, sde, times, denoiser, x, keys, y, threshold, trajectory, denoise
-    )
-
-
-def _measured(task: Task, prior: Prior, num_samples: int, seed_key: jax.Array) -> dict[str, np.ndarray]:
-    """The first test images, and what is measured of them; image i's noise is a function of (seed, i)."""
-    source, number = prior.test(), num_samples // task.completions
-    if number > len(source.examples):
-        raise UserError(
-            f"task: {num_samples} samples are {number} images with {task.completions} completions each, and the test "
-            f"split has {len(source.examples)} (set {WHERE}.num_samples)"
-        )
-    truth = to_unit_range(images_of(source, number)[0], source.levels)
-    key = jax.random.fold_in(seed_key, MEASURING)
-    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(number))
-    measured = jax.jit(partial(measure, task))(truth, keys)
-    return {"truth": truth, "measured": np.asarray(measured)}
-
-
-def _times(settings: Mapping[str, Any], prior: Prior, solver: Solver) -> np.ndarray:
-    """The grid; for a network that knows a chain's steps alone, among those."""
-    times = time_grid(
-        prior.sde,
-        settings["num_steps"],
-        settings["spacing"],
-        settings["end"],
-        spacing_kwargs=settings["spacing_kwargs"],
-    )
-    if prior.chain is None:
-        return times
-    times = to_chain(times, len(prior.chain.betas))
-    index = evaluation_times(solver, prior.sde, times) * (len(prior.chain.betas) - 1)
+        return None
+    names = {"spacing": "sampling.spacing", "end of a grid": "sampling.end", "num_steps": "sampling.num_steps"}
+    with flags(config, "sampling.spacing_kwargs", **names):
+        spacing_kwargs = plain(options.spacing_kwargs)
+        times = time_grid(model.sde, options.num_steps, options.spacing, options.end, spacing_kwargs=spacing_kwargs)
+        if schedule is None:
+            return times
+        times = to_chain(times, len(schedule.betas))
+    index = evaluation_times(solver, model.sde, times) * (len(schedule.betas) - 1)
     if np.abs(index - np.rint(index)).max() > 1e-2:
-        _refuse_off_grid(settings, len(prior.chain.betas))
+        raise _between_timesteps(config, len(schedule.betas))
     return times
 
 
-def _refuse_off_grid(settings: Mapping[str, Any], steps: Any) -> None:
-    raise UserError(
-        f"solver {settings['solver']!r} asks the network between the {steps} steps that it was trained at (set "
-        f"{WHERE}.off_grid=True if it may, or another {WHERE}.solver)"
+def _between_timesteps(config: ConfigDict, steps: Any) -> UserError:
+    return UserError(
+        f"solver {config.sampling.solver!r} asks the network between the {steps} steps that it was trained at",
+        "--config.sampling.off_grid=True if it may",
+        "--config.sampling.solver to another",
     )
+
+
+def _num_classes(model: DiffusionModel, guide: Any) -> int:
+    """Return the number of classes that samples can have.
+
+    Raises:
+      UserError: if the network and its guide have different numbers of classes.
+    """
+    guided = 0 if guide is None else guide.num_classes
+    if model.num_classes and guided and model.num_classes != guided:
+        raise UserError(
+            f"the network knows {model.num_classes} classes and the guide {guided}: they can't mean the same",
+            "--config.sampling.guide",
+        )
+    return model.num_classes or guided
+
+
+def _measure(config: ConfigDict, task: InverseTask, load: Callable[[str], Source], key: jax.Array) -> Measured:
+    """Return the first test images and their measurements; the noise of image i is a function of (key, i)."""
+    source, number = load("test"), config.sampling.num_samples // task.samples_per_measurement
+    if number > len(source.examples):
+        raise UserError(
+            f"task: {config.sampling.num_samples} samples are {number} images with {task.samples_per_measurement} "
+            f"completions each, and the test split has {len(source.examples)}",
+            "--config.sampling.num_samples",
+        )
+    truth = to_unit_range(images_of(source, number)[0], source.levels)
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.fold_in(key, MEASUREMENT), jnp.arange(number))
+    measured = jax.jit(lambda truth, keys: measure(task, truth, keys))(truth, keys)
+    return Measured(np.asarray(truth), np.asarray(measured))

@@ -18,13 +18,11 @@ import jax.numpy as jnp
 
 from score_sde.errors import UserError, not_none
 from score_sde.experiment import Experiment
-from score_sde.experiment.rules import check_divides
 from score_sde.planning.collectives import collectives
 from score_sde.planning.flops import flops_of_repetitions
 from score_sde.planning.topology import Machine, find
 from score_sde.training.devices import make_layout
-from score_sde.training.setup import train_step_of
-from score_sde.training.state import initial_state
+from score_sde.training.setup import build_train_step, check_divides
 
 CLOSE = 0.9  # of the memory: near enough to its limit
 INTERVAL = 10.0  # seconds between two lines of progress
@@ -62,19 +60,19 @@ def plan(experiment: Experiment, topology: str, search: bool = False) -> dict[st
     Raises:
       UserError: there is no such topology, the batch doesn't divide among its devices, or there is nothing to train.
     """
-    if not experiment.trainable:
+    if not experiment.training.trainable:
         raise UserError("this network is exact: there is nothing to train, and nothing to plan")
     machine = find(topology)
     number = len(machine.devices)
-    check_divides("training", experiment.batch_size, number, experiment.step_options["accumulate"])
+    check_divides(experiment.training.batch_size, number, experiment.training.grad_accum_steps)
     state = shapes_of_state(experiment)
-    each = experiment.batch_size // number
+    each = experiment.training.batch_size // number
     compiled = compile_step(experiment, machine, each)
     figures = {
         "topology": topology,
         "devices": number,
-        "strategy": experiment.strategy,
-        "batch_size": experiment.batch_size,
+        "strategy": experiment.training.strategy,
+        "batch_size": experiment.training.batch_size,
         "batch_a_device": each,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         "gradient_bytes": sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.params)),
@@ -89,9 +87,11 @@ def plan(experiment: Experiment, topology: str, search: bool = False) -> dict[st
 
 def compile_step(experiment: Experiment, machine: Machine, each: int) -> Compiled | None:
     """The train step of a batch of so many a device, compiled; None where it doesn't fit into the devices' memory."""
-    layout = make_layout(experiment.strategy, machine.devices)
-    levels = 256 if len(experiment.event_shape) == 3 else None  # the data needn't be here; more levels cost nothing
-    step = train_step_of(experiment, levels, layout.axis_name, layout.gather)
+    layout = make_layout(experiment.training.strategy, machine.devices)
+    levels = (
+        256 if len(experiment.model.event_shape) == 3 else None
+    )  # the data needn't be here; more levels cost nothing
+    step = build_train_step(experiment.training, levels, layout.axis_name, layout.gather)
     state, batches = shapes_of_state(experiment), shapes_of_batches(experiment, each * len(machine.devices), levels)
     try:
         with announced(f"tracing the train step of {each} examples a device"):
@@ -105,7 +105,9 @@ def compile_step(experiment: Experiment, machine: Machine, each: int) -> Compile
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
     one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), batches)
     with announced("counting the train step's multiplications"):
-        repeated = flops_of_repetitions(train_step_of(experiment, levels, None), state, one) / len(machine.devices)
+        repeated = flops_of_repetitions(build_train_step(experiment.training, levels, None), state, one) / len(
+            machine.devices
+        )
     return Compiled(
         memory.argument_size_in_bytes,
         memory.temp_size_in_bytes,
@@ -138,15 +140,14 @@ def announced(stage: str, interval: float = INTERVAL) -> Iterator[None]:
 def shapes_of_state(experiment: Experiment) -> Any:
     """The train state, without memory."""
 
-    def fresh():
-        return initial_state(experiment.init_params(), experiment.optimizer, experiment.averages)
-
-    return jax.eval_shape(fresh)
+    return jax.eval_shape(experiment.training.init_state)
 
 
 def shapes_of_batches(experiment: Experiment, batch: int, levels: int | None) -> dict[str, jax.ShapeDtypeStruct]:
     """Of one step a call: what a step takes doesn't depend on how many are called at once."""
-    image = jax.ShapeDtypeStruct((1, batch, *experiment.event_shape), jnp.float32 if levels is None else jnp.uint8)
+    image = jax.ShapeDtypeStruct(
+        (1, batch, *experiment.model.event_shape), jnp.float32 if levels is None else jnp.uint8
+    )
     number = jax.ShapeDtypeStruct((1, batch), jnp.int32)
     return {"image": image, "label": number, "index": number}
 
@@ -171,14 +172,14 @@ def _of_a_step(compiled: Compiled, machine: Machine, experiment: Experiment) -> 
         "interconnect": _sent(compiled.collectives, number) / chip.interconnect,
     }
     seconds = max(bounds.values())
-    hours = seconds * experiment.schedule.num_steps / 3600
+    hours = seconds * experiment.training.schedule.num_steps / 3600
     return figures | {
         "device_memory_bytes": chip.memory,
         "fits": compiled.memory <= chip.memory,
         "bounds_seconds": bounds,
         "bound_by": max(bounds, key=bounds.__getitem__),
-        "images_per_second_at_most": experiment.batch_size / seconds,
-        "num_steps": experiment.schedule.num_steps,
+        "images_per_second_at_most": experiment.training.batch_size / seconds,
+        "num_steps": experiment.training.schedule.num_steps,
         "hours_at_least": hours,
         "chip_hours_at_least": hours * number,
     }
@@ -198,7 +199,7 @@ def _largest(experiment: Experiment, machine: Machine, each: int, compiled: Comp
     Returns:
       {"fits": a batch that fits, 0 for none, "too_large": one that doesn't, None where none was met}.
     """
-    grain, limit = experiment.step_options["accumulate"], not_none(machine.chip).memory
+    grain, limit = experiment.training.grad_accum_steps, not_none(machine.chip).memory
     used = {0: 0.0, each: math.inf if compiled is None else compiled.memory}
     for _ in range(COMPILATIONS):
         fitting = sorted(batch for batch, size in used.items() if size <= limit)

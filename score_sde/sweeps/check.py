@@ -12,13 +12,13 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from score_sde.errors import UserError, did_you_mean
-from score_sde.evaluation.metric_names import figure_names
+from score_sde.evaluation.metric_names import metric_names
 from score_sde.experiment import Experiment, make_experiment
 from score_sde.planning.flops import flops_of
 from score_sde.planning.plan import shapes_of_batches, shapes_of_state
 from score_sde.sweeps.trials import Trial, label
 from score_sde.training.metrics import progress_bar
-from score_sde.training.setup import train_step_of
+from score_sde.training.setup import build_train_step
 
 TRAINING = ("loss", "gradient_norm", "steps_per_second", "images_per_second")  # of metrics.jsonl
 
@@ -59,16 +59,21 @@ def check(trials: list[Trial], sweep: ConfigDict) -> None:
             with _network_traced_once(config, shapes, key in names):
                 experiment = make_experiment(config, jax.local_devices()[:1])
             if key not in names:
-                names[key] = figure_names(experiment, tuple(sweep.modes))
+                names[key] = metric_names(
+                    experiment.load,
+                    tuple(sweep.modes),
+                    experiment.evaluation,
+                    experiment.likelihood,
+                    experiment.model.event_shape,
+                )
         except UserError as error:
             raise UserError(f"the trial {label(trial.overrides)!r} can't be run: {error}") from error
         known = names[key] | ({f"train.{name}" for name in TRAINING} if "train" in sweep.modes else set())
         for asked in sweep.metrics:
             name, _ = metric_of(asked)
             if name not in known:
-                raise UserError(
-                    f"no mode of {', '.join(sweep.modes)} writes {name!r} (set --config.metrics).{did_you_mean(name, known)}"
-                )
+                modes = ", ".join(sweep.modes)
+                raise UserError(f"no mode of {modes} writes {name!r}.{did_you_mean(name, known)}", "metrics")
     if sweep.stop_metric and sweep.stop_metric not in TRAINING:
         raise UserError(f"no training logs {sweep.stop_metric!r}; it logs {', '.join(TRAINING)}")
 
@@ -151,14 +156,14 @@ def _network_traced_once(config: ConfigDict, shapes: dict[str, tuple[int, ...]],
 
 def _of_a_step(experiment: Experiment) -> tuple[int, float]:
     """(parameters, FLOPs of a train step)."""
-    params = jax.eval_shape(experiment.init_params)
+    params = jax.eval_shape(experiment.training.init_params)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    if not experiment.trainable:
+    if not experiment.training.trainable:
         return count, 0.0
-    levels = experiment.source("train").levels
-    batches = shapes_of_batches(experiment, experiment.batch_size, levels)
+    levels = experiment.load("train").levels
+    batches = shapes_of_batches(experiment, experiment.training.batch_size, levels)
     batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), batches)  # of one step
-    return count, flops_of(train_step_of(experiment, levels, None), shapes_of_state(experiment), batch)
+    return count, flops_of(build_train_step(experiment.training, levels, None), shapes_of_state(experiment), batch)
 
 
 def _matmul_rate(size: int = 1024) -> float:

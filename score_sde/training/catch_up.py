@@ -2,37 +2,53 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from score_sde.evaluation.pictures import draw_samples, picture_path
-from score_sde.experiment import Experiment, Schedule
 from score_sde.runtime import distributed
 from score_sde.training import snapshots
+from score_sde.training.setup import TrainingSchedule, TrainingSetup
 from score_sde.training.state import TrainState
 
 
-def is_due(schedule: Schedule, step: int, every: int) -> bool:
-    """Returns whether work done every `every` steps (0: never), and after the last, is due after this step."""
+class Pictures(NamedTuple):
+    """A callback that draws samples.
+
+    Attributes:
+      path: Function from a step to the path of its picture.
+      draw: Function (params, step, interrupted) that draws it; it may stop early once `interrupted()` is true.
+    """
+
+    path: Callable[[int], Path]
+    draw: Callable[[Any, int, Callable[[], Any]], Any]
+
+
+def is_due(schedule: TrainingSchedule, step: int, every: int) -> bool:
+    """Return whether work done every `every` steps (0: never), and after the last, is due after this step."""
     return every > 0 and (step % every == 0 or step >= schedule.num_steps)
 
 
 def catch_up(
-    experiment: Experiment, workdir: Path, state: TrainState, interrupted: Callable[[], Any] = lambda: None
+    setup: TrainingSetup,
+    workdir: Path,
+    state: TrainState,
+    pictures: Pictures,
+    interrupted: Callable[[], Any] = lambda: None,
 ) -> None:
-    """Makes the stored averages and the picture of the step that a run goes on from, where they are missing.
+    """Write the EMA snapshots and the picture of the restored step, if they are missing.
 
     Args:
-      experiment: the parts of the run.
-      workdir: its folder.
-      state: restored, on the host.
-      interrupted: as for `draw_samples`.
+      setup: Parts of the run.
+      workdir: Folder of the run.
+      state: Restored state, on the host.
+      pictures: Callback that draws samples.
+      interrupted: Function that returns whether to stop.
     """
-    step, schedule, lengths = int(state.step), experiment.schedule, experiment.averages.lengths
+    step, schedule, lengths = int(state.step), setup.schedule, setup.ema.lengths
     if step == 0:
         return
     stored = distributed.is_main_process() and lengths and is_due(schedule, step, schedule.snapshot_every)
     if stored and not snapshots.are_whole(workdir, step, lengths):
         snapshots.save(workdir, step, state.averages, lengths)
     picture_due = is_due(schedule, step, schedule.sample_every)
-    if distributed.any_process(picture_due and not picture_path(experiment, workdir, step).exists()):
-        draw_samples(experiment, state.ema_params, step, workdir, interrupted)
+    if distributed.any_process(picture_due and not pictures.path(step).exists()):
+        pictures.draw(state.ema_params, step, interrupted)

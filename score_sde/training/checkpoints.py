@@ -142,7 +142,8 @@ def on_disk(manager: ocp.CheckpointManager) -> Iterator[None]:
         raise UserError(
             f"the disk of {manager.directory} is full: {error}. "
             + (f"The checkpoint of step {max(saved)} is whole; " if saved else "No checkpoint was saved; ")
-            + "make room, or keep fewer (--config.training.keep_checkpoints), and the same command goes on from there"
+            + "make room, or keep fewer, and the same command goes on from there",
+            "keep_checkpoints",
         ) from error
 
 
@@ -180,7 +181,7 @@ def restore_newest(workdir: Path) -> dict[str, Any]:
     with _reader(workdir) as read:
         state = _newest(_steps(workdir / "checkpoints"), workdir / "checkpoints", read, set_aside=False)
     if state is None:
-        raise UserError(f"{workdir} has no checkpoint: train first, or choose another --workdir")
+        raise UserError(f"{workdir} has no checkpoint: train first, or choose another folder", "workdir")
     return state
 
 

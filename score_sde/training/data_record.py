@@ -25,7 +25,7 @@ def check_same_data(workdir: Path, source: Source, resumed: bool) -> None:
     """
     problem = _compared(workdir / "data.json", source, resumed) if distributed.is_main_process() else ""
     if distributed.any_process(bool(problem)):
-        raise UserError(problem or f"{workdir} holds a run of other data, as process 0 says")
+        raise UserError(problem or f"{workdir} holds a run of other data, as process 0 says", "path", "workdir")
 
 
 def _compared(path: Path, source: Source, resumed: bool) -> str:
@@ -44,6 +44,5 @@ def _compared(path: Path, source: Source, resumed: bool) -> str:
     return (
         f"{path.parent} holds a run of other data: "
         + ("as many examples, but not the same" if before.get("examples") == now["examples"] else numbers)
-        + f" (set --config.data.path to the run's data, choose another --workdir, or remove {path.name} to go on "
-        "with these)"
+        + f"; choose the run's data or another folder, or remove {path.name} to go on with these"
     )

@@ -33,13 +33,13 @@ def check_averages(averages: Averages) -> Averages:
     """
     for name, decay in [("ema_decay", averages.decay), *(("ema_decays", decay) for decay in averages.decays)]:
         if not 0 <= decay < 1:
-            raise UserError(f"need 0 <= {name} < 1, got {decay} (set --config.training.{name})")
+            raise UserError(f"need 0 <= {name} < 1, got {decay}", name)
     for length in averages.lengths:
-        exponent(length, "training.ema_lengths")
+        exponent(length, "ema_lengths")
     return averages
 
 
-def check_choice(averages: Averages, decay: float, length: float, where: str = "--config.sampling.ema_decay") -> None:
+def check_choice(averages: Averages, decay: float, length: float, argument: str = "ema_decay") -> None:
     """Refuses to sample an average that the run doesn't keep.
 
     Raises:
@@ -48,12 +48,12 @@ def check_choice(averages: Averages, decay: float, length: float, where: str = "
     if decay and decay not in averages.decays:
         kept = ", ".join(map(str, averages.decays)) or "none"
         raise UserError(
-            f"no average of decay {decay} is kept beside training.ema_decay: ema_decays has {kept} (set {where})"
+            f"no average of decay {decay} is kept beside training.ema_decay: ema_decays has {kept}", argument
         )
     if length:
         exponent(length)
     if length and decay:
-        raise UserError("one of --config.sampling.ema_decay and --config.sampling.ema_length can be chosen")
+        raise UserError("one of ema_decay and ema_length can be chosen, got both", "ema_decay", "ema_length")
 
 
 def first_averages(averages: Averages, params: Any) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def power_share(gamma: float, step: jax.Array) -> jax.Array:
     return -jnp.expm1((gamma + 1) * jnp.log1p(-1.0 / (step + 1.0)))  # log(0) at the first step: all of them
 
 
-def exponent(length: float, where: str = "sampling.ema_length") -> float:
+def exponent(length: float, argument: str = "ema_length") -> float:
     """The power gamma of an average of a relative length: length = sqrt(gamma + 1) / ((gamma + 2) sqrt(gamma + 3)).
 
     The largest root of (gamma + 2)^2 (gamma + 3) length^2 = gamma + 1 (Karras et al. 2024, Section 3.1).
@@ -99,9 +99,7 @@ def exponent(length: float, where: str = "sampling.ema_length") -> float:
       UserError: the length is out of range.
     """
     if not 0 < length <= LONGEST:
-        raise UserError(
-            f"an average's length is a share of the run, 0 < length <= {LONGEST}, got {length} (set --config.{where})"
-        )
+        raise UserError(f"an average's length is a share of the run, 0 < length <= {LONGEST}, got {length}", argument)
     inverse = length**-2
     return float(np.roots([1.0, 7.0, 16.0 - inverse, 12.0 - inverse]).real.max())
 

@@ -1,70 +1,84 @@
-"""What a run has learned so far."""
+"""Loading of parameters from a run, and their export."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from score_sde.experiment import Experiment
 from score_sde.models import pretrained
 from score_sde.runtime import distributed
 from score_sde.training.checkpoints import has_checkpoint, restore_newest, restore_step
+from score_sde.training.ema import Averages
+from score_sde.training.setup import TrainingSetup
 from score_sde.training.snapshots import reconstruct
 from score_sde.training.workdir import prepare
 
 
-class Chosen(NamedTuple):
-    """A checkpoint, and a moving average of its parameters."""
+class CheckpointSpec(NamedTuple):
+    """A checkpoint and an EMA of its parameters.
 
-    step: int | None  # None: the newest
+    Attributes:
+      step: Step of the checkpoint; None for the newest.
+      ema_decay: Decay of the EMA.
+      ema_length: Relative length of a post-hoc EMA; 0 for none.
+    """
+
+    step: int | None
     ema_decay: float
-    ema_length: float  # of one that is put together from the stored ones; 0: none
+    ema_length: float = 0.0
+
+    def record(self, step: int, seed: int) -> dict[str, Any]:
+        """Return what is written with every result: the step of the checkpoint, the EMA and the seed."""
+        average = {"length": self.ema_length} if self.ema_length else {"decay": self.ema_decay}
+        return {"step": step, "average": average, "seed": seed}
 
 
-def chosen_by_config(experiment: Experiment) -> Chosen:
-    """The newest checkpoint, and the average that config.sampling names."""
-    sampling = experiment.config["sampling"]
-    return Chosen(None, sampling["ema_decay"] or experiment.averages.decay, sampling["ema_length"])
+def default_spec(config: Mapping[str, Any], ema: Averages) -> CheckpointSpec:
+    """Return the newest checkpoint with the EMA of config.sampling."""
+    sampling = config["sampling"]
+    return CheckpointSpec(None, sampling["ema_decay"] or ema.decay, sampling["ema_length"])
 
 
-def trained(experiment: Experiment, workdir: Path, chosen: Chosen | None = None) -> tuple[Any, int]:
-    """A moving average of a checkpoint's parameters, and its step.
+def load_params(
+    setup: TrainingSetup, config: Mapping[str, Any], workdir: Path, spec: CheckpointSpec | None = None
+) -> tuple[Any, int]:
+    """Return an EMA of a checkpoint's parameters, and its step.
 
-    Without a checkpoint: of an exact network nothing, of a pretrained one what was loaded; and 0.
+    Without a checkpoint it returns the parameters of a pretrained or exact network, and step 0.
 
     Args:
-      experiment: the parts of a run.
-      workdir: its folder.
-      chosen: which; None: `chosen_by_config`.
+      setup: Parts of the run.
+      config: Resolved config of the run.
+      workdir: Folder of the run.
+      spec: Checkpoint and EMA; None for `default_spec`.
 
     Raises:
-      UserError: the network has parameters and the folder no checkpoint, or none of that step.
+      UserError: if the folder has no checkpoint, or none of that step.
     """
-    chosen = chosen or chosen_by_config(experiment)
-    untrained = not experiment.trainable or (experiment.pretrained and not has_checkpoint(workdir))
-    if untrained:
-        prepare(workdir, experiment.config)  # there was no run that made the folder
-        return experiment.init_params(), 0
-    state = restore_newest(workdir) if chosen.step is None else restore_step(workdir, chosen.step)
+    spec = spec or default_spec(config, setup.ema)
+    pretrained_only = bool(config["model"]["pretrained"]) and not has_checkpoint(workdir)
+    if pretrained_only or not setup.trainable:
+        prepare(workdir, config)  # no training made the folder
+        return setup.init_params(), 0
+    state = restore_newest(workdir) if spec.step is None else restore_step(workdir, spec.step)
     step = int(state["step"])
-    if chosen.ema_length:
-        return reconstruct(workdir, step, chosen.ema_length), step
-    if chosen.ema_decay != experiment.averages.decay:
-        place = experiment.averages.decays.index(chosen.ema_decay)
-        return state["averages"][f"decay_{place}"], step
+    if spec.ema_length:
+        return reconstruct(workdir, step, spec.ema_length), step
+    if spec.ema_decay != setup.ema.decay:
+        return state["averages"][f"decay_{setup.ema.decays.index(spec.ema_decay)}"], step
     return state["ema_params"], step
 
 
-def export(experiment: Experiment, workdir: Path) -> Path:
-    """Writes what `trained` gives as safetensors, with all that is needed to use it elsewhere; returns the file."""
-    params, step = trained(experiment, workdir)
+def export(setup: TrainingSetup, config: Mapping[str, Any], workdir: Path) -> Path:
+    """Write the parameters of `load_params` as safetensors, with what their use elsewhere needs; return the file."""
+    params, step = load_params(setup, config, workdir)
     path = workdir / f"ema_{step:08d}.safetensors"
     if distributed.is_main_process():
-        write_weights(path, params, experiment.config)
+        write_weights(path, params, config)
     return path
 
 
 def write_weights(path: Path, params: Any, config: Mapping[str, Any]) -> None:
-    """Parameters as safetensors, with what of a run's config decides what they are."""
-    shown = {name: config["data"][name] for name in ("image_size", "channels", "sigma_data")}
+    """Write parameters as safetensors, with the parts of the config that give them their meaning."""
+    data = {name: config["data"][name] for name in ("image_size", "channels", "sigma_data")}
     process = {"sde": config["sde"], "objective": config["loss"]["objective"]}
-    pretrained.save(path, params, config["model"], process | shown)
+    pretrained.save(path, params, config["model"], process | data)

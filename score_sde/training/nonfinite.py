@@ -1,56 +1,62 @@
 """A loss that is no longer finite: the run stops, names the step, and leaves what reproduces it."""
 
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
 
-from score_sde.data import Source
 from score_sde.errors import UserError
-from score_sde.experiment import Experiment
 from score_sde.runtime import distributed
 from score_sde.runtime.disk import write_atomically
 from score_sde.training.checkpoints import finish
 from score_sde.training.metrics import Window
+from score_sde.training.setup import TrainingSetup
 
-PATIENCE = 100  # steps that may be left out one after another
+MAX_CONSECUTIVE_SKIPS = 100
 
 
-def check_finite(window: Window, step: int, experiment: Experiment, source: Source, workdir: Path, manager) -> None:
-    """Looks at every step since the last log, before anything is saved.
+def check_finite(
+    window: Window, step: int, setup: TrainingSetup, batches: Callable[[int], Iterator], workdir: Path, manager
+) -> None:
+    """Raise UserError if a step since the last log was not finite; call it before anything is saved.
+
+    With on_nonfinite=skip it raises only after many consecutive skips. DIR/nonfinite_<step>.json then holds the step,
+    its key and the indices of its examples.
 
     Args:
-      window: the metrics since then.
-      step: how many steps are finished.
-      experiment, source, workdir, manager: of the run.
-
-    Raises:
-      UserError: the loss or the gradient was not finite, or under on_nonfinite=skip in so many steps without a break;
-        DIR/nonfinite_<step>.json then holds the step, its key and its examples' places in the data.
+      window: Metrics since the last log.
+      step: Number of finished steps.
+      setup: Parts of the run.
+      batches: Function from a step to the batches from there on.
+      workdir: Folder of the run.
+      manager: Checkpoint manager.
     """
     first, count, unbroken = window.nonfinite(step)
-    skipping = experiment.step_options["skip_nonfinite"]
-    if count == 0 or (skipping and unbroken < PATIENCE):
+    skipping = setup.skip_nonfinite
+    if count == 0 or (skipping and unbroken < MAX_CONSECUTIVE_SKIPS):
         return
     first = step - unbroken if skipping else first
     finish(manager)
     saved = manager.latest_step()
     path = workdir / f"nonfinite_{first:08d}.json"
     if distributed.is_main_process():
-        batch = next(experiment.batches(source, first))
-        key = jax.random.fold_in(experiment.training_key, first)
-        figures = {
+        batch = next(batches(first))
+        record = {
             "step": first,
-            "step_key": jax.random.key_data(key).tolist(),
+            "step_key": jax.random.key_data(jax.random.fold_in(setup.key, first)).tolist(),
             "examples": batch["index"][0].tolist(),
             "last_checkpoint": saved,
         }
-        write_atomically(path, json.dumps(figures) + "\n")
-    every = "every step" if skipping else "the loss or its gradient"
+        write_atomically(path, json.dumps(record) + "\n")
+    subject = "every step" if skipping else "the loss or its gradient"
+    checkpoint = "No checkpoint was saved" if saved is None else f"The last checkpoint is of step {saved}"
     raise UserError(
-        f"{every} is not finite from step {first} on; {path} says with which examples and key. "
-        f"{'No checkpoint was saved' if saved is None else f'The last checkpoint is of step {saved}'}: the same "
-        "command goes on from there and comes to the same step again. A smaller --config.optimizer.learning_rate, a "
-        "longer --config.optimizer.warmup_steps or a smaller --config.optimizer.clip_norm may help, or "
-        "--config.training.on_nonfinite=skip"
+        f"{subject} is not finite from step {first} on; {path} says with which examples and key. {checkpoint}: the "
+        "same command goes on from there and comes to the same step again. A smaller learning_rate or clip_norm, or "
+        "more warmup_steps may help",
+        "learning_rate",
+        "clip_norm",
+        "warmup_steps",
+        "on_nonfinite=skip",
     )

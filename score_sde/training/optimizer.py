@@ -10,7 +10,7 @@ import optax
 from optax import contrib
 
 from score_sde.errors import UserError, build
-from score_sde.models.edm2 import KERNEL, normalize
+from score_sde.models.constraints import KERNELS, constrain
 
 
 def muon(
@@ -23,7 +23,7 @@ def muon(
 
     def matrices(params):
         def of_leaf(path, leaf):
-            if path[-1].key not in ("kernel", KERNEL) or leaf.ndim < 2:
+            if path[-1].key not in KERNELS or leaf.ndim < 2:
                 return None
             return contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1)
 
@@ -68,7 +68,7 @@ def inverse_sqrt(reference_steps: int) -> optax.Schedule:
     return lambda step: jnp.sqrt(reference_steps / jnp.maximum(step, reference_steps))
 
 
-SCHEDULES: dict[str, Callable[..., optax.Schedule]] = {
+LR_SCHEDULES: dict[str, Callable[..., optax.Schedule]] = {
     "constant": constant,
     "cosine": cosine,
     "linear": linear,
@@ -100,7 +100,7 @@ def make_optimizer(
       warmup_steps: of the linear warm-up, 0 for none.
       clip_norm: of the gradient of all parameters together.
       kwargs: of the Optax function.
-      schedule: a key of `SCHEDULES`.
+      schedule: a key of `LR_SCHEDULES`.
       schedule_kwargs: its numbers.
 
     Raises:
@@ -109,7 +109,10 @@ def make_optimizer(
     if not (learning_rate > 0 and clip_norm > 0 and warmup_steps >= 0):
         raise UserError(
             f"optimizer: need learning_rate > 0, clip_norm > 0 and warmup_steps >= 0, got {learning_rate}, "
-            f"{clip_norm} and {warmup_steps}"
+            f"{clip_norm} and {warmup_steps}",
+            "learning_rate",
+            "clip_norm",
+            "warmup_steps",
         )
     if "learning_rate" in kwargs:
         raise UserError("optimizer: learning_rate is an argument of its own, not one of kwargs", "learning_rate")
@@ -119,7 +122,7 @@ def make_optimizer(
         numbers.get("reference_steps"),
     ):
         raise UserError(f"schedule {schedule!r}: no such numbers as {numbers}")
-    decay = build("schedule", SCHEDULES, schedule, numbers)
+    decay = build("schedule", LR_SCHEDULES, schedule, numbers)
 
     def rate(step):
         warmed = jnp.minimum(step / warmup_steps, 1.0) if warmup_steps else 1.0
@@ -130,19 +133,7 @@ def make_optimizer(
 
 
 def constrained() -> optax.GradientTransformation:
-    """Updates that leave what is never trained as it is, and EDM2's kernels at unit root mean square.
-
-    Random frequencies get no gradient, but weight decay would move them. Magnitude-preserving kernels would grow and so
-    learn more and more slowly (Karras et al. 2024, "forced weight normalization").
-    """
-
-    def update(updates, state, params):
-        def of_leaf(path, update, param):
-            name = path[-1].key
-            if name in ("frequencies", "phases"):
-                return jnp.zeros_like(update)
-            return normalize(param + update, range(param.ndim - 1)) - param if name == KERNEL else update
-
-        return jax.tree_util.tree_map_with_path(of_leaf, updates, params), state
-
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    """Return the transformation that keeps the networks' constraints (`models.constraints`)."""
+    return optax.GradientTransformation(
+        lambda params: optax.EmptyState(), lambda updates, state, params: (constrain(updates, params), state)
+    )

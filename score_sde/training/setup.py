@@ -1,120 +1,175 @@
-"""What happens before the first step: checks, the state to start from, and lines that say what will run."""
+"""The parts of a training run, and what happens before its first step."""
 
 import sys
 from collections.abc import Callable
-from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
 
 from score_sde.data import Source
 from score_sde.errors import UserError
-from score_sde.experiment import Experiment
-from score_sde.experiment.rules import check_divides
 from score_sde.runtime import distributed
 from score_sde.training import checkpoints
+from score_sde.training.ema import Averages
+from score_sde.training.loss import LossFn
 from score_sde.training.state import TrainState, initial_state
 from score_sde.training.step import make_train_step
 
 
-def check_data(experiment: Experiment, source: Source, num_devices: int) -> None:
-    """Refuses data that the config doesn't fit, and a batch that the devices don't share."""
-    check_divides("training", experiment.batch_size, num_devices, experiment.step_options["accumulate"])
-    if source.levels is None and experiment.step_options["dequantized"]:
+class TrainingSchedule(NamedTuple):
+    """Length of a run, and the intervals of what it does on the way, in steps."""
+
+    num_steps: int
+    steps_per_call: int
+    log_every: int
+    checkpoint_every: int
+    keep_checkpoints: int
+    keep_every: int
+    keep_best: int
+    sample_every: int
+    snapshot_every: int
+
+
+class TrainingSetup(NamedTuple):
+    """The parts of a training run.
+
+    Attributes:
+      init_params: Function without arguments that returns the initial parameters.
+      loss_fn: Per-example loss (`training.loss`).
+      optimizer: Update from the gradient of the mean loss over the global batch.
+      ema: EMAs to keep.
+      key: Key of all training noise.
+      batch_size: Global batch size.
+      schedule: Length and intervals.
+      strategy: Distribution over devices, a key of `devices.LAYOUTS`.
+      grad_accum_steps: Number of microbatches over which gradients are accumulated.
+      num_classes: Number of classes the network is conditioned on; 0 if labels are unused.
+      dequantize: Whether to spread pixels uniformly over their levels.
+      augment: Probability of EDM's augmentations; 0 for none.
+      skip_nonfinite: Whether to skip steps whose loss or gradient is not finite, rather than stop.
+      needs_levels: Whether the loss needs pixels on levels, for a decoder term.
+    """
+
+    init_params: Callable[[], Any]
+    loss_fn: LossFn
+    optimizer: optax.GradientTransformation
+    ema: Averages
+    key: jax.Array
+    batch_size: int
+    schedule: TrainingSchedule
+    strategy: str = "pmap"
+    grad_accum_steps: int = 1
+    num_classes: int = 0
+    dequantize: bool = False
+    augment: float = 0.0
+    skip_nonfinite: bool = False
+    needs_levels: bool = False
+
+    @property
+    def trainable(self) -> bool:
+        """Whether the network has parameters; an exact one has none."""
+        return bool(jax.tree.leaves(jax.eval_shape(self.init_params)))
+
+    def init_state(self) -> TrainState:
+        """Return the state before the first step."""
+        return initial_state(self.init_params(), self.optimizer, self.ema)
+
+
+def check_data(setup: TrainingSetup, source: Source, num_devices: int) -> None:
+    """Raise UserError unless the data fit the loss and the network, and the devices share the batch evenly."""
+    check_divides(setup.batch_size, num_devices, setup.grad_accum_steps)
+    if source.levels is None and setup.dequantize:
         raise UserError("only pixels can be dequantized, these data are real numbers", "dequantize=False")
-    _check_decoder(experiment, source)
-    if 0 < experiment.num_classes < source.num_classes:
+    if source.levels is None and setup.needs_levels:
         raise UserError(
-            f"the network knows {experiment.num_classes} classes, the data have {source.num_classes} (set "
-            f"--config.model.kwargs.num_classes={source.num_classes})"
+            "ddpm_hybrid: expected pixels with a number of levels for the decoder term, got real numbers",
+            "objective=ddpm",
+            "objective_kwargs.levels",
+        )
+    if 0 < setup.num_classes < source.num_classes:
+        raise UserError(
+            f"the network knows {setup.num_classes} classes, the data have {source.num_classes}",
+            f"num_classes={source.num_classes}",
         )
 
 
-def _check_decoder(experiment: Experiment, source: Source) -> None:
-    """Raises UserError unless the decoder term of `ddpm_hybrid` has pixels on levels."""
-    if experiment.config["loss"]["objective"] != "ddpm_hybrid":
-        return
-    if experiment.step_options["dequantized"]:
+def check_divides(batch_size: int, num_devices: int, grad_accum_steps: int = 1) -> None:
+    """Raise UserError unless devices and microbatches share the global batch evenly."""
+    parts = num_devices * grad_accum_steps
+    if batch_size < 1 or batch_size % parts:
+        times = f" times {grad_accum_steps} parts" if grad_accum_steps > 1 else ""
         raise UserError(
-            "ddpm_hybrid: expected pixels on their levels for the decoder term, got dequantized ones",
-            "dequantize=False",
-        )
-    if source.levels is None and "levels" not in experiment.config["loss"]["objective_kwargs"]:
-        raise UserError(
-            "ddpm_hybrid: expected pixels with a number of levels for the decoder term, got real numbers (set "
-            "--config.loss.objective=ddpm and --config.model.kwargs.outputs=1)"
+            f"training: the global batch of {batch_size} doesn't divide among {num_devices} devices{times}; take a "
+            f"multiple of {parts}",
+            "batch_size",
         )
 
 
-def check_step(experiment: Experiment, workdir: Path, step: int) -> None:
-    """Refuses to go on from a step that whole calls don't reach."""
-    if step % experiment.schedule.steps_per_call:
+def check_step(schedule: TrainingSchedule, workdir: Any, step: int) -> None:
+    """Raise UserError if the restored step is not a multiple of steps_per_call."""
+    if step % schedule.steps_per_call:
         raise UserError(
-            f"the checkpoint in {workdir} is of step {step}, no multiple of steps_per_call="
-            f"{experiment.schedule.steps_per_call}: go on with --config.training.steps_per_call=1, which gives the "
-            "same parameters"
+            f"the checkpoint in {workdir} is of step {step}, no multiple of steps_per_call={schedule.steps_per_call}; "
+            "steps_per_call=1 gives the same parameters",
+            "steps_per_call=1",
         )
 
 
-def first_state(experiment: Experiment, manager) -> TrainState:
-    """The newest readable checkpoint, or a fresh state where there is none."""
-
-    def fresh():
-        return initial_state(experiment.init_params(), experiment.optimizer, experiment.averages)
-
-    state = checkpoints.restore(manager, jax.eval_shape(fresh))
-    return fresh() if state is None else state
+def restore_or_init(setup: TrainingSetup, manager: Any) -> TrainState:
+    """Return the newest readable checkpoint, or the initial state if there is none."""
+    state = checkpoints.restore(manager, jax.eval_shape(setup.init_state))
+    return setup.init_state() if state is None else state
 
 
-def train_step_of(
-    experiment: Experiment, levels: int | None, axis_name: str | None, gather: Callable = lambda params: params
+def build_train_step(
+    setup: TrainingSetup, levels: int | None, axis_name: str | None, gather: Callable = lambda params: params
 ) -> Callable:
-    """The train step of an experiment on data of so many levels; axis_name and gather are a layout's."""
-    loss_fn = experiment.loss_fn
-    if experiment.config["loss"]["objective"] == "ddpm_hybrid":
-        loss_fn = partial(loss_fn, levels=levels)
+    """Return the train step for data with this number of pixel levels; see `make_train_step`."""
     return make_train_step(
-        loss_fn,
-        experiment.optimizer,
-        experiment.training_key,
-        experiment.averages,
+        setup.loss_fn,
+        setup.optimizer,
+        setup.key,
+        setup.ema,
         levels,
         axis_name,
         gather,
-        **experiment.step_options,
+        dequantized=setup.dequantize,
+        labelled=setup.num_classes > 0,
+        augment={"probability": setup.augment} if setup.augment else None,
+        accumulate=setup.grad_accum_steps,
+        skip_nonfinite=setup.skip_nonfinite,
     )
 
 
-def describe(experiment: Experiment, source: Source, state: TrainState, devices: list[jax.Device]) -> None:
-    """Prints what will train on what."""
+def log_summary(setup: TrainingSetup, source: Source, state: TrainState, devices: list[jax.Device]) -> None:
+    """Print the sizes of the network, the data and the batch."""
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    batch, hosted = experiment.batch_size, jax.process_count()
-    where = f"{len(devices)} {devices[0].platform} device(s)" + (f" of {hosted} processes" if hosted > 1 else "")
-    accumulate = experiment.step_options["accumulate"]
-    parts = f" in {accumulate} parts" if accumulate > 1 else ""
-    say(
-        f"{parameters:,} parameters; {len(source.examples):,} {_what(source)}; {where}, batch {batch}, "
-        f"{batch // len(devices)} a device{parts}; from step {int(state.step)}"
+    processes = jax.process_count()
+    hardware = f"{len(devices)} {devices[0].platform} device(s)" + (f" of {processes} processes" * (processes > 1))
+    accumulated = f" in {setup.grad_accum_steps} parts" if setup.grad_accum_steps > 1 else ""
+    log(
+        f"{parameters:,} parameters; {len(source.examples):,} {_describe(source)}; {hardware}, batch "
+        f"{setup.batch_size}, {setup.batch_size // len(devices)} a device{accumulated}; from step {int(state.step)}"
     )
 
 
-def describe_batch(batch: dict[str, np.ndarray]) -> None:
-    """Prints what this process's first decoded batch looks like."""
+def log_batch(batch: dict[str, np.ndarray]) -> None:
+    """Print types, shapes and ranges of this process's first batch."""
     parts = (
         f"{name} {array.dtype} {'x'.join(map(str, array.shape[1:]))} from {array.min():g} to {array.max():g}"
         for name, array in batch.items()
     )
-    say(f"the first batch: {', '.join(parts)}")
+    log(f"the first batch: {', '.join(parts)}")
 
 
-def say(words: Any) -> None:
-    """To stderr, from one process."""
+def log(message: Any) -> None:
+    """Print to stderr from the main process."""
     if distributed.is_main_process():
-        print(words, file=sys.stderr)
+        print(message, file=sys.stderr)
 
 
-def _what(source: Source) -> str:
+def _describe(source: Source) -> str:
     shape = "x".join(map(str, source.image_shape))
     return f"points of {shape} features" if source.levels is None else f"images of {shape}, {source.levels} levels"

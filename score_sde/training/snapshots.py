@@ -48,8 +48,8 @@ def reconstruct(workdir: Path, step: int, length: float) -> Any:
     stored = [entry for entry in stored if entry[0] <= step]
     if not stored:
         raise UserError(
-            f"{workdir} stored no averages to put one of length {length} together from: train with "
-            "--config.training.ema_lengths=(0.05,0.1)"
+            f"{workdir} stored no averages to put one of length {length} together from: train with some ema_lengths",
+            "ema_lengths=(0.05,0.1)",
         )
     steps, lengths, paths = zip(*stored, strict=True)
     weights = reconstruction(steps, lengths, max(steps), length)
@@ -59,8 +59,8 @@ def reconstruct(workdir: Path, step: int, length: float) -> Any:
             arrays = _read(path)
         except UserError as error:
             raise UserError(
-                f"{error}; an average of any length needs all of them (--config.sampling.ema_length=0 takes one that "
-                "the checkpoint holds)"
+                f"{error}; an average of any length needs all of them, ema_length=0 takes one of the checkpoint",
+                "ema_length=0",
             ) from error
         for name, array in arrays.items():
             total[name] = total.get(name, 0.0) + weight * array.astype(np.float64)

@@ -75,7 +75,7 @@ def make_train_step(
 
     def mean_loss(params, batch, draw):
         x0, beside = told(batch, draw)
-        return jnp.mean(loss_fn(gather(params), x0, draw, **beside))
+        return jnp.mean(loss_fn(gather(params), x0, draw, **beside, levels=levels))
 
     def loss_and_gradient(params, batch, step):
         num_local = batch["image"].shape[0]

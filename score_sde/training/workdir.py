@@ -59,7 +59,8 @@ def check_config(workdir: Path, config: Mapping[str, Any]) -> None:
         if any(step.name.isdigit() for step in (workdir / "checkpoints").glob("*")):
             raise UserError(
                 f"{path} can't be read ({error}), so whether this command is of the same run is unknown: if it is, "
-                "remove that file and it is written again; else choose another --workdir"
+                "remove that file and it is written again; else choose another folder",
+                "workdir",
             ) from error
         return report(f"{path} can't be read ({error}); nothing was trained yet, and it is written again")
     given = dict(flatten(json.loads(json.dumps(config))))
@@ -72,7 +73,8 @@ def check_config(workdir: Path, config: Mapping[str, Any]) -> None:
     if differing:
         raise UserError(
             f"{workdir} holds a run of another config: {'; '.join(differing)}. Go on with the old values, or choose "
-            f"another --workdir (what may change: {', '.join(MAY_CHANGE)})"
+            f"another folder; what may change: {', '.join(MAY_CHANGE)}",
+            "workdir",
         )
 
 
@@ -89,12 +91,12 @@ def sole_writer(workdir: Path) -> Iterator[None]:
             if distributed.is_main_process():
                 workdir.mkdir(parents=True, exist_ok=True)
                 holder = stack.enter_context(locked(workdir / "lock", seconds=2.0))
-                problem = f"{workdir} is in use: {holder} trains there; wait for its end, or choose another --workdir"
+                problem = f"{workdir} is in use: {holder} trains there; wait for its end, or choose another folder"
                 problem = problem if holder else ""
         except OSError as error:
             problem = _unwritable(workdir, error.strerror or str(error))
         if distributed.any_process(bool(problem)):
-            raise UserError(problem or f"{workdir} can't be used, as process 0 says")
+            raise UserError(problem or f"{workdir} can't be used, as process 0 says", "workdir")
         yield
 
 
@@ -112,8 +114,8 @@ def prepare(workdir: Path, config: Mapping[str, Any]) -> None:
     except OSError as error:
         problem = error.strerror or str(error)
     if distributed.any_process(bool(problem)):
-        raise UserError(_unwritable(workdir, problem))
+        raise UserError(_unwritable(workdir, problem), "workdir")
 
 
 def _unwritable(workdir: Path, reason: str) -> str:
-    return f"cannot write to {workdir}{reason and ': '}{reason} (set --workdir to one you may write)"
+    return f"cannot write to {workdir}{reason and ': '}{reason}"

@@ -5,7 +5,7 @@ import pytest
 
 from score_sde.data import load, to_unit_range
 from score_sde.errors import UserError
-from score_sde.evaluation.wasserstein import sliced_wasserstein
+from score_sde.evaluation.metrics import sliced_wasserstein
 
 MIXTURE = {"means": ((-1.0, 0.0), (1.0, 0.5)), "stds": (0.1, 0.3), "weights": (1.0, 3.0)}
 TOYS = {"mixture": MIXTURE, "two_moons": {}, "swiss_roll": {}, "checkerboard": {}}

@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from score_sde.evaluation import diagnostics
-from score_sde.evaluation.diagnostics import make_empirical
-from score_sde.evaluation.health import PANELS, measure, save_health
+from score_sde.evaluation import score_diagnostics as diagnostics
+from score_sde.evaluation.score_diagnostics import PANELS, make_empirical, measure, save_health
 from score_sde.parameterization import Prediction
 from score_sde.sde import SDES, log_snr, marginal, slope
 from tests import mixtures

@@ -11,11 +11,11 @@ from PIL import Image
 from configs import mixture, toy2d
 from score_sde.errors import UserError
 from score_sde.evaluation import samples
-from score_sde.evaluation.evaluate import evaluate
 from score_sde.evaluation.extractors import small_classifier
 from score_sde.experiment import make_experiment
-from score_sde.training.loop import train
+from score_sde.experiment.modes import evaluate
 from tests.cli import finish, start
+from tests.runs import train
 from tests.training.test_resume import wait_for
 
 MIXTURE = (
@@ -64,14 +64,16 @@ def test_what_decides_samples_decides_where_they_lie(tmp_path):
         for name, value in changes.items():
             group, _, name = name.rpartition("__")
             (config[group] if group else config)[name] = value
-        return samples._key(made(config), {"kernel": np.ones(3)})
+        experiment = made(config)
+        return samples._key(experiment.sampler, {"kernel": np.ones(3)}, experiment.config)
 
     usual = key()
     for changes in ({"sampling__batch_size": 7}, {"sampling__num_samples": 9}, {"evaluation__num_draws": 2}):
         assert key(**changes) == usual
     for changes in ({"sampling__num_steps": 30}, {"seed": 1}, {"sampling__solver": "heun"}):
         assert key(**changes) != usual
-    assert samples._key(made(mixture.get_config()), {"kernel": np.zeros(3)}) != usual
+    experiment = made(mixture.get_config())
+    assert samples._key(experiment.sampler, {"kernel": np.zeros(3)}, experiment.config) != usual
 
 
 @pytest.fixture(scope="module")

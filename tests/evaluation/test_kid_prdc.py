@@ -4,9 +4,7 @@ import numpy as np
 import pytest
 
 from score_sde.errors import UserError
-from score_sde.evaluation.inception_score import inception_score
-from score_sde.evaluation.kernel_distance import kernel_distance, squared_mmd
-from score_sde.evaluation.manifolds import manifolds, nearest
+from score_sde.evaluation.metrics import inception_score, kernel_distance, manifolds, nearest, squared_mmd
 
 
 def test_kid_is_unbiased():

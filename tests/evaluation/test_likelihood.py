@@ -11,9 +11,10 @@ from score_sde import ddpm
 from score_sde.data import Source
 from score_sde.data.examples import Arrays
 from score_sde.errors import UserError
-from score_sde.evaluation.likelihood import chain_epsilon, chain_through_vp, histogram_bits, likelihood
-from score_sde.evaluation.results import write_figures
+from score_sde.evaluation.likelihood import chain_epsilon, chain_through_vp, histogram_bits
+from score_sde.evaluation.results import save_results
 from score_sde.experiment import make_experiment
+from score_sde.experiment.modes import likelihood
 from score_sde.likelihood import log_likelihood
 from score_sde.parameterization import Prediction
 from score_sde.sde import edm, lift, vp
@@ -46,7 +47,7 @@ def gaussian_experiment(**settings):
     experiment = make_experiment(config, one_device())
     source = {split: Source(Arrays(pixels(600, seed), np.zeros(600)), (2, 2, 1), LEVELS, 1) for seed, split in
               enumerate(("train", "test"))}  # fmt: skip
-    return experiment._replace(source=source.__getitem__)
+    return experiment._replace(load=source.__getitem__)
 
 
 def true_bits():
@@ -115,7 +116,7 @@ def test_real_numbers_get_nats_and_no_bits(tmp_path):
     text = (tmp_path / "evaluation.json").read_text()
     assert "bits" not in text
     figures = json.loads(text)["likelihood"]
-    source = experiment.source("test")
+    source = experiment.load("test")
     x = np.stack([source.examples[i]["image"] for i in range(300)])
     truth = np.mean(mixtures.log_density(jnp.asarray(x), 1.0, 0.0))
     # Apart from the draw of the noise at t_min: its term has the standard error that is reported.
@@ -169,9 +170,9 @@ def test_histograms():
 
 
 def test_each_mode_keeps_the_others_figures(tmp_path):
-    write_figures(tmp_path, {"step": 1, "frechet": 2.0})
-    write_figures(tmp_path, {"likelihood": {"bits": 3.0}})
-    write_figures(tmp_path, {"step": 2})
+    save_results(tmp_path, {"step": 1, "frechet": 2.0})
+    save_results(tmp_path, {"likelihood": {"bits": 3.0}})
+    save_results(tmp_path, {"step": 2})
     assert json.loads((tmp_path / "evaluation.json").read_text()) == {"step": 2, "likelihood": {"bits": 3.0}}
 
 

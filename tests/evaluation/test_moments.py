@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from score_sde.evaluation.moments import Moments, frechet_distance, merge, moments_of
+from score_sde.evaluation.metrics import Moments, frechet_distance, merge, moments_of
 
 
 def gaussian(mean, covariance, count=100):

@@ -8,8 +8,9 @@ import pytest
 
 from configs import ddpm_digits, mixture
 from score_sde.errors import UserError
-from score_sde.evaluation.solver_benchmark import brownian_noise, certify, make_runner
+from score_sde.evaluation.solver_benchmark import brownian_noise, make_runner
 from score_sde.experiment import make_experiment
+from score_sde.experiment.modes import certify
 from score_sde.sde import vp
 from score_sde.solvers import ancestral, solve, time_grid
 from tests.solvers.gaussian import denoiser

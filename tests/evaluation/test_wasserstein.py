@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from score_sde.evaluation.wasserstein import sliced_wasserstein
+from score_sde.evaluation.metrics import sliced_wasserstein
 
 
 def test_a_shift_moves_every_slice_by_its_projection():

@@ -12,11 +12,13 @@ from configs import vp_digits_classifier, vp_digits_conditional
 from score_sde.errors import UserError
 from score_sde.evaluation.accuracy import accuracy
 from score_sde.evaluation.image_grid import by_class
-from score_sde.evaluation.inverse_problems import Restored, bicubic, figures_of, psnr
+from score_sde.evaluation.inverse_problems import Restorations, bicubic, psnr, restoration_metrics
 from score_sde.experiment import make_experiment
+from score_sde.model import NoisyClassifier
 from score_sde.randomness import make_draw
-from score_sde.sampling import make_sampler, run_on_grid
-from score_sde.solvers import ddim, time_grid
+from score_sde.sampling import sample_batches
+from score_sde.sde import prior_sample
+from score_sde.solvers import ddim, solve, time_grid
 from score_sde.training.load import write_weights
 from tests.cli import TINY, finish, start
 
@@ -44,14 +46,14 @@ def small_classifier():
 
 
 def draw(experiment, params):
-    (batch,) = experiment.sampler.draw(params, experiment.num_samples)
+    (batch,) = experiment.sampler.batches(params)
     return batch.x
 
 
 @pytest.fixture(scope="module")
 def params():
     """Of no training, but such that the network's output depends on its labels."""
-    shapes = jax.eval_shape(make_experiment(config_of(), jax.devices()[:1]).init_params)
+    shapes = jax.eval_shape(make_experiment(config_of(), jax.devices()[:1]).training.init_params)
     leaves, tree = jax.tree.flatten(shapes)
     keys = jax.random.split(jax.random.key(0), len(leaves))
     return tree.unflatten([0.2 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)])
@@ -59,16 +61,19 @@ def params():
 
 def test_scale_zero_is_the_unconditional_sampler_bit_for_bit_and_one_the_conditional(params):
     experiment = make_experiment(config_of(guidance_scale=0.0), jax.devices()[:1])
-    times = time_grid(experiment.sde, 4)
+    times = time_grid(experiment.model.sde, 4)
 
     def plain(labels_of):
-        def run(params, beside, indices, x, keys):
-            denoiser = experiment.denoiser(params, labels=labels_of(indices))
-            return run_on_grid(ddim(), experiment.sde, times, denoiser, x, keys, denoise=True)
+        def run(keys, params, labels):
+            sde = experiment.model.sde
+            prior_keys, solver_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+            x = jax.vmap(lambda key: prior_sample(sde, key, (8, 8, 1)))(prior_keys)
+            denoiser = experiment.model.denoiser(params, labels=labels)
+            return solve(ddim(), sde, denoiser, x, times, solver_keys, denoise=True)
 
-        seed_key = jax.random.split(jax.random.key(0), 3)[2]
-        made = make_sampler(experiment.sde, run, (8, 8, 1), seed_key, 20, jax.devices()[:1])
-        return next(made.draw(params, 20)).x
+        inputs = lambda indices: {"labels": labels_of(indices)}  # noqa: E731
+        key, devices = jax.random.split(jax.random.key(0), 3)[2], jax.devices()[:1]
+        return next(sample_batches(run, key, 20, 20, devices, arguments={"params": params}, inputs=inputs)).x
 
     none, own = plain(lambda indices: jnp.full_like(indices, -1)), plain(lambda indices: indices % 10)
     np.testing.assert_array_equal(draw(experiment, params), none)
@@ -83,7 +88,7 @@ def test_scale_zero_is_the_unconditional_sampler_bit_for_bit_and_one_the_conditi
 def test_a_label_is_every_samples_class(params):
     own = draw(make_experiment(config_of(), jax.devices()[:1]), params)
     three = make_experiment(config_of(label=3), jax.devices()[:1])
-    assert three.class_of(np.arange(4)).tolist() == [3] * 4
+    assert three.sampler.labels(np.arange(4)).tolist() == [3] * 4
     same = draw(three, params)
     np.testing.assert_allclose(same[3], own[3], atol=1e-5)
     assert not np.allclose(same[4], own[4], atol=1e-2)
@@ -99,22 +104,24 @@ def test_a_grid_has_a_row_for_each_class():
 def test_a_classifier_learns_and_its_loss_is_the_cross_entropy():
     """Of even logits the loss is log 10; on one batch over and over it falls below that, which is guessing's."""
     experiment = small_classifier()
-    assert experiment.sampler is None and experiment.denoiser is None
-    source = experiment.source("train")
+    assert experiment.sampler is None and isinstance(experiment.model, NoisyClassifier)
+    source = experiment.load("train")
     examples = [source.examples[i] for i in range(64)]
     x0 = jnp.stack([example["image"] for example in examples]) / 8.0 - 1.0
     labels = jnp.array([example["label"] for example in examples])
-    params = experiment.init_params()
-    clean = experiment.logits(params, x0, experiment.sde.t_min)
+    params = experiment.training.init_params()
+    clean = experiment.model.logits(params)(x0, experiment.model.sde.t_min)
     assert clean.shape == (64, 10)
     draw_of = make_draw(jax.random.key(0), 0, jnp.arange(64), 64)
-    loss = jax.jit(jax.value_and_grad(lambda params: experiment.loss_fn(params, x0, draw_of, labels=labels).mean()))
-    state = experiment.optimizer.init(params)
+    loss = jax.jit(
+        jax.value_and_grad(lambda params: experiment.training.loss_fn(params, x0, draw_of, labels=labels).mean())
+    )
+    state = experiment.training.optimizer.init(params)
     even = params | {"logits": jax.tree.map(jnp.zeros_like, params["logits"])}
     np.testing.assert_allclose(loss(even)[0], np.log(10), rtol=1e-6)
     gradient = loss(params)[1]
     for _ in range(40):
-        updates, state = experiment.optimizer.update(gradient, state, params)
+        updates, state = experiment.training.optimizer.update(gradient, state, params)
         params = jax.tree.map(lambda a, b: a + 20 * b, params, updates)  # past the warm-up
         last, gradient = loss(params)
     assert float(last) < np.log(10)
@@ -158,7 +165,7 @@ def test_a_guide_of_another_process_shape_or_kind_is_refused(tmp_path):
 
     assert "has not exported its weights" in words()
     classifier = small_classifier()
-    params = classifier.init_params()
+    params = classifier.training.init_params()
     write_weights(tmp_path / "ema_00000000.safetensors", params, classifier.config)
     assert "was trained on another SDE, vp" in words(other_process)
     assert "data of the shape (8, 8, 1), these are (16, 16, 1)" in words(other_size)
@@ -224,10 +231,10 @@ def test_a_task_on_several_devices_in_batches_of_any_size_asks_the_same_of_each_
     asked = {"task": "inpaint", "task_noise": 0.1, "method": "replacement", "completions": 2, "num_samples": 14}
     one = make_experiment(config_of(**asked), jax.devices()[:1])
     three = make_experiment(config_of(**asked | {"batch_size": 6}), jax.devices()[:3])
-    parts = np.concatenate([batch.x for batch in three.sampler.draw(params, 14)])
+    parts = np.concatenate([batch.x for batch in three.sampler.batches(params, 14)])
     np.testing.assert_allclose(parts, draw(one, params), atol=1e-3)
-    more = make_experiment(config_of(**asked | {"num_samples": 20}), jax.devices()[:1]).sampler.beside()
-    np.testing.assert_array_equal(more["measured"][:7], one.sampler.beside()["measured"])
+    more = make_experiment(config_of(**asked | {"num_samples": 20}), jax.devices()[:1]).sampler.measured()
+    np.testing.assert_array_equal(more.measurement[:7], one.sampler.measured().measurement)
 
 
 def test_a_mask_from_a_file_is_read_and_one_of_another_shape_refused(tmp_path):
@@ -239,7 +246,7 @@ def test_a_mask_from_a_file_is_read_and_one_of_another_shape_refused(tmp_path):
 
     def operator(name):
         config = config_of(**INPAINT, task_kwargs={"mask": str(tmp_path / name)})
-        return make_experiment(config, jax.devices()[:1]).task.operator
+        return make_experiment(config, jax.devices()[:1]).sampler.task.operator
 
     for name in ("whole.npy", "seen.png"):
         np.testing.assert_array_equal(operator(name).forward(jnp.ones((1, 8, 8, 1)))[0, ..., 0], seen)
@@ -287,9 +294,14 @@ def test_psnr_and_bicubic_are_what_they_are():
 def test_figures_of_perfect_completions():
     config = config_of(task="inpaint", completions=2, label=3)
     experiment = make_experiment(config, jax.devices()[:1])
-    source = experiment.source("test")
+    source = experiment.load("test")
     truth = np.stack([source.examples[i]["image"] for i in range(10)]) / 8.0 - 1.0
-    measured = np.asarray(experiment.task.operator.forward(jnp.asarray(truth)))
-    figures = figures_of(experiment, Restored(truth, measured, np.repeat(truth[:, None], 2, 1)))
+    measured = np.asarray(experiment.sampler.task.operator.forward(jnp.asarray(truth)))
+    figures = restoration_metrics(
+        experiment.sampler.task,
+        Restorations(truth, measured, np.repeat(truth[:, None], 2, 1)),
+        experiment.load("train"),
+        50,
+    )
     assert figures["psnr_posterior_mean"] > 100 and figures["consistency"] < 1e-6
     assert 5 < figures["psnr_mean_image"] < 20

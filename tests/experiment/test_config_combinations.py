@@ -15,7 +15,7 @@ from score_sde.parameterization import PREDICTIONS
 from score_sde.randomness import make_draw
 from score_sde.sde import SDES
 from score_sde.time_samplers import TIME_SAMPLERS
-from score_sde.training.setup import check_data, train_step_of
+from score_sde.training.setup import build_train_step, check_data
 from score_sde.training.state import initial_state
 from score_sde.weightings import WEIGHTINGS
 
@@ -42,19 +42,19 @@ def train_and_sample(experiments, num_steps=3):
     def train(params, experiment):
         state = optimizer.init(params)
         for step in range(num_steps):
-            draw = make_draw(experiment.training_key, step, jnp.arange(8), 8)
+            draw = make_draw(experiment.training.key, step, jnp.arange(8), 8)
 
             def loss(params, draw=draw, step=step):
-                return jnp.mean(experiment.loss_fn(params, IMAGES[step], draw))
+                return jnp.mean(experiment.training.loss_fn(params, IMAGES[step], draw))
 
             updates, state = optimizer.update(jax.grad(loss)(params), state)
             params = optax.apply_updates(params, updates)
         return params
 
-    params = first.init_params()
+    params = first.training.init_params()
     # Not compiled as a whole: what the experiments have in common, most of it, is then compiled once for all tests.
     results = [train(params, experiment) for experiment in experiments]
-    return results, next(first.sampler.draw(results[0], 8)).x
+    return results, next(first.sampler.batches(results[0], 8)).x
 
 
 def finite(tree):
@@ -148,8 +148,8 @@ def test_decoder_term_has_the_levels_of_the_data():
 
     def loss(levels, **values):
         experiment = hybrid(**values)
-        state = initial_state(experiment.init_params(), experiment.optimizer, experiment.averages)
-        return float(jax.jit(train_step_of(experiment, levels, None))(state, {"image": pixels})[1]["loss"])
+        state = experiment.training.init_state()
+        return float(jax.jit(build_train_step(experiment.training, levels, None))(state, {"image": pixels})[1]["loss"])
 
     of_data = loss(17)
     assert of_data == loss(17, loss__objective_kwargs={"levels": 17})
@@ -162,7 +162,7 @@ def test_decoder_term_has_the_levels_of_the_data():
 def test_decoder_term_needs_pixels_on_levels(levels, values, words):
     source = Source(range(8), (8, 8, 1), levels, 10)
     with pytest.raises(UserError, match=words):
-        check_data(hybrid(**values), source, 1)
+        check_data(hybrid(**values).training, source, 1)
 
 
 @pytest.mark.parametrize(
@@ -170,10 +170,10 @@ def test_decoder_term_needs_pixels_on_levels(levels, values, words):
 )
 def test_the_configs_build(config):
     experiment = make_experiment(config.get_config(), jax.devices()[:1])
-    draw = make_draw(experiment.training_key, 0, jnp.arange(4), 4)
-    params = jax.eval_shape(experiment.init_params)
+    draw = make_draw(experiment.training.key, 0, jnp.arange(4), 4)
+    params = jax.eval_shape(experiment.training.init_params)
     losses = jax.eval_shape(
-        lambda params: experiment.loss_fn(params, jnp.ones((4, *experiment.event_shape)), draw), params
+        lambda params: experiment.training.loss_fn(params, jnp.ones((4, *experiment.model.event_shape)), draw), params
     )
     assert losses.shape == (4,)
 
@@ -185,9 +185,9 @@ def test_explicit_score_matching_trains_on_a_mixture():
         config = mixture.get_config()
         config.loss.objective = objective
         experiment = make_experiment(config, jax.devices()[:1])
-        x0 = jnp.asarray(experiment.source("train").examples.images[:64])
-        draw = make_draw(experiment.training_key, 0, jnp.arange(64), 64)
-        losses[objective] = experiment.loss_fn({}, x0, draw)
+        x0 = jnp.asarray(experiment.load("train").examples.images[:64])
+        draw = make_draw(experiment.training.key, 0, jnp.arange(64), 64)
+        losses[objective] = experiment.training.loss_fn({}, x0, draw)
     assert losses["explicit"].max() < 1e-6
     assert losses["denoising"].mean() > 0.05
 
@@ -202,9 +202,9 @@ def test_an_exact_network_draws_the_mixture(sde, prediction):
     if sde == "ve":
         config.sampling.num_steps = 400
     experiment = make_experiment(config, jax.devices()[:1])
-    assert not experiment.trainable
-    samples = np.concatenate([batch.x for batch in experiment.sampler.draw(experiment.init_params(), 4000)])
-    train, test = (experiment.source(split).examples.images[:4000] for split in ("train", "test"))
+    assert not experiment.training.trainable
+    samples = np.concatenate([batch.x for batch in experiment.sampler.batches(experiment.training.init_params(), 4000)])
+    train, test = (experiment.load(split).examples.images[:4000] for split in ("train", "test"))
     assert compare_points(samples, train, test)["sliced_wasserstein_ratio"] < 1.5
 
 
@@ -225,9 +225,9 @@ def test_labels_reach_the_network_in_training_and_are_hidden_by_option():
         config = small(model__name="ddpmpp", model__kwargs=kwargs | options)
         experiment = make_experiment(config, jax.devices()[:1])
         rng = np.random.default_rng(0)
-        shapes = jax.eval_shape(experiment.init_params)
+        shapes = jax.eval_shape(experiment.training.init_params)
         params = jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), leaf.dtype), shapes)
-        loss = jax.jit(lambda given: experiment.loss_fn(params, IMAGES[0], draw, labels=given))
+        loss = jax.jit(lambda given: experiment.training.loss_fn(params, IMAGES[0], draw, labels=given))
         told, untold = loss(labels), loss(None)
         return np.asarray(told), np.asarray(untold)
 
@@ -244,11 +244,11 @@ def test_augmentations_reach_the_network_and_are_told_to_it():
     config = small(model__name="ddpmpp", model__kwargs=kwargs | {"augment_dim": 9}, data__augment=0.5)
     experiment = make_experiment(config, jax.devices()[:1])
     rng = np.random.default_rng(0)  # away from layers of zeros, through which no gradient passes
-    shapes = jax.eval_shape(experiment.init_params)
+    shapes = jax.eval_shape(experiment.training.init_params)
     params = jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), leaf.dtype), shapes)
-    state = initial_state(params, experiment.optimizer, experiment.averages)
-    batch = {"image": rng.integers(0, 17, (8, *experiment.event_shape), np.uint8)}
-    train_step = jax.jit(train_step_of(experiment, 17, None))
+    state = initial_state(params, experiment.training.optimizer, experiment.training.ema)
+    batch = {"image": rng.integers(0, 17, (8, *experiment.model.event_shape), np.uint8)}
+    train_step = jax.jit(build_train_step(experiment.training, 17, None))
     for _ in range(2):  # the rate is 0 in the first
         state, metrics = train_step(state, batch)
     assert np.isfinite(float(metrics["loss"]))

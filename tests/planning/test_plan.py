@@ -18,8 +18,7 @@ from score_sde.planning.collectives import collectives
 from score_sde.planning.flops import flops_of_repetitions
 from score_sde.planning.topology import CHIPS, find
 from score_sde.training.devices import make_layout
-from score_sde.training.setup import train_step_of
-from score_sde.training.state import initial_state
+from score_sde.training.setup import build_train_step
 from tests.cli import POINTS, ROOT, environment, finish, start
 
 NUMBER = 8
@@ -39,14 +38,14 @@ def test_a_plan_for_virtual_devices_is_what_running_there_takes(strategy):
     experiment = experiment_of(strategy)
     figures = plan.plan(experiment, f"cpu:{NUMBER}")
     layout = make_layout(strategy, jax.devices()[:NUMBER])
-    state = initial_state(experiment.init_params(), experiment.optimizer, experiment.averages)
+    state = experiment.training.init_state()
     placed = layout.place(state)
     image = np.zeros((1, 16, 2), np.float32)
     number = np.zeros((1, 16), np.int32)
     batch = layout.put({"image": image, "label": number, "index": number})
     held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves((placed, batch)))
     assert abs(figures["argument_bytes"] / held - 1) < 0.1
-    run_steps = layout.compile(train_step_of(experiment, None, layout.axis_name, layout.gather), state)
+    run_steps = layout.compile(build_train_step(experiment.training, None, layout.axis_name, layout.gather), state)
     state, _ = run_steps(placed, batch)  # what was planned does run
     if strategy == "pmap":
         assert 0.9 < figures["collective_bytes"]["all-reduce"] / figures["gradient_bytes"] < 1.1

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from score_sde.errors import UserError
-from score_sde.evaluation.results import check_figures, read_figures, write_figures
+from score_sde.evaluation.results import check_results_file, load_results, save_results
 from score_sde.runtime import weight_files
 from score_sde.runtime.disk import (
     locked,
@@ -92,12 +92,12 @@ def test_a_kill_frees_a_lock(tmp_path):
 def test_figures_of_modes_that_write_at_once(tmp_path):
     sections = [f"restore_{task}" for task in ("inpaint", "colorize", "super_resolve", "deblur")]
     sections += ["likelihood", "certify", "accuracy", "health"]
-    writers = [threading.Thread(target=write_figures, args=(tmp_path, {name: {"mean": 1.0}})) for name in sections]
+    writers = [threading.Thread(target=save_results, args=(tmp_path, {name: {"mean": 1.0}})) for name in sections]
     for thread in writers:
         thread.start()
     for thread in writers:
         thread.join()
-    assert read_figures(tmp_path).keys() == set(sections)
+    assert load_results(tmp_path).keys() == set(sections)
 
 
 @pytest.mark.parametrize("content", [b"{", b"", b"null", b"\xff\xfe", b"[" * 100_000])
@@ -105,12 +105,12 @@ def test_damaged_figures_are_set_aside_before_the_work(tmp_path, content, capsys
     path = tmp_path / "evaluation.json"
     path.write_bytes(content)
     with pytest.raises(UserError, match="can't be read"):
-        read_figures(tmp_path)
-    check_figures(tmp_path)
+        load_results(tmp_path)
+    check_results_file(tmp_path)
     assert not path.exists() and (tmp_path / "damaged" / "evaluation.json.0").read_bytes() == content
     assert "it is kept in" in capsys.readouterr().err
     path.write_bytes(content)  # damaged again meanwhile
-    write_figures(tmp_path, {"likelihood": {"mean": 1.0}})
+    save_results(tmp_path, {"likelihood": {"mean": 1.0}})
     assert read_object(path) == {"likelihood": {"mean": 1.0}}
     assert (tmp_path / "damaged" / "evaluation.json.1").read_bytes() == content
 

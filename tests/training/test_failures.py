@@ -16,17 +16,17 @@ import pytest
 from configs import toy2d
 from score_sde.data.examples import Arrays
 from score_sde.errors import UserError
-from score_sde.evaluation.evaluate import evaluate
-from score_sde.evaluation.results import read_figures
+from score_sde.evaluation.results import load_results
 from score_sde.experiment import make_experiment
+from score_sde.experiment.modes import evaluate
 from score_sde.training import checkpoints, snapshots
 from score_sde.training.data_record import check_same_data
-from score_sde.training.load import Chosen, trained
-from score_sde.training.loop import train
+from score_sde.training.load import CheckpointSpec
 from score_sde.training.metrics import MetricsLog, read_log
 from score_sde.training.state import TrainState
 from score_sde.training.workdir import check_config, sole_writer
 from tests.cli import POINTS, ROOT, environment
+from tests.runs import load_params, train
 
 
 def config(**training):
@@ -156,9 +156,9 @@ def test_a_loss_that_is_not_finite_names_its_step_and_leaves_what_reproduces_it(
     (path,) = tmp_path.glob("nonfinite_*.json")
     figures = json.loads(path.read_text())
     experiment = make_experiment(made, jax.devices()[:1])
-    batch = next(experiment.batches(experiment.source("train"), figures["step"]))
+    batch = next(experiment.batches(experiment.load("train"), figures["step"]))
     assert figures["examples"] == batch["index"][0].tolist()
-    key = jax.random.fold_in(experiment.training_key, figures["step"])
+    key = jax.random.fold_in(experiment.training.key, figures["step"])
     assert figures["step_key"] == jax.random.key_data(key).tolist()
 
 
@@ -285,7 +285,7 @@ def test_snapshots_without_an_index_are_all_taken(averaged, tmp_path):
 def test_other_data_are_refused(finished, tmp_path):
     workdir = copy(finished, tmp_path)
     experiment = make_experiment(config(), jax.devices()[:1])
-    source = experiment.source("train")
+    source = experiment.load("train")
     points, labels = source.examples.images, source.examples.labels
     check_same_data(workdir, source, resumed=True)
     fewer = source._replace(examples=Arrays(points[1:], labels[1:]))
@@ -379,7 +379,7 @@ def test_a_damaged_file_changes_nothing_silently(tmp_path, damage, capsys):
     experiment, whole = make_experiment(made, devices), tmp_path / "whole"
 
     def lengthy(workdir):
-        return trained(experiment, workdir, Chosen(None, 0.0, 0.07))
+        return load_params(experiment, workdir, CheckpointSpec(None, 0.0, 0.07))
 
     def newest(workdir):
         train(experiment, workdir, devices)
@@ -387,9 +387,9 @@ def test_a_damaged_file_changes_nothing_silently(tmp_path, damage, capsys):
 
     def evaluated(workdir):
         evaluate(experiment, workdir)
-        return {name: value for name, value in read_figures(workdir).items() if name != "curve"}
+        return {name: value for name, value in load_results(workdir).items() if name != "curve"}
 
-    modes = (lambda workdir: trained(experiment, workdir), lengthy, evaluated, newest)
+    modes = (lambda workdir: load_params(experiment, workdir), lengthy, evaluated, newest)
     newest(whole)
     evaluated(whole)
     expected = [mode(whole) for mode in modes]

@@ -12,9 +12,9 @@ from score_sde.errors import UserError
 from score_sde.experiment import make_experiment
 from score_sde.training.devices import make_layout
 from score_sde.training.ema import exponent
-from score_sde.training.loop import train
-from score_sde.training.setup import train_step_of
+from score_sde.training.setup import build_train_step
 from score_sde.training.state import initial_state
+from tests.runs import train
 
 BATCH = 16
 AVERAGES = {"ema_decays": (0.3,), "ema_lengths": (0.1,), "ema_decay": 0.05}
@@ -41,19 +41,19 @@ def make(dropout=0.0, points=False, **training):
 def start():
     """Parameters that are not the initial ones, whose last layers are nearly zero and pass no gradient on."""
     experiment = make()
-    leaves, tree = jax.tree.flatten(experiment.init_params())
+    leaves, tree = jax.tree.flatten(experiment.training.init_params())
     keys = jax.random.split(jax.random.key(7), len(leaves))
     leaves = [leaf + 0.05 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
-    return initial_state(jax.tree.unflatten(tree, leaves), experiment.optimizer, experiment.averages)
+    return initial_state(jax.tree.unflatten(tree, leaves), experiment.training.optimizer, experiment.training.ema)
 
 
 @cache
 def compile_step(num_devices, dropout=0.0, strategy="pmap", points=False, **training):
     experiment = make(dropout, points, strategy=strategy, **training)
     layout = make_layout(strategy, jax.devices()[:num_devices])
-    shapes = jax.eval_shape(lambda: initial_state(experiment.init_params(), experiment.optimizer, experiment.averages))
+    shapes = jax.eval_shape(lambda: experiment.training.init_state())
     return layout, layout.compile(
-        train_step_of(experiment, None if points else 17, layout.axis_name, layout.gather), shapes
+        build_train_step(experiment.training, None if points else 17, layout.axis_name, layout.gather), shapes
     )
 
 
@@ -109,7 +109,7 @@ def test_shards_give_the_numbers_of_copies(start):
 def on_points():
     """The state of a perceptron, and all averages that there are."""
     experiment = make(points=True, **AVERAGES)
-    return initial_state(experiment.init_params(), experiment.optimizer, experiment.averages)
+    return experiment.training.init_state()
 
 
 def test_parts_of_a_batch_add_up_to_it(on_points):

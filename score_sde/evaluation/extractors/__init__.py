@@ -85,23 +85,25 @@ def choose(features: Sequence[str], source: Source, files: Mapping[str, str]) ->
     """
     channels = source.event_shape[-1]
     small, classes = np.prod(source.event_shape) <= LARGEST, source.num_classes > 1
-    where = "--config.evaluation.features"
     for name in features:
-        lookup("features", EXTRACTORS, name, where)
+        lookup("features", EXTRACTORS, name)
         if name == "pixels" and not small:
             raise UserError(
-                f"a covariance is taken of {LARGEST} pixels at most, not of {source.image_shape} (set {where})"
+                f"a covariance is taken of {LARGEST} pixels at most, not of {source.image_shape}", "features"
             )
         if name == "classifier" and not classes:
-            raise UserError(f"the data have no classes to train a classifier on (set {where})")
+            raise UserError("the data have no classes to train a classifier on", "features")
         if name in LIBRARIES:
             if channels not in (1, 3):
-                raise UserError(f"{name} sees photographs, not images of {channels} channels (set {where})")
+                raise UserError(f"{name} sees photographs, not images of {channels} channels", "features")
             weights.find(files[name], LIBRARIES[name])
     chosen = tuple(features) or ("classifier",) * classes + ("pixels",) * bool(small)
     if not chosen:
         raise UserError(
             f"the images {source.image_shape} are too large to compare in pixels, and have no classes to train a "
-            f"classifier on (set {where} to inception or dinov2, or --config.data.image_size)"
+            "classifier on",
+            "features=inception",
+            "features=dinov2",
+            "image_size",
         )
     return chosen

@@ -28,7 +28,8 @@ def find(given: str, library: ModuleType) -> Path:
         name = library.__name__.split(".")[-1]
         raise UserError(
             f"the features {name!r} need weights, which are not at {path}: download {library.SOURCE} and put it there, "
-            f"or say where it is (set --config.evaluation.{name})"
+            "or say where it is",
+            name,
         )
     return path
 

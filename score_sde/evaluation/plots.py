@@ -1,0 +1,228 @@
+"""Plots of samples: image grids and scatter plots in DIR/samples, denoising trajectories, results against steps."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from score_sde.data import Source, images_of, to_levels
+from score_sde.evaluation.accuracy import accuracy, plot_accuracy
+from score_sde.evaluation.image_grid import by_class, save_grid
+from score_sde.evaluation.inverse_problems import restorations, save_restorations
+from score_sde.model import DiffusionModel, NoisyClassifier
+from score_sde.parameterization import score_fn
+from score_sde.runtime import distributed
+from score_sde.runtime.disk import replacing
+from score_sde.sampling import Sampler
+from score_sde.sde import t_from_log_snr
+
+NUM_FRAMES = 11  # of a denoising strip, from noise to the sample
+NUM_ROWS = 6
+LEVELS = (4.0, 0.0)  # log-SNRs of the plotted score fields: sigma / alpha = 0.14 and 1
+
+
+def sample_path(workdir: Path, step: int, sampler: Sampler | None = None, suffix: str = "") -> Path:
+    """Return the path of the plot of a step's samples, or with the suffix "_denoising" of their trajectories."""
+    task = f"_{sampler.task.name}" if sampler is not None and sampler.task is not None else ""
+    return workdir / "samples" / f"step_{step:08d}{task}{suffix}.png"
+
+
+def sample_and_plot(
+    path: Path,
+    sampler: Sampler,
+    model: DiffusionModel,
+    params: Any,
+    train: Callable[[], Source],
+    interrupted: Callable[[], Any] = lambda: None,
+) -> None:
+    """Generate the samples of a grid, and write them as a picture and as arrays.
+
+    Images become a grid, with a row for each class if all are sampled in turn. The .npz has `images` (n, height, width,
+    channels) uint8 and their `labels`, if they have any. Points become a scatter plot over the data next to the score
+    field, with `samples` (n, features) float32. For an inverse problem a row shows the truth, the measurement and
+    completions.
+
+    Args:
+      path: Path of the PNG; the .npz has the same name.
+      sampler: Sampler.
+      model: Diffusion model.
+      params: Its parameters (EMA).
+      train: Function that returns the training split, which points are plotted over.
+      interrupted: Function that returns whether to stop. It is called after each batch, and if so nothing is written;
+        several processes never stop here.
+    """
+    batches = []
+    for batch in sampler.batches(params):
+        batches.append(batch.x)
+        if interrupted() and jax.process_count() == 1:
+            return
+    if not distributed.is_main_process():
+        return
+    samples = np.concatenate(batches)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if sampler.task is not None:
+        save_restorations(path, sampler.task, restorations(sampler, samples))
+        return
+    labels = sampler.labels(np.arange(len(samples)))
+    arrays: dict[str, Any] = {} if labels is None else {"labels": np.asarray(labels)}
+    if len(model.event_shape) == 3:
+        images = to_levels(samples, 256)
+        _save_arrays(path, images=images, **arrays)
+        in_turn = labels is not None and len(set(np.asarray(labels).tolist())) > 1
+        save_grid(path, *(by_class(images, arrays["labels"]) if in_turn else (images,)))
+    else:
+        _save_arrays(path, samples=samples, **arrays)
+        save_scatter(path, model, params, images_of(train(), len(samples))[0], samples)
+
+
+def measure_and_plot(path: Path, classifier: NoisyClassifier, params: Any, test: Source, **options: int) -> None:
+    """Measure the accuracy of a classifier by noise level, and plot it; see `accuracy` for the options."""
+    rows = accuracy(classifier, params, test, **options)
+    if distributed.is_main_process():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        plot_accuracy(path, rows, classifier.num_classes)
+
+
+def _save_arrays(picture: Path, **arrays: Any) -> None:
+    """Write the .npz of a picture; the picture is written after it, so that if it exists both are complete."""
+    with replacing(picture.with_suffix(".npz")) as partial:
+        np.savez_compressed(partial, **arrays)
+
+
+def plot_trajectory(path: Path, sampler: Sampler, model: DiffusionModel, params: Any) -> bool:
+    """Plot the first samples from noise to data: a strip of images, or the paths of points.
+
+    Returns:
+      Whether there is a plot; an adaptive solver has no trajectory.
+    """
+    if not sampler.has_trajectory:
+        return False
+    if not distributed.is_main_process():
+        return True
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if len(model.event_shape) == 3:
+        trajectory = sampler.trajectory(params, min(NUM_ROWS, sampler.num_samples))
+        save_grid(path, denoising_strip(trajectory), columns=min(NUM_FRAMES, len(trajectory)))
+    else:
+        save_paths(path, sampler.trajectory(params, min(100, sampler.num_samples)))
+    return True
+
+
+def denoising_strip(trajectory: np.ndarray, num_frames: int = NUM_FRAMES) -> np.ndarray:
+    """Return the images of a denoising plot, a row per sample and a column per evenly spaced time.
+
+    Args:
+      trajectory: (num_steps + 1, n, height, width, channels) images of `solve(..., trajectory=True)`.
+      num_frames: Maximum number of columns.
+
+    Returns:
+      (n * columns, height, width, channels) uint8 images, row by row. Each frame is scaled so that its 99th percentile
+      of |x|, if it is above 1, is white or black, which makes noise of any scale visible.
+    """
+    steps = np.unique(np.rint(np.linspace(0, len(trajectory) - 1, num_frames)).astype(int))
+    frames = trajectory[steps]
+    scale = np.percentile(np.abs(frames), 99, axis=tuple(range(1, frames.ndim)), keepdims=True)
+    images = to_levels(frames / np.maximum(scale, 1.0), 256)
+    return images.swapaxes(0, 1).reshape(-1, *images.shape[2:])
+
+
+def save_scatter(path: Path, model: DiffusionModel, params: Any, data: np.ndarray, samples: np.ndarray) -> None:
+    """Write a PNG of the first two features of data and samples (n, features), and in 2-D of the score field."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, no global state
+    from matplotlib.figure import Figure
+
+    plane = samples.shape[1] == 2
+    figure = Figure(figsize=(4 * (2 + plane * len(LEVELS)), 4), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, 2 + plane * len(LEVELS))
+    limit = 1.1 * np.abs(data).max()
+    for panel, title, points in ((panels[0], "data", data), (panels[1], "samples", samples)):
+        second = points[:, 1] if points.shape[1] > 1 else np.zeros(len(points))
+        panel.scatter(points[:, 0], second, s=2, linewidths=0, color="black")
+        panel.set_title(f"{len(points)} {title}")
+    for panel, level in zip(panels[2:], LEVELS, strict=True) if plane else ():
+        points, field, scaled = score_field(model, params, level, limit)
+        panel.quiver(*points.T, *field.T, np.log(np.linalg.norm(field, axis=1) + 1e-12), cmap="viridis")
+        panel.set_title(f"score where sigma / alpha = {scaled:.2f}")
+    for panel in panels:
+        panel.set_xlim(-limit, limit)
+        panel.set_ylim(-limit, limit)
+        panel.set_aspect("equal")
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png")
+
+
+def save_paths(path: Path, trajectory: np.ndarray) -> None:
+    """Write a PNG of the paths (num_steps + 1, n, features) from the prior to the data, in two features."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 6), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    panel = figure.subplots()
+    first, second = trajectory[..., 0], trajectory[..., min(1, trajectory.shape[2] - 1)]
+    panel.plot(first, second, color="gray", linewidth=0.5, alpha=0.6)
+    for n, color in ((0, "tab:orange"), (-1, "black")):
+        panel.scatter(first[n], second[n], s=6, color=color, zorder=2)
+    panel.set_title(f"{trajectory.shape[1]} paths from the prior (orange) to the data (black)")
+    panel.set_aspect("equal")
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png")
+
+
+def score_field(model: DiffusionModel, params: Any, level: float, limit: float, side: int = 24):
+    """Return the score on a square grid of x / alpha within +-limit, at the time of a log-SNR.
+
+    Returns:
+      (points (side^2, 2), scores (side^2, 2), sigma / alpha).
+    """
+    sde = model.sde
+    t = t_from_log_snr(sde, jnp.float32(level))
+    axis = np.linspace(-limit, limit, side, dtype=np.float32)
+    points = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
+    score = jax.jit(lambda params, x: score_fn(model.denoiser(params), sde)(x, t))
+    return points, np.asarray(score(params, sde.alpha(t) * points)), float(sde.sigma(t) / sde.alpha(t))
+
+
+def save_curve(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write a PNG with a panel per distance: a line per EMA over steps, or a point per EMA of a single step.
+
+    Args:
+      path: Path of the PNG.
+      rows: Results of each checkpoint and EMA, as `evaluate` writes them under "curve".
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, no global state
+    from matplotlib.figure import Figure
+
+    names = [name for name in rows[0] if name.startswith(("fd_", "sliced_")) and name.endswith("_ratio")]
+    steps = sorted({row["step"] for row in rows})
+    figure = Figure(figsize=(5 * len(names), 4), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    for panel, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        if len(steps) > 1:
+            for average in _averages(rows):
+                line = [(row["step"], row[name]) for row in rows if row["average"] == average]
+                panel.plot(*zip(*line, strict=True), marker="o", label=_average_name(average))
+            panel.set_xlabel("step")
+            panel.legend()
+        else:
+            panel.plot(
+                [_average_name(row["average"]) for row in rows], [row[name] for row in rows], marker="o", color="black"
+            )
+            panel.set_xlabel(f"average, at step {steps[0]}")
+        panel.set_ylabel(f"{name} ({rows[0]['num_samples']} samples)")
+        panel.set_yscale("log")
+        panel.axhline(1.0, color="gray", linestyle=":")
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png")
+
+
+def _averages(rows: list[dict[str, Any]]) -> list[dict[str, float]]:
+    return list({_average_name(row["average"]): row["average"] for row in rows}.values())
+
+
+def _average_name(average: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in average.items())

@@ -1,0 +1,141 @@
+"""The loss of a config: objective, weighting and time sampler, checked against each other."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from score_sde import ddpm
+from score_sde.errors import UserError, call, lookup
+from score_sde.experiment.flags import build_part, flags, plain
+from score_sde.experiment.model import exact_denoiser
+from score_sde.model import DiffusionModel, NoisyClassifier
+from score_sde.randomness import make_draw
+from score_sde.score_matching import OBJECTIVES
+from score_sde.time_samplers import TIME_SAMPLERS, check_time_sampler
+from score_sde.training.loss import (
+    CHAIN_OBJECTIVES,
+    LossFn,
+    classification_loss,
+    continuous_loss,
+    ddpm_hybrid_loss,
+    ddpm_loss,
+)
+from score_sde.weightings import WEIGHTINGS
+
+CLASSIFICATION = "classification"
+
+
+def build_loss(
+    config: ConfigDict, model: DiffusionModel | NoisyClassifier, schedule: ddpm.Schedule | None, params: Any
+) -> LossFn:
+    """Return the per-example loss of config.loss.
+
+    Args:
+      config: The config.
+      model: Model to train.
+      schedule: Discrete-time schedule of the SDE, if it has one.
+      params: Shapes of the model's parameters.
+
+    Raises:
+      UserError: if a name or argument is unknown, or the parts don't fit each other.
+    """
+    loss, name = config.loss, config.loss.objective
+    with flags(config, "loss"):
+        lookup("objective", dict.fromkeys((*OBJECTIVES, *CHAIN_OBJECTIVES, CLASSIFICATION)), name)
+    defaults = {"sigma_data": config.data.sigma_data} if loss.weighting == "edm" else {}
+    weighting = build_part(config, "weighting", WEIGHTINGS, "loss.weighting", "loss.weighting_kwargs", defaults)
+    sample_times = build_part(config, "time sampler", TIME_SAMPLERS, "loss.time_sampler", "loss.time_sampler_kwargs")
+    with flags(config, "loss", "loss.objective_kwargs", sde="sde.name", prediction="model.prediction"):
+        if name in CHAIN_OBJECTIVES:
+            _check_chain(config, model, schedule)
+            assert schedule is not None and isinstance(model, DiffusionModel)  # just checked
+            options = {"ddpm": (), "ddpm_hybrid": ("vlb_weight", "levels")}[name]
+            _check_keys(name, loss.objective_kwargs, options)
+            if name == "ddpm":
+                loss_fn = ddpm_loss(model, schedule, sample_times)
+            else:
+                loss_fn = ddpm_hybrid_loss(model, schedule, sample_times, **plain(loss.objective_kwargs))
+        else:
+            check_time_sampler(loss.time_sampler, model.sde, loss.t_min)
+            if isinstance(model, NoisyClassifier):
+                _check_keys(name, loss.objective_kwargs, ())
+                _check_simple(name, loss.weighting)
+                loss_fn = classification_loss(model, sample_times, loss.t_min)
+            else:
+                truth = {"truth": _truth(config, exact_denoiser(config, model.sde))} if name == "explicit" else {}
+                objective = call("objective", name, OBJECTIVES[name], truth | plain(loss.objective_kwargs))
+                loss_fn = continuous_loss(model, objective, weighting, sample_times, loss.t_min)
+    _check_trace(config, model, loss_fn, params)
+    return loss_fn
+
+
+def _check_trace(config: ConfigDict, model: DiffusionModel | NoisyClassifier, loss_fn: LossFn, params: Any) -> None:
+    """Raise UserError if the loss can't be computed, as with a word in place of a number, by tracing it."""
+    x0 = jax.ShapeDtypeStruct((2, *model.event_shape), jnp.float32)
+    draw = make_draw(jax.random.key(0), 0, jnp.arange(2), 2)
+    labels = jnp.zeros(2, int) if isinstance(model, NoisyClassifier) else None
+    try:
+        # Any number of levels serves, since only shapes are traced.
+        jax.eval_shape(lambda params, x0: loss_fn(params, x0, draw, labels=labels, levels=256), params, x0)
+    except UserError:
+        raise
+    except (TypeError, ValueError) as error:
+        given = {key: value for key, value in plain(config.loss).items() if key.endswith("kwargs") and value}
+        raise UserError(
+            f"the loss can't be computed with {given}: {str(error).split(chr(10))[0]}", "--config.loss"
+        ) from error
+
+
+def _truth(config: ConfigDict, truth: Any) -> Any:
+    if truth is None:
+        raise UserError(
+            "objective 'explicit' compares with the data's true score, which is known of the data set 'mixture' alone",
+            "objective=denoising",
+            "--config.data.name=mixture",
+        )
+    return truth
+
+
+def _check_keys(objective: str, kwargs: Any, known: tuple[str, ...]) -> None:
+    for key in kwargs:
+        if key not in known:
+            accepted = f"it takes {', '.join(known)}" if known else "it takes none"
+            raise UserError(f"objective {objective!r} has no argument {key!r}; {accepted}", "objective_kwargs")
+
+
+def _check_chain(config: ConfigDict, model: Any, schedule: ddpm.Schedule | None) -> None:
+    name, loss = config.loss.objective, config.loss
+    if schedule is None:
+        raise UserError(
+            f"objective {name!r} trains at the steps of a chain, and this SDE has none",
+            f"--config.sde.name to {' or '.join(ddpm.SCHEDULES)}",
+        )
+    if model.preconditioning != "none":
+        raise UserError(
+            f"objective {name!r}: a chain's network is told its index n, which preconditioning "
+            f"{model.preconditioning!r} replaces by a noise level",
+            "--config.model.preconditioning=none",
+        )
+    _check_simple(name, loss.weighting)
+    if loss.time_sampler not in ("uniform", "stratified"):
+        raise UserError(
+            f"objective {name!r} draws the steps of the chain evenly, time sampler {loss.time_sampler!r} doesn't",
+            "time_sampler=uniform",
+            "time_sampler=stratified",
+        )
+    if name == "ddpm_hybrid" and config.data.dequantize:
+        raise UserError(
+            "ddpm_hybrid: expected pixels on their levels for the decoder term, got dequantized ones",
+            "--config.data.dequantize=False",
+        )
+
+
+def _check_simple(objective: str, weighting: str) -> None:
+    if weighting != "simple":
+        raise UserError(
+            f"objective {objective!r} has no weighting, so {weighting!r} would not be read",
+            "weighting=simple",
+            "objective=denoising",
+        )

@@ -1,0 +1,230 @@
+"""The modes of the command line: each calls the library with the parts of an experiment and returns a text."""
+
+import json
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from score_sde.errors import UserError, not_none
+from score_sde.experiment import Experiment
+from score_sde.experiment.flags import flags
+from score_sde.model import DiffusionModel, NoisyClassifier
+from score_sde.runtime import distributed
+
+
+def train(experiment: Experiment, workdir: Path) -> str:
+    """Train, or resume, and draw pictures on the way."""
+    from score_sde.training.loop import train
+
+    return train(
+        experiment.training,
+        experiment.load,
+        experiment.batches,
+        make_pictures(experiment, workdir),
+        experiment.config,
+        workdir,
+        distributed.devices(),
+    )
+
+
+def sample(experiment: Experiment, workdir: Path) -> str:
+    """Sample, and plot the samples and their trajectories."""
+    from score_sde.evaluation.plots import plot_trajectory, sample_path
+
+    params, step = _load_params(experiment, workdir)
+    sampler, model = not_none(experiment.sampler), _diffusion_model(experiment)
+    pictures = make_pictures(experiment, workdir)
+    pictures.draw(params, step, lambda: None)
+    strip = sample_path(workdir, step, sampler, "_denoising")
+    plotted = plot_trajectory(strip, sampler, model, params)
+    came_about = f"; how they came about, in {strip}" if plotted else ""
+    return f"{sampler.num_samples} samples of step {step} are in {pictures.path(step)}{came_about}"
+
+
+def evaluate(experiment: Experiment, workdir: Path) -> str:
+    """Evaluate the samples of a run; or its score, its inverse problem, or its classifier."""
+    from score_sde.evaluation.evaluate import checkpoints_to_evaluate, evaluate
+    from score_sde.evaluation.results import check_results_file
+    from score_sde.training.load import default_spec
+
+    check_results_file(workdir)
+    config, ema, options = experiment.config, experiment.training.ema, experiment.evaluation
+    default = default_spec(config, ema)
+    if isinstance(experiment.model, NoisyClassifier):
+        results = _accuracy(experiment, workdir)
+    elif options.health:
+        results = _score_diagnostics(experiment, workdir)
+    elif not_none(experiment.sampler).task is not None:
+        results = _restorations(experiment, workdir)
+    else:
+        results = evaluate(
+            not_none(experiment.sampler),
+            experiment.load,
+            partial(_load_params, experiment, workdir),
+            checkpoints_to_evaluate(workdir, options, default, ema),
+            options,
+            config,
+            workdir,
+        )
+    return f"{json.dumps(results, indent=2)}\nwritten to {workdir / 'evaluation.json'}"
+
+
+def likelihood(experiment: Experiment, workdir: Path) -> str:
+    """Measure the likelihood of the test split."""
+    from score_sde.evaluation.likelihood import likelihood, text
+    from score_sde.evaluation.results import check_results_file
+
+    check_results_file(workdir)
+    params, step = _load_params(experiment, workdir)
+    options, seed = experiment.likelihood, experiment.config["seed"]
+    results = likelihood(_diffusion_model(experiment), params, experiment.load, options, seed, experiment.schedule)
+    results = _save(experiment, workdir, "likelihood", step, results)
+    return f"{text(results)}\nwritten to {workdir / 'evaluation.json'}"
+
+
+def certify(experiment: Experiment, workdir: Path) -> str:
+    """Measure the error of every solver on this network."""
+    from score_sde.evaluation.results import check_results_file
+    from score_sde.evaluation.solver_benchmark import certify
+
+    check_results_file(workdir)
+    params, step = _load_params(experiment, workdir)
+    labels = not_none(experiment.sampler).labels
+    plot = workdir / "certify.png"
+    results, text = certify(
+        _diffusion_model(experiment), params, experiment.certify, experiment.config["seed"], plot, labels
+    )
+    _save(experiment, workdir, "certify", step, results)
+    return f"{text}\nthe plot is {plot}"
+
+
+def export(experiment: Experiment, workdir: Path) -> str:
+    """Write the weights of a run as safetensors."""
+    from score_sde.training.load import export
+
+    path = export(experiment.training, experiment.config, workdir)
+    return f"the moving average is in {path}: --config.model.pretrained takes it"
+
+
+MODES: dict[str, Callable[[Experiment, Path], str]] = {
+    "train": train,
+    "sample": sample,
+    "evaluate": evaluate,
+    "likelihood": likelihood,
+    "certify": certify,
+    "export": export,
+}
+
+# Groups of the config in which the arguments that a mode's errors name are looked for, in order.
+GROUPS = {
+    "train": ("training", "optimizer", "data", "loss", "sampling"),
+    "sample": ("sampling",),
+    "evaluate": ("evaluation", "sampling"),
+    "likelihood": ("likelihood",),
+    "certify": ("certify",),
+}
+
+
+def run_mode(mode: Callable[[Experiment, Path], str], name: str, experiment: Experiment, workdir: Path) -> str:
+    """Return the text of a mode; errors that name arguments come out naming flags."""
+    classifies = isinstance(experiment.model, NoisyClassifier)
+    if classifies and name in ("sample", "likelihood", "certify"):
+        raise UserError(
+            f"a classifier has nothing to {name}: --mode=evaluate measures its accuracy, --mode=export writes its "
+            "weights, for --config.sampling.guide of another run"
+        )
+    network = {"num_classes": "model.kwargs.num_classes", "outputs": "model.kwargs.outputs", "sde": "sde.name"}
+    groups = (*GROUPS.get(name, ()), "data", "sampling", "training", "likelihood")
+    with flags(ConfigDict(experiment.config), *groups, **network):
+        return mode(experiment, workdir)
+
+
+def _diffusion_model(experiment: Experiment) -> DiffusionModel:
+    assert isinstance(experiment.model, DiffusionModel)  # a classifier has its own modes
+    return experiment.model
+
+
+def make_pictures(experiment: Experiment, workdir: Path) -> Any:
+    from score_sde.evaluation.plots import measure_and_plot, sample_and_plot, sample_path
+    from score_sde.training.catch_up import Pictures
+
+    path = partial(sample_path, workdir, sampler=experiment.sampler)
+    model, sampler = experiment.model, experiment.sampler
+
+    def draw(params, step, interrupted):
+        if isinstance(model, NoisyClassifier):
+            measure_and_plot(path(step), model, params, experiment.load("test"), **_accuracy_options(experiment))
+        else:
+            train = partial(experiment.load, "train")
+            sample_and_plot(path(step), not_none(sampler), model, params, train, interrupted)
+
+    return Pictures(path, draw)
+
+
+def _load_params(experiment: Experiment, workdir: Path, spec: Any = None) -> tuple[Any, int]:
+    from score_sde.training.load import load_params
+
+    return load_params(experiment.training, experiment.config, workdir, spec)
+
+
+def _save(experiment: Experiment, workdir: Path, section: str, step: int, results: Mapping[str, Any]) -> dict[str, Any]:
+    """Write results under a section of evaluation.json, with the checkpoint they belong to."""
+    from score_sde.evaluation.results import save_results
+    from score_sde.training.load import default_spec
+
+    record = default_spec(experiment.config, experiment.training.ema).record(step, experiment.config["seed"])
+    results = {**record, **results}
+    save_results(workdir, {section: results})
+    return results
+
+
+def _accuracy_options(experiment: Experiment) -> dict[str, int]:
+    return {
+        "seed": experiment.config["seed"],
+        "batch_size": experiment.training.batch_size,
+        "num_images": experiment.evaluation.num_real,
+    }
+
+
+def _accuracy(experiment: Experiment, workdir: Path) -> dict[str, Any]:
+    from score_sde.evaluation.accuracy import accuracy
+
+    params, step = _load_params(experiment, workdir)
+    assert isinstance(experiment.model, NoisyClassifier)
+    rows = accuracy(experiment.model, params, experiment.load("test"), **_accuracy_options(experiment))
+    return _save(experiment, workdir, "accuracy", step, {"levels": rows})
+
+
+def _score_diagnostics(experiment: Experiment, workdir: Path) -> dict[str, Any]:
+    from score_sde.evaluation.score_diagnostics import score_diagnostics
+
+    params, step = _load_params(experiment, workdir)
+    results = score_diagnostics(
+        _diffusion_model(experiment),
+        params,
+        experiment.load,
+        experiment.evaluation,
+        experiment.config["seed"],
+        experiment.training.dequantize,
+        workdir,
+        experiment.exact_denoiser,
+    )
+    return _save(experiment, workdir, "health", step, results)
+
+
+def _restorations(experiment: Experiment, workdir: Path) -> dict[str, Any]:
+    import numpy as np
+
+    from score_sde.evaluation.inverse_problems import restoration_metrics, restorations
+
+    params, step = _load_params(experiment, workdir)
+    sampler = not_none(experiment.sampler)
+    samples = np.concatenate([batch.x for batch in sampler.batches(params)])
+    task = not_none(sampler.task)
+    num_real = experiment.evaluation.num_real
+    metrics = restoration_metrics(task, restorations(sampler, samples), experiment.load("train"), num_real)
+    results = {"sampling": experiment.config["sampling"]} | metrics
+    return _save(experiment, workdir, f"restore_{task.name}", step, results)

@@ -1,0 +1,120 @@
+"""A diffusion model: a network with the process and the parameterization that it is trained for."""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from score_sde import ddpm
+from score_sde.conditioned import Conditioned
+from score_sde.models.mixture import Mixture
+from score_sde.models.network import network
+from score_sde.parameterization import Denoiser, check_parameterization, make_denoiser, show, through
+from score_sde.sde import SDE
+
+
+class DiffusionModel(NamedTuple):
+    """A network that estimates x0 and eps, and all that gives its output this meaning.
+
+    Attributes:
+      module: Flax module, called as `module.apply(variables, x, noise_level, labels=None, train=False)`.
+      sde: Forward process.
+      event_shape: Shape of one example.
+      prediction: What the network estimates, a key of `parameterization.PREDICTIONS`.
+      preconditioning: Scaling of its input and output, a key of `parameterization.PRECONDITIONINGS`.
+      sigma_data: Standard deviation of the data, for the preconditioning "edm".
+      timesteps: Schedule of the discrete chain at whose timesteps alone the network can be evaluated; None for a
+        network of continuous time.
+      learned_variance: Whether the output has twice the channels of x, the second half for the reverse variance
+        (`parameterization.VariancePrediction`).
+    """
+
+    module: nn.Module
+    sde: SDE
+    event_shape: tuple[int, ...]
+    prediction: str = "epsilon"
+    preconditioning: str = "none"
+    sigma_data: float = 0.5
+    timesteps: ddpm.Schedule | None = None
+    learned_variance: bool = False
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes the network is conditioned on; 0 for an unconditional network."""
+        return getattr(self.module, "num_classes", 0)
+
+    @property
+    def has_null_label(self) -> bool:
+        """Whether labels were dropped in training, so that the label -1 gives the unconditional prediction."""
+        return self.num_classes > 0 and getattr(self.module, "label_dropout", 0.0) > 0
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the network is a closed form, with its own input scaling and nothing to train."""
+        return isinstance(self.module, Mixture)
+
+    def init(self, key: jax.Array) -> Any:
+        """Return initial parameters."""
+        return _init(self.module, self.event_shape, key)
+
+    def denoiser(
+        self,
+        params: Any,
+        *,
+        labels: jax.Array | None = None,
+        augment: jax.Array | None = None,
+        dropout_keys: jax.Array | None = None,
+    ) -> Denoiser:
+        """Return the denoiser (x, t) -> Prediction for x (batch, *event) and t () or (batch,).
+
+        Args:
+          params: Parameters of the network.
+          labels: (batch,) classes, -1 for none; None evaluates without labels.
+          augment: (batch, augment_dim) augmentation labels.
+          dropout_keys: (batch,) keys, one per example; with them the network is evaluated in training mode.
+        """
+        output = network(self.module, params, dropout_keys, labels=labels, augment=augment)
+        if self.is_exact:
+            return through(make_denoiser(output, self.sde, preconditioning="log_snr"), self.sde, self.prediction)
+        return make_denoiser(
+            output, self.sde, self.prediction, self.preconditioning, self.sigma_data, self.learned_variance
+        )
+
+    def check(self) -> None:
+        """Raise UserError unless prediction and preconditioning work with the process."""
+        check_parameterization(self.sde, self.prediction, "none" if self.is_exact else self.preconditioning)
+
+
+class NoisyClassifier(NamedTuple):
+    """A classifier p_t(y | x_t) of noisy examples (Dhariwal and Nichol 2021, Section 4); see `DiffusionModel`."""
+
+    module: nn.Module
+    sde: SDE
+    event_shape: tuple[int, ...]
+    preconditioning: str = "none"
+    sigma_data: float = 0.5
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return self.module.num_classes
+
+    def init(self, key: jax.Array) -> Any:
+        """Return initial parameters."""
+        return _init(self.module, self.event_shape, key)
+
+    def logits(self, params: Any, *, dropout_keys: jax.Array | None = None) -> Conditioned:
+        """Return the function (x, t) -> (batch, num_classes) logits."""
+        output = network(self.module, params, dropout_keys)
+        return show(output, self.sde, self.preconditioning, self.sigma_data)
+
+    def check(self) -> None:
+        """Raise UserError unless the preconditioning works with the process."""
+        # Logits are finite where alpha = 0, so only preconditionings with a noise level in log(sigma / alpha) are not.
+        scaled = self.preconditioning not in ("none", "log_sigma")
+        check_parameterization(self.sde, "epsilon" if scaled else "v", self.preconditioning)
+
+
+def _init(module: nn.Module, event_shape: tuple[int, ...], key: jax.Array) -> Any:
+    return module.init(key, jnp.zeros((1, *event_shape)), jnp.zeros((1,))).get("params", {})
