@@ -21,7 +21,7 @@ from absl import app, flags
 
 from benchmarks.report import show
 from score_sde import operators
-from score_sde.inverse import Problem, restore
+from score_sde.inverse import Problem, solve_inverse_problem
 from score_sde.models import create
 from score_sde.parameterization import make_denoiser
 from score_sde.sde import prior_sample, vp
@@ -59,7 +59,11 @@ def run(method, solver, how, denoiser, problem, x):
     sde = vp()
     times, key = time_grid(sde, FLAGS.steps), jax.random.key(1)
     return np.asarray(
-        jax.jit(lambda x: restore(solver, sde, denoiser, x, times, problem, key, method, denoise=True, **how).x)(x)
+        jax.jit(
+            lambda x: (
+                solve_inverse_problem(solver, sde, denoiser, x, times, problem, key, method, denoise=True, **how).x
+            )
+        )(x)
     )
 
 

@@ -1,6 +1,6 @@
-"""Functions of (x, t) that carry the arrays they are conditioned on: labels, scales, measurements, dropout keys.
+"""Functions of (x, t) with batch-first conditioning arrays: labels, scales, measurements, dropout keys.
 
-Conditioning is batch-first and explicit, so that whatever maps over examples maps over their conditioning too.
+Conditioning is explicit, so that a map over examples also maps over their conditioning.
 """
 
 from collections.abc import Callable
@@ -11,45 +11,56 @@ import numpy as np
 
 from score_sde.errors import UserError
 
+NULL_LABEL = -1  # class label of the unconditional prediction
+
 
 @jax.tree_util.register_pytree_node_class
 class Conditioned:
     """A function of (x, t) and of batch-first arrays; a pytree whose leaves are these arrays."""
 
     def __init__(self, function: Callable, *condition: Any, evaluations: Callable[[np.ndarray], np.ndarray]):
+        """Store the function and its conditioning.
+
+        Args:
+          function: Function (x, t, *condition) -> pytree of arrays.
+          *condition: Pytrees of batch-first arrays.
+          evaluations: Function times -> network evaluations per call at these times.
+        """
         self.function, self.condition, self.evaluations = function, condition, evaluations
 
     def __call__(self, x, t):
-        """Evaluates the function on a batch.
+        """Evaluate the function on a batch.
 
         Raises:
-          UserError: if x has another batch size than the conditioning.
+          UserError: if the batch sizes of x and the conditioning differ.
         """
         for leaf in jax.tree.leaves(self.condition):
             if leaf.shape[0] != x.shape[0]:
                 raise UserError(
                     f"denoiser: expected a batch of {leaf.shape[0]}, the number of its labels or other conditioning, "
-                    f"got x of the shape {x.shape}"
+                    f"got x of shape {x.shape}"
                 )
         return self.function(x, t, *self.condition)
 
     def tree_flatten(self):
+        """Return the conditioning as children, and the functions as static data."""
         return self.condition, (self.function, self.evaluations)
 
     @classmethod
     def tree_unflatten(cls, static, condition):
+        """Rebuild the function from `tree_flatten`'s static data and children."""
         function, evaluations = static
         return cls(function, *condition, evaluations=evaluations)
 
 
 def conditioned(function: Callable, *parts: Any, evaluations: Callable | None = None) -> Conditioned:
-    """Joins function(x, t, *parts) with the conditioning of its parts.
+    """Return function(x, t, *parts) as a `Conditioned` with the conditioning of its parts.
 
     Args:
-      function: (x, t, *parts) -> a pytree of arrays.
-      parts: batch-first arrays and `Conditioned` functions, which carry conditioning; plain functions, numbers and
-        None, which carry none.
-      evaluations: times -> network evaluations of a call at these times; None: the sum over the parts that are
+      function: Function (x, t, *parts) -> pytree of arrays.
+      *parts: Arguments of the function. Batch-first arrays and `Conditioned` functions carry conditioning. Plain
+        functions, numbers and None do not.
+      evaluations: Function times -> network evaluations per call at these times. None sums over the parts that are
         functions, each called once.
     """
     carries = [isinstance(part, Conditioned) or getattr(part, "ndim", 0) > 0 for part in parts]
@@ -66,52 +77,52 @@ def conditioned(function: Callable, *parts: Any, evaluations: Callable | None = 
 
 
 def count_evaluations(function: Callable, t: np.ndarray) -> np.ndarray:
-    """Counts the network evaluations of a call at each time; those of a plain function are 1."""
+    """Return the network evaluations of one call at each time; a plain function counts as 1."""
     return function.evaluations(t) if isinstance(function, Conditioned) else np.ones(np.shape(t), int)
 
 
-def map_examples(function: Callable, of_batch: Callable, x: jax.Array, *rows: jax.Array) -> Any:
-    """Maps function(of_one, x, *rows) over examples, where of_one(x, t) is `of_batch` for one example.
+def map_examples(function: Callable, batch_fn: Callable, x: jax.Array, *rows: jax.Array) -> Any:
+    """Map function(example_fn, x, *rows) over examples, where example_fn(x, t) is `batch_fn` for one example.
 
     Args:
-      function: (of_one, x (*event), *rows) -> a pytree; of_one takes x (*event) and t ().
-      of_batch: (x (batch, *event), t (batch,)) -> a pytree of batch-first arrays; each example gets its row of the
-        conditioning.
-      x: (batch, *event).
-      rows: further batch-first arrays.
+      function: Function (example_fn, x (*event), *rows) -> pytree; example_fn takes x (*event) and t ().
+      batch_fn: Function (x (batch, *event), t (batch,)) -> pytree of batch-first arrays. Each example uses its row of
+        the conditioning.
+      x: Points, (batch, *event).
+      *rows: Further batch-first arrays.
 
     Raises:
-      UserError: if `of_batch` holds arrays of this batch that are not part of its conditioning.
+      UserError: if `batch_fn` closes over arrays of this batch that are not part of its conditioning.
     """
-    of_batch = conditioned(lambda x, t, of_batch: of_batch(x, t), of_batch)
-    _check_conditioning(of_batch, x)
+    batch_fn = conditioned(lambda x, t, batch_fn: batch_fn(x, t), batch_fn)
+    _check_conditioning(batch_fn, x)
 
-    def one(of_batch, x, *rows):
-        alone = jax.tree.map(lambda leaf: leaf[None], of_batch)
-        return function(lambda x, t: jax.tree.map(lambda part: part[0], alone(x[None], t[None])), x, *rows)
+    def map_one(batch_fn, x, *rows):
+        batch_of_one = jax.tree.map(lambda leaf: leaf[None], batch_fn)
+        return function(lambda x, t: jax.tree.map(lambda leaf: leaf[0], batch_of_one(x[None], t[None])), x, *rows)
 
-    return jax.vmap(one)(of_batch, x, *rows)
+    return jax.vmap(map_one)(batch_fn, x, *rows)
 
 
-def _check_conditioning(of_batch: Conditioned, x: jax.Array) -> None:
-    """Raises UserError if the function works for a batch of this size alone, by tracing it with one example more."""
+def _check_conditioning(batch_fn: Conditioned, x: jax.Array) -> None:
+    """Raise UserError unless the function works for any batch size, tested by tracing it with one more example."""
 
     def trace(extra: int):
         def longer(leaf):
             return jax.ShapeDtypeStruct((leaf.shape[0] + extra, *leaf.shape[1:]), leaf.dtype)
 
         t = jax.ShapeDtypeStruct((len(x) + extra,), x.dtype)
-        return jax.eval_shape(lambda f, x, t: f(x, t), jax.tree.map(longer, of_batch), longer(x), t)
+        return jax.eval_shape(lambda f, x, t: f(x, t), jax.tree.map(longer, batch_fn), longer(x), t)
 
     if len(x) == 1:
         return
     try:
         sizes = {leaf.shape[:1] for leaf in jax.tree.leaves(trace(1))}
     except (TypeError, ValueError):
-        trace(0)  # an error that has nothing to do with the batch size is raised as it is
+        trace(0)  # re-raises an error that does not depend on the batch size
         sizes = set()
     if sizes != {(len(x) + 1,)}:
         raise UserError(
-            f"denoiser: expected a function of any batch size, got one that works for {len(x)} examples only. Pass "
+            f"denoiser: expected a function of any batch size, got one that works only for {len(x)} examples. Pass "
             "labels, scales and measurements as its conditioning (network(..., labels=...), guidance, or conditioned)"
         )

@@ -1,7 +1,7 @@
 """Energy-based models and Langevin dynamics.
 
-p(x) = exp(-E(x)) / Z: the score -grad E doesn't see the normalising constant Z, so neither training by score matching
-nor Langevin dynamics needs it. Densities are not probabilities: p may exceed 1 and E be negative.
+p(x) = exp(-E(x)) / Z. The score -grad E does not depend on the normalizing constant Z, so neither score matching nor
+Langevin dynamics needs it. Densities are not probabilities, so p may exceed 1 and E may be negative.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,31 +15,31 @@ from score_sde.sde import sum_event
 
 
 def score_from_energy(energy_fn: Callable) -> Callable:
-    """score(x, *rest) = -grad_x E(x, *rest), of the shape of x.
+    """Return the score function (x, *rest) -> -grad_x E(x, *rest), of the shape of x.
 
     Args:
-      energy_fn: (x (batch, *event), *rest) -> (batch,), row i a function of row i alone.
+      energy_fn: Energy (x (batch, *event), *rest) -> (batch,); row i depends only on row i of x.
     """
     return jax.grad(lambda x, *rest: -jnp.sum(energy_fn(x, *rest)))
 
 
 def langevin(score_fn: Callable, x: jax.Array, key: jax.Array, step_size: float, num_steps: int) -> jax.Array:
-    """Unadjusted Langevin dynamics, x <- x + (h/2) score(x) + sqrt(h) z (Song and Ermon 2019, eq. 4).
+    """Run unadjusted Langevin dynamics, x <- x + (h/2) score(x) + sqrt(h) z (Song and Ermon 2019, eq. 4).
 
-    The score is multiplied by h/2, as in Song and Ermon 2019. The step of `solvers.langevin` is h/2 itself, as in Song
-    et al. 2021, Algorithms 4 and 5.
+    The score is multiplied by h/2, as in Song and Ermon 2019. The step size of `solvers.langevin` is h/2, as in Song et
+    al. 2021, Algorithms 4 and 5.
 
-    The law it settles in is off by O(h): on N(0, s^2) its variance is s^2 / (1 - h / (4 s^2)).
+    The stationary distribution has an error of O(h). For N(0, s^2) its variance is s^2 / (1 - h / (4 s^2)).
 
     Args:
-      score_fn: x -> grad log p(x).
-      x: (batch, *event), where the chains start.
-      key: one key, or one a chain.
-      step_size: h.
-      num_steps: the number of steps.
+      score_fn: Score x -> grad log p(x).
+      x: Initial states of the chains, (batch, *event).
+      key: PRNG key, or one key per chain.
+      step_size: Step size h.
+      num_steps: Number of steps.
 
     Returns:
-      (batch, *event), where the chains end.
+      Final states of the chains, (batch, *event).
     """
     keys = sample_keys(key, x.shape[0])
 
@@ -50,27 +50,30 @@ def langevin(score_fn: Callable, x: jax.Array, key: jax.Array, step_size: float,
 
 
 class Mala(NamedTuple):
-    """What `mala` returns."""
+    """Result of `mala`."""
 
-    x: jax.Array  # (batch, *event), where the chains end
-    acceptance: jax.Array  # (batch,), the share of proposals that were accepted
+    x: jax.Array  # (batch, *event), final states of the chains
+    acceptance: jax.Array  # (batch,), fraction of accepted proposals
 
 
 def mala(energy_fn: Callable, x: jax.Array, key: jax.Array, step_size: float, num_steps: int) -> Mala:
-    """Metropolis-adjusted Langevin dynamics: a Langevin step, accepted so that exp(-E) is exactly stationary.
+    """Run the Metropolis-adjusted Langevin algorithm, whose stationary distribution is exactly exp(-E) / Z.
 
-    The proposal's density N(x' ; x - (h/2) grad E(x), h I) isn't symmetric: the ratio of the two directions enters
-    (Roberts and Tweedie 1996, Section 1.4.2).
+    The proposal q(x' | x) = N(x'; x - (h/2) grad E(x), h I) is accepted with probability
+    min(1, exp(E(x) - E(x')) q(x | x') / q(x' | x)) (Roberts and Tweedie 1996, Section 1.4.2).
 
     Args:
-      energy_fn: x (batch, *event) -> (batch,).
-      x, key, step_size, num_steps: as for `langevin`.
+      energy_fn: Energy x (batch, *event) -> (batch,).
+      x: Initial states of the chains, (batch, *event).
+      key: PRNG key, or one key per chain.
+      step_size: Step size h.
+      num_steps: Number of steps.
     """
     keys = sample_keys(key, x.shape[0])
 
     def evaluate(x):
-        energy, pull = jax.vjp(energy_fn, x)
-        return energy, -pull(jnp.ones_like(energy))[0]
+        energy, vjp = jax.vjp(energy_fn, x)
+        return energy, -vjp(jnp.ones_like(energy))[0]
 
     def log_proposal(to, start, score):
         return -sum_event((to - start - 0.5 * step_size * score) ** 2) / (2 * step_size)
@@ -87,8 +90,8 @@ def mala(energy_fn: Callable, x: jax.Array, key: jax.Array, step_size: float, nu
         def choose(new, old):
             return jnp.where(accept.reshape(accept.shape + (1,) * (new.ndim - 1)), new, old)
 
-        kept = choose(proposed, x), choose(new_energy, energy), choose(new_score, score)
-        return (*kept, accepted + accept), None
+        chosen = choose(proposed, x), choose(new_energy, energy), choose(new_score, score)
+        return (*chosen, accepted + accept), None
 
     energy, score = evaluate(x)
     start = (x, energy, score, jnp.zeros_like(energy))
@@ -104,18 +107,18 @@ def annealed_langevin(
     step_size: float = 2e-5,
     num_steps: int = 100,
 ) -> jax.Array:
-    """Langevin dynamics at each noise level in turn, with h_i = step_size sigma_i^2 / sigma_L^2.
+    """Run annealed Langevin dynamics: one noise level after another, with h_i = step_size sigma_i^2 / sigma_L^2.
 
-    Song and Ermon 2019, Algorithm 1. At the first levels modes are joined, so chains spread over them in their true
-    proportions, which Langevin dynamics at the last level alone doesn't do in any time one has.
+    Song and Ermon 2019, Algorithm 1. At high noise levels the modes merge, so that chains reach them in the right
+    proportions. Langevin dynamics at only the last level mixes between modes far too slowly.
 
     Args:
-      score_fn: (x, sigma) -> score of the data with noise of the standard deviation sigma; sigma is ().
-      x: (batch, *event), where the chains start.
-      key: one key, or one a chain.
-      sigmas: (L,) falling noise levels.
-      step_size: at the last level.
-      num_steps: at each level.
+      score_fn: Score (x, sigma) of the data with noise of standard deviation sigma; sigma is ().
+      x: Initial states of the chains, (batch, *event).
+      key: PRNG key, or one key per chain.
+      sigmas: Decreasing noise levels, (L,).
+      step_size: Step size at the last level.
+      num_steps: Number of steps per level.
     """
     keys = sample_keys(key, x.shape[0])
     levels = jnp.asarray(sigmas, x.dtype)

@@ -1,15 +1,15 @@
-"""Inverse problems: x0 from y = A x0 + noise, with a denoiser for the prior.
+"""Inverse problems: sample x0 given y = A x0 + noise, with a denoiser as the prior.
 
-A method changes the denoiser, the solver, or both, and the rest is `solve`. What each holds p(y | x_t) to be decides
-where it is exact; `benchmarks/inverse_problems.py` measures it against closed forms.
+A method replaces the denoiser, the solver, or both, which `solve` then uses. Each method approximates p(y | x_t), which
+decides for which data it is exact. `benchmarks/inverse_problems.py` compares the methods with closed forms.
 
-| method | p(y | x_t) | changes | exact for |
+| method | approximation | replaces | exact for |
 | --- | --- | --- | --- |
-| replacement | y holds of x0, the rest as if y said nothing more of it | denoiser | what y doesn't bear on |
-| repaint | likewise, and each step is repeated so that the rest settles | both | the same, nearer the posterior |
-| dps | the residual at E[x0 | x_t], a step down its gradient | solver | no prior: a point-like posterior |
-| pigdm | N(A E[x0 | x_t], r^2 A A^T + noise^2), r^2 that of Gaussian data | denoiser | data N(m, sigma_data^2 I) |
-| ddrm | y holds of each singular direction as soon as x_t is noisier | its own solver | the same, noise = eta = 0 |
+| replacement | enforces A x0 = y; the rest follows the prior | denoiser | components independent of y |
+| repaint | as replacement, with repeated steps that harmonize the components | both | as replacement, less biased |
+| dps | gradient step on the norm of y - A E[x0 | x_t] | solver | a posterior that is a single point |
+| pigdm | p(y | x_t) = N(A E[x0 | x_t], r^2 A A^T + noise^2 I) | denoiser | data N(m, sigma_data^2 I) |
+| ddrm | enforces y in singular directions where x_t is noisier than y | solver | as replacement; noise = eta = 0 |
 """
 
 from functools import partial
@@ -23,12 +23,12 @@ from score_sde import operators
 from score_sde.conditioned import conditioned
 from score_sde.errors import UserError, build
 from score_sde.guidance import shift_score
-from score_sde.operators import Operator, gain
-from score_sde.parameterization import Denoiser, move_x0
-from score_sde.randomness import fold_each, noise, parts, sample_keys
-from score_sde.sde import SDE, lift, marginal, sum_event
-from score_sde.solvers import Solution, Solver, check_memoryless, solve
-from score_sde.solvers.base import Memoryless
+from score_sde.operators import Operator, regularized_pinv
+from score_sde.parameterization import Denoiser, shift_x0
+from score_sde.randomness import fold_each, noise, sample_keys, split_rng
+from score_sde.sde import SDE, add_noise, lift, sum_event
+from score_sde.solvers import Solution, Solver, check_one_step, solve
+from score_sde.solvers.base import OneStepState
 
 
 class Problem(NamedTuple):
@@ -39,64 +39,80 @@ class Problem(NamedTuple):
     noise: float = 0.0  # standard deviation, on the data's scale
 
 
-Changed = tuple[Solver, Denoiser]
+SolverAndDenoiser = tuple[Solver, Denoiser]
 
 
-def replacement(solver: Solver, denoiser: Denoiser, sde: SDE, problem: Problem) -> Changed:
-    """E[x0 | x_t] with what y says of it in its place: x0 + A^T (A A^T + noise^2)^-1 (y - A x0), without noise A^+.
+def replacement(solver: Solver, denoiser: Denoiser, sde: SDE, problem: Problem) -> SolverAndDenoiser:
+    """Apply replacement: the predicted x0 becomes x0 + A^T (A A^T + noise^2)^-1 (y - A x0).
 
-    Song et al. 2021, Appendix I.2, replace what is seen in x_t by alpha y + sigma z with a z drawn anew each step. A
-    solver that is told this x0 does that by itself: what is seen of its x_t is alpha y + sigma z, with one z along the
-    probability flow, with new ones along the reverse SDE. The noise of y only keeps what A hardly sees from being made
-    of it; else it is taken for data.
+    Song et al. 2021, Appendix I.2, replace the observed part of x_t by alpha y + sigma z with new noise z in each step.
+    Replacing x0 has the same effect for any solver: the observed part of x_t becomes alpha y + sigma z, with one z for
+    the probability flow and new ones for the reverse SDE. Measurement noise only regularizes directions with small
+    singular values.
+
+    Args:
+      solver: Base solver.
+      denoiser: Denoiser of the prior.
+      sde: Forward process.
+      problem: Operator, measurement and noise.
+
+    Returns:
+      Pair (solver, denoiser) for `solve`.
 
     Raises:
-      UserError: the operator is not linear.
+      UserError: if the operator is not linear.
     """
 
     def replaced(x, t, denoiser, y):
         pair = denoiser(x, t)
         residual = y - problem.operator.forward(pair.x0)
-        return move_x0(pair, gain(problem.operator, residual, 1.0, problem.noise), t, sde)
+        return shift_x0(pair, regularized_pinv(problem.operator, residual, 1.0, problem.noise), t, sde)
 
     return solver, conditioned(replaced, denoiser, problem.y)
 
 
-def repaint(solver: Solver, denoiser: Denoiser, sde: SDE, problem: Problem, repeats: int = 5) -> Changed:
-    """`replacement`, with each step repeated from x_t drawn anew given x_t_next (Lugmayr et al. 2022, Algorithm 1).
+def repaint(solver: Solver, denoiser: Denoiser, sde: SDE, problem: Problem, repeats: int = 5) -> SolverAndDenoiser:
+    """Apply RePaint: `replacement` with steps that are repeated after forward steps (Lugmayr et al. 2022, Algorithm 1).
 
     Args:
-      repeats: their U; 1 is `replacement`. Their jumps have the length of a step.
+      solver: Base solver, a one-step method.
+      denoiser: Denoiser of the prior.
+      sde: Forward process.
+      problem: Operator, measurement and noise.
+      repeats: Number of resampling steps, U of the paper; 1 is `replacement`. The jump length is one step.
+
+    Returns:
+      Pair (solver, denoiser) for `solve`.
 
     Raises:
-      UserError: the solver has a memory, which a jump back would belie, or repeats is below 1.
+      UserError: if the solver is a multistep method, or repeats is below 1.
     """
     _, replaced = replacement(solver, denoiser, sde, problem)
-    return resampled(solver, repeats), replaced
+    return with_resampling(solver, repeats), replaced
 
 
-def resampled(solver: Solver, repeats: int) -> Solver:
-    """A solver each of whose steps is repeated, with a step of the forward process back between two times.
+def with_resampling(solver: Solver, repeats: int) -> Solver:
+    """Return a solver that repeats each step, with a forward step q(x_t | x_t_next) before each repetition.
 
     Args:
-      solver: any without a memory.
-      repeats: steps in place of one.
+      solver: Base solver, a one-step method.
+      repeats: Number of times each step is taken.
 
     Raises:
-      UserError: the solver has a memory, or repeats is below 1.
+      UserError: if the solver is a multistep method, or repeats is below 1.
     """
-    check_memoryless(solver, "repaint")
+    check_one_step(solver, "repaint")
     if not (isinstance(repeats, int) and repeats >= 1):
-        raise UserError(f"repaint: need repeats >= 1, got {repeats}", "repeats")
+        raise UserError(f"repaint: expected repeats >= 1, got {repeats}", "repeats")
 
-    def step(sde, denoiser, state, t, t_next, source):
-        sources = parts(source, 2 * repeats - 1)
-        state = solver.step(sde, denoiser, state, t, t_next, sources[0])
-        for n in range(1, repeats):  # q(x_t | x_t_next)
-            kept = sde.alpha(t) / sde.alpha(t_next)
-            added = jnp.sqrt(sde.sigma(t) ** 2 - (kept * sde.sigma(t_next)) ** 2)
-            back = Memoryless(kept * state.x + added * noise(sources[2 * n - 1], state.x))
-            state = solver.step(sde, denoiser, back, t, t_next, sources[2 * n])
+    def step(sde, denoiser, state, t, t_next, rng):
+        rngs = split_rng(rng, 2 * repeats - 1)
+        state = solver.step(sde, denoiser, state, t, t_next, rngs[0])
+        for n in range(1, repeats):  # q(x_t | x_t_next) = N(r x_t_next, std^2 I)
+            r = sde.alpha(t) / sde.alpha(t_next)
+            std = jnp.sqrt(sde.sigma(t) ** 2 - (r * sde.sigma(t_next)) ** 2)
+            renoised = OneStepState(r * state.x + std * noise(rngs[2 * n - 1], state.x))
+            state = solver.step(sde, denoiser, renoised, t, t_next, rngs[2 * n])
         return state
 
     return solver._replace(
@@ -104,66 +120,86 @@ def resampled(solver: Solver, repeats: int) -> Solver:
     )
 
 
-def dps(solver: Solver, denoiser: Denoiser, sde: SDE, problem: Problem, step_size: float = 1.0) -> Changed:
-    """Diffusion posterior sampling: a step down the gradient of |y - A E[x0 | x_t]| in x_t after each solver step.
+def dps(solver: Solver, denoiser: Denoiser, sde: SDE, problem: Problem, step_size: float = 1.0) -> SolverAndDenoiser:
+    """Apply diffusion posterior sampling: a gradient step on |y - A E[x0 | x_t]| after each solver step.
 
-    Chung et al. 2023, as their code has it: the step's length doesn't depend on the residual, and is that of a
-    variance-preserving x_t at 1,000 steps; for another process it is that of x_t on that scale. Residuals of small
-    images are shorter than such a step of size 1, which then jumps back and forth over y: here it is never longer than
-    Polyak's, |residual| / |gradient|^2, which of a linear denoiser reaches y. It costs one evaluation with its gradient
-    more per step. It seeks where the residual vanishes and ignores the noise of y, so that its samples are not spread
-    as the posterior is.
+        x_t_next <- x_t_next - zeta grad_x_t |y - A E[x0 | x_t]|        (Chung et al. 2023, Algorithm 1)
+
+    zeta is `step_size` on the scale of a variance-preserving x_t, as in the authors' code, which is tuned for 1,000
+    steps. The residual of a small image is smaller than a step of size 1, which would oscillate around y. Therefore
+    zeta is at most Polyak's step size, |residual| / |gradient|^2, which reaches y for a linear denoiser.
+
+    The method costs one extra evaluation and its gradient per step. It does not sample the posterior: it minimizes the
+    residual and ignores the measurement noise.
 
     Args:
-      step_size: Largest step, on the scale of a variance-preserving x_t; positive.
+      solver: Base solver, a one-step method.
+      denoiser: Denoiser of the prior.
+      sde: Forward process.
+      problem: Operator, measurement and noise.
+      step_size: Largest step size zeta, on the scale of a variance-preserving x_t, positive.
+
+    Returns:
+      Pair (solver, denoiser) for `solve`.
 
     Raises:
-      UserError: the solver has a memory, which would undo the step, or step_size is not positive.
+      UserError: if the solver is a multistep method, which would undo the gradient step, or step_size is not positive.
     """
-    check_memoryless(solver, "dps")
+    check_one_step(solver, "dps")
     if not step_size > 0:
-        raise UserError(f"dps: need step_size > 0, got {step_size}", "step_size")
+        raise UserError(f"dps: expected step_size > 0, got {step_size}", "step_size")
 
-    def misfit(x, t):
+    def residual_norm(x, t):
         squares = sum_event((problem.y - problem.operator.forward(denoiser(x, t).x0)) ** 2)
         positive = squares > 0
-        length = jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1.0)), 0.0)
-        return jnp.sum(length), length
+        norm = jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1.0)), 0.0)
+        return jnp.sum(norm), norm
 
-    def step(sde, denoiser, state, t, t_next, source):
-        gradient, length = jax.grad(misfit, has_aux=True)(state.x, t)
-        now, later = (jnp.hypot(sde.alpha(time), sde.sigma(time)) for time in (t, t_next))
+    def step(sde, denoiser, state, t, t_next, rng):
+        gradient, norm = jax.grad(residual_norm, has_aux=True)(state.x, t)
+        vp_scale, vp_scale_next = (jnp.hypot(sde.alpha(time), sde.sigma(time)) for time in (t, t_next))
         squares = sum_event(gradient**2)
-        polyak = length / jnp.where(squares > 0, squares, 1.0)
-        size = jnp.minimum(step_size * now**2, polyak) * later / now
-        moved = solver.step(sde, denoiser, state, t, t_next, source)
-        return moved._replace(x=moved.x - lift(size, gradient) * gradient)
+        polyak = norm / jnp.where(squares > 0, squares, 1.0)
+        zeta = jnp.minimum(step_size * vp_scale**2, polyak) * vp_scale_next / vp_scale
+        state = solver.step(sde, denoiser, state, t, t_next, rng)
+        return state._replace(x=state.x - lift(zeta, gradient) * gradient)
 
     return solver._replace(step=step, nfe_per_step=solver.nfe_per_step + 1), denoiser
 
 
-def pigdm(solver: Solver, denoiser: Denoiser, sde: SDE, problem: Problem, sigma_data: float = 1.0) -> Changed:
-    """The score of p(y | x_t) = N(A E[x0 | x_t], r^2 A A^T + noise^2 I) is added (Song et al. 2023, "PiGDM").
+def pigdm(solver: Solver, denoiser: Denoiser, sde: SDE, problem: Problem, sigma_data: float = 1.0) -> SolverAndDenoiser:
+    """Apply PiGDM: the score of p(y | x_t) = N(A E[x0 | x_t], r^2 A A^T + noise^2 I) is added (Song et al. 2023).
 
-    r^2 is the variance that is left of x0 given x_t, for data of variance sigma_data^2 (they take 1).
+        (d E[x0 | x_t] / d x_t)^T A^T (r^2 A A^T + noise^2 I)^-1 (y - A E[x0 | x_t])
+
+    r^2 is the variance of x0 given x_t for data of variance sigma_data^2, which the paper sets to 1.
 
     Args:
-      sigma_data: the data's standard deviation, positive.
+      solver: Base solver.
+      denoiser: Denoiser of the prior.
+      sde: Forward process.
+      problem: Operator, measurement and noise.
+      sigma_data: Standard deviation of the data, positive.
+
+    Returns:
+      Pair (solver, denoiser) for `solve`.
 
     Raises:
-      UserError: the operator is not linear, or sigma_data is not positive.
+      UserError: if the operator is not linear, or sigma_data is not positive.
     """
     if not sigma_data > 0:
-        raise UserError(f"pigdm: need sigma_data > 0, got {sigma_data}", "sigma_data")
+        raise UserError(f"pigdm: expected sigma_data > 0, got {sigma_data}", "sigma_data")
     if problem.operator.transpose is None:
-        gain(problem.operator, problem.y, 1.0, 0.0)  # says so
+        regularized_pinv(problem.operator, problem.y, 1.0, 0.0)  # raises UserError
 
     def guided(x, t, denoiser, y):
         def term(x, t):
             alpha, sigma = sde.alpha(t), sde.sigma(t)
-            left = (sigma_data * sigma) ** 2 / (sigma**2 + (sigma_data * alpha) ** 2)
-            x0, pull = jax.vjp(lambda x: denoiser(x, t).x0, x)
-            return pull(gain(problem.operator, y - problem.operator.forward(x0), left, problem.noise))[0]
+            r_squared = (sigma_data * sigma) ** 2 / (sigma**2 + (sigma_data * alpha) ** 2)
+            x0, vjp = jax.vjp(lambda x: denoiser(x, t).x0, x)
+            return vjp(regularized_pinv(problem.operator, y - problem.operator.forward(x0), r_squared, problem.noise))[
+                0
+            ]
 
         return shift_score(denoiser(x, t), term, x, t, sde)
 
@@ -172,75 +208,90 @@ def pigdm(solver: Solver, denoiser: Denoiser, sde: SDE, problem: Problem, sigma_
 
 def ddrm(
     solver: Solver, denoiser: Denoiser, sde: SDE, problem: Problem, eta: float = 0.85, eta_b: float = 1.0
-) -> Changed:
-    """Each singular direction by itself: y where x_t is noisier than y, E[x0 | x_t] where y says nothing.
+) -> SolverAndDenoiser:
+    """Apply DDRM, which treats each singular direction separately.
 
-    Kawar et al. 2022, "Denoising Diffusion Restoration Models", in x_t / alpha, whose noise is
-    sigma / alpha. It is a solver of its own, and the one given is not used.
+    Kawar et al. 2022, "Denoising Diffusion Restoration Models", Section 3.
+
+    With x_t / alpha, whose noise is sigma = sigma_t_next / alpha_t_next, the direction i of the next x is normal with
+
+        mean                                                    variance
+        x0_i + sqrt(1 - eta^2) sigma eps_i                      eta^2 sigma^2                  if s_i = 0
+        x0_i + sqrt(1 - eta^2) sigma (y_i - x0_i) / std_i       eta^2 sigma^2                  if sigma < std_i
+        (1 - eta_b) x0_i + eta_b y_i                            sigma^2 - eta_b^2 std_i^2      if sigma >= std_i
+
+    where y_i = (U^T y)_i / s_i has the standard deviation std_i = noise / s_i.
 
     Args:
-      eta: the share of new noise a step where y says nothing or less than x_t, in [0, 1]. Above 0 it narrows what is
-        drawn, the more the finer the grid: the paper takes 20 steps. With measurement noise no eta gives the posterior:
-        at 0 an observed direction has no spread, since it is a function of y as soon as x_t is less noisy than y.
-      eta_b: how far the mean is y's where y says more, in [0, 1].
+      solver: Base solver, ignored.
+      denoiser: Denoiser of the prior.
+      sde: Forward process.
+      problem: Operator, measurement and noise.
+      eta: Fraction of new noise per step in directions where y is not less noisy than x, in [0, 1]. Positive values
+        reduce the variance of the samples, the more the finer the grid; the paper uses 20 steps. With measurement noise
+        no eta samples the posterior. At 0 the observed directions have no variance, because they are functions of y.
+      eta_b: Weight of y in the mean where y is less noisy than x, in [0, 1].
+
+    Returns:
+      Pair (solver, denoiser) for `solve`.
 
     Raises:
-      UserError: the operator's SVD is not known, or eta or eta_b is out of range.
+      UserError: if the operator's SVD is not known, or eta or eta_b is out of range.
     """
     del solver
     svd = problem.operator.svd
     if svd is None:
-        raise UserError("ddrm works in the operator's singular directions, which are not known (set method='pigdm')")
+        raise UserError("ddrm: expected an operator with a known SVD; method='pigdm' works without", "method=pigdm")
     if not (0 <= eta <= 1 and 0 <= eta_b <= 1):
-        raise UserError(f"ddrm: need 0 <= eta <= 1 and 0 <= eta_b <= 1, got {eta} and {eta_b}")
-    seen = svd.singular > 0
-    own_noise = np.where(seen, problem.noise / np.where(seen, svd.singular, 1.0), 0.0)
+        raise UserError(f"ddrm: expected 0 <= eta <= 1 and 0 <= eta_b <= 1, got {eta} and {eta_b}")
+    observed = svd.singular > 0
+    direction_std = np.where(observed, problem.noise / np.where(observed, svd.singular, 1.0), 0.0)
 
-    def step(sde, denoiser, state, t, t_next, source):
+    def step(sde, denoiser, state, t, t_next, rng):
         x = state.x
         pair = denoiser(x, t)
         x0, epsilon = svd.vt(pair.x0), svd.vt(pair.epsilon)
-        level, alpha = sde.sigma(t_next) / sde.alpha(t_next), sde.alpha(t_next)
-        inverse = jnp.asarray(np.where(seen, 1 / np.where(seen, svd.singular, 1.0), 0.0), x.dtype)[None]
-        measured, std = inverse * svd.ut(problem.y), jnp.asarray(own_noise, x.dtype)[None]
+        sigma, alpha = sde.sigma(t_next) / sde.alpha(t_next), sde.alpha(t_next)
+        inverse = jnp.asarray(np.where(observed, 1 / np.where(observed, svd.singular, 1.0), 0.0), x.dtype)[None]
+        measured, std = inverse * svd.ut(problem.y), jnp.asarray(direction_std, x.dtype)[None]
         kept = jnp.sqrt(1 - eta**2)
-        unseen = x0 + kept * level * epsilon
-        # Where x_t is the less noisy the first is chosen, and std is positive; 1 keeps the other branch finite.
-        finer = x0 + kept * level * (measured - x0) / jnp.where(std > level, std, 1.0)
-        coarser = (1 - eta_b) * x0 + eta_b * measured
-        told, vaguely = jnp.asarray(seen)[None], std > level
-        mean = jnp.where(told, jnp.where(vaguely, finer, coarser), unseen)
-        variance = jnp.where(told & ~vaguely, level**2 - (eta_b * std) ** 2, (eta * level) ** 2)
-        drawn = svd.vt(noise(source, x))
-        return Memoryless(alpha * svd.v(mean + jnp.sqrt(jnp.maximum(variance, 0.0)) * drawn))
+        unobserved_mean = x0 + kept * sigma * epsilon
+        # This mean is used only for std > sigma; 1 instead of std = 0 keeps the unused values finite.
+        noisier_mean = x0 + kept * sigma * (measured - x0) / jnp.where(std > sigma, std, 1.0)
+        measured_mean = (1 - eta_b) * x0 + eta_b * measured
+        is_observed, y_is_noisier = jnp.asarray(observed)[None], std > sigma
+        mean = jnp.where(is_observed, jnp.where(y_is_noisier, noisier_mean, measured_mean), unobserved_mean)
+        variance = jnp.where(is_observed & ~y_is_noisier, sigma**2 - (eta_b * std) ** 2, (eta * sigma) ** 2)
+        z = svd.vt(noise(rng, x))
+        return OneStepState(alpha * svd.v(mean + jnp.sqrt(jnp.maximum(variance, 0.0)) * z))
 
-    return Solver(init=Memoryless, step=step, nfe_per_step=1, stochastic=True), denoiser
-
-
-METHODS = {"replacement": replacement, "repaint": repaint, "dps": dps, "pigdm": pigdm, "ddrm": ddrm}
+    return Solver(init=OneStepState, step=step, nfe_per_step=1, stochastic=True), denoiser
 
 
-def change(
+INVERSE_METHODS = {"replacement": replacement, "repaint": repaint, "dps": dps, "pigdm": pigdm, "ddrm": ddrm}
+
+
+def apply_method(
     solver: Solver, denoiser: Denoiser, sde: SDE, problem: Problem, method: str = "pigdm", **kwargs: Any
-) -> Changed:
-    """The solver and the denoiser with which `solve` answers the problem.
+) -> SolverAndDenoiser:
+    """Return the solver and the denoiser with which `solve` solves an inverse problem.
 
     Args:
-      solver: for the methods that leave the choice.
-      denoiser: the prior's.
-      sde: the forward process.
-      problem: what was observed.
-      method: a key of `METHODS`.
-      **kwargs: of the method.
+      solver: Base solver; ignored by methods that define their own (ddrm).
+      denoiser: Denoiser of the prior.
+      sde: Forward process.
+      problem: Operator, measurement and noise.
+      method: Name of the method, a key of `INVERSE_METHODS`.
+      **kwargs: Keyword arguments of the method.
 
     Raises:
-      UserError: the method or an argument is unknown, or can't answer this problem; y has another shape than A gives.
+      UserError: if the method or an argument is unknown, or if the method can't solve this problem.
     """
-    table = {name: partial(made, solver, denoiser, sde, problem) for name, made in METHODS.items()}
+    table = {name: partial(function, solver, denoiser, sde, problem) for name, function in INVERSE_METHODS.items()}
     return build("method", table, method, kwargs)
 
 
-def restore(
+def solve_inverse_problem(
     solver: Solver,
     sde: SDE,
     denoiser: Denoiser,
@@ -253,43 +304,54 @@ def restore(
     denoise: bool = False,
     **kwargs: Any,
 ) -> Solution:
-    """Samples of p(x0 | y), as far as the method reaches it: `solve` with what `change` makes.
+    """Sample approximately from p(x0 | y): `apply_method`, then `solve`.
 
     Args:
-      x: (batch, *event) at times[0], drawn from the prior.
-      problem: its y has a row for each of x.
-      solver, sde, denoiser, times, key, trajectory, denoise: as of `solve`.
-      method, **kwargs: as of `change`.
+      solver: Base solver, see `apply_method`.
+      sde: Forward process.
+      denoiser: Denoiser of the prior.
+      x: Samples from the prior at times[0], (batch, *event).
+      times: Descending times, see `solve`.
+      problem: Operator, measurement and noise; its y has one row per row of x.
+      key: PRNG key, see `solve`.
+      method: Name of the method, see `apply_method`.
+      trajectory: Whether to return x at every time, see `solve`.
+      denoise: Whether to denoise the last x, see `solve`.
+      **kwargs: Keyword arguments of the method.
 
     Raises:
-      UserError: as of `change` and `solve`, or y has another shape than A gives.
+      UserError: if y has another shape than A x; see also `apply_method` and `solve`.
     """
     expected = jax.eval_shape(problem.operator.forward, x).shape
     if problem.y.shape != expected:
-        raise UserError(f"y has the shape {problem.y.shape}, but of x {x.shape} the operator gives {expected}")
-    solver, denoiser = change(solver, denoiser, sde, problem, method, **kwargs)
+        raise UserError(f"y: expected shape {expected} for x of shape {x.shape}, got {problem.y.shape}")
+    solver, denoiser = apply_method(solver, denoiser, sde, problem, method, **kwargs)
     return solve(solver, sde, denoiser, x, times, key, trajectory=trajectory, denoise=denoise)
 
 
-def inpaint(solver, sde, denoiser, x, times, y, seen, noise: float = 0.0, **how: Any) -> Solution:
-    """What a mask hides: y (batch, *event) is read where seen is 1; **how and the rest as of `restore`."""
-    operator = operators.mask(seen, x.shape[1:])
-    return restore(solver, sde, denoiser, x, times, Problem(operator, operator.forward(y), noise), **how)
+def inpaint(solver, sde, denoiser, x, times, y, observed, noise: float = 0.0, **kwargs: Any) -> Solution:
+    """Sample images given y (batch, *event) where the mask `observed` is 1; see `solve_inverse_problem`."""
+    operator = operators.mask(observed, x.shape[1:])
+    problem = Problem(operator, operator.forward(y), noise)
+    return solve_inverse_problem(solver, sde, denoiser, x, times, problem, **kwargs)
 
 
-def colorize(solver, sde, denoiser, x, times, y, noise: float = 0.0, **how: Any) -> Solution:
-    """The colours of grey images y (batch, height, width, 1); **how and the rest as of `restore`."""
-    return restore(solver, sde, denoiser, x, times, Problem(operators.grey(x.shape[1:]), y, noise), **how)
+def colorize(solver, sde, denoiser, x, times, y, noise: float = 0.0, **kwargs: Any) -> Solution:
+    """Sample color images given grayscale images y (batch, height, width, 1); see `solve_inverse_problem`."""
+    problem = Problem(operators.grayscale(x.shape[1:]), y, noise)
+    return solve_inverse_problem(solver, sde, denoiser, x, times, problem, **kwargs)
 
 
-def super_resolve(solver, sde, denoiser, x, times, y, factor: int, noise: float = 0.0, **how: Any) -> Solution:
-    """Images of which y has the means of factor x factor pixels; **how and the rest as of `restore`."""
-    return restore(solver, sde, denoiser, x, times, Problem(operators.pool(factor, x.shape[1:]), y, noise), **how)
+def super_resolve(solver, sde, denoiser, x, times, y, factor: int, noise: float = 0.0, **kwargs: Any) -> Solution:
+    """Sample images given their averages y over factor x factor pixels; see `solve_inverse_problem`."""
+    problem = Problem(operators.pool(factor, x.shape[1:]), y, noise)
+    return solve_inverse_problem(solver, sde, denoiser, x, times, problem, **kwargs)
 
 
-def deblur(solver, sde, denoiser, x, times, y, kernel, noise: float = 0.0, **how: Any) -> Solution:
-    """Images that a kernel (k, k) blurred to y, circularly; **how and the rest as of `restore`."""
-    return restore(solver, sde, denoiser, x, times, Problem(operators.blur(kernel, x.shape[1:]), y, noise), **how)
+def deblur(solver, sde, denoiser, x, times, y, kernel, noise: float = 0.0, **kwargs: Any) -> Solution:
+    """Sample images given y, blurred circularly with a kernel (k, k); see `solve_inverse_problem`."""
+    problem = Problem(operators.blur(kernel, x.shape[1:]), y, noise)
+    return solve_inverse_problem(solver, sde, denoiser, x, times, problem, **kwargs)
 
 
 def sdedit(
@@ -303,25 +365,30 @@ def sdedit(
     trajectory: bool = False,
     denoise: bool = False,
 ) -> Solution:
-    """A guide (batch, *event) with noise, denoised: near the guide, and like the data (Meng et al. 2022, "SDEdit").
+    """Sample images near a guide by noising and denoising it (Meng et al. 2022, "SDEdit", Algorithm 1).
 
     Args:
-      times: a whole grid; the last `strength` of its steps are taken, from their first time on.
-      key: one typed key or one a sample; for the noise on the guide and for the solver's.
-      strength: in (0, 1]; their t_0 is the time at which that share of the steps begins.
-      solver, sde, denoiser, trajectory, denoise: as of `solve`.
+      solver: Solver, see `solve`.
+      sde: Forward process.
+      denoiser: Denoiser (x, t) -> Prediction.
+      guide: Guide images, (batch, *event).
+      times: Full grid of descending times; only the last fraction `strength` of its steps is taken.
+      key: PRNG key, or one key per sample, for the noise of the guide and of the solver.
+      strength: Fraction of the steps in (0, 1]. It determines t_0 of the paper, the time of the noised guide.
+      trajectory: Whether to return x at every time, see `solve`.
+      denoise: Whether to denoise the last x, see `solve`.
 
     Raises:
-      UserError: strength is out of range, or as of `solve`.
+      UserError: if strength is out of range; see also `solve`.
     """
     check_strength(strength)
-    kept = times[-max(round(strength * (len(times) - 1)), 1) - 1 :]
+    times_from_t0 = times[-max(round(strength * (len(times) - 1)), 1) - 1 :]
     keys = sample_keys(key, len(guide))
-    x = marginal(sde, guide, noise(fold_each(keys, len(times)), guide), jnp.asarray(kept[0], guide.dtype))
-    return solve(solver, sde, denoiser, x, kept, keys, trajectory=trajectory, denoise=denoise)
+    x = add_noise(sde, guide, noise(fold_each(keys, len(times)), guide), jnp.asarray(times_from_t0[0], guide.dtype))
+    return solve(solver, sde, denoiser, x, times_from_t0, keys, trajectory=trajectory, denoise=denoise)
 
 
 def check_strength(strength: float) -> None:
-    """Refuses a share of the steps that is none."""
+    """Raise UserError unless 0 < strength <= 1."""
     if not 0 < strength <= 1:
-        raise UserError(f"sdedit: need 0 < strength <= 1, got {strength}", "strength")
+        raise UserError(f"sdedit: expected 0 < strength <= 1, got {strength}", "strength")

@@ -18,9 +18,9 @@ from score_sde.conditioned import map_examples
 from score_sde.errors import UserError, lookup, not_none
 from score_sde.parameterization import Denoiser, velocity_fn
 from score_sde.randomness import fold_each, noise, sample_keys
-from score_sde.sde import SDE, lift, marginal, prior_log_prob, sum_event
+from score_sde.sde import SDE, add_noise, lift, prior_log_prob, sum_event
 from score_sde.solvers import solve_adaptive
-from score_sde.solvers.adaptive import How, check_ends, check_how, integrate
+from score_sde.solvers.adaptive import IntegratorOptions, check_ends, check_options, integrate
 from score_sde.solvers.base import most_evaluations
 
 Nats = TypeVar("Nats", jax.Array, np.ndarray)
@@ -80,8 +80,8 @@ def log_likelihood(
     """
     lookup("divergence", dict.fromkeys(DIVERGENCES), divergence, "divergence")
     lookup("probe", dict.fromkeys(PROBES), probe, "probe")
-    how = How(rtol, atol, method, "i", max_steps)
-    check_how(how, "--config.likelihood")
+    options = IntegratorOptions(rtol, atol, method, "i", max_steps)
+    check_options(options, "--config.likelihood")
     check_ends(sde, sde.t_min, sde.t_max)
     check_continuous(x)
     exact = divergence == "exact"
@@ -102,7 +102,7 @@ def log_likelihood(
             return value, jnp.sum(parts, keepdims=True) if exact else parts
 
         integrals = jnp.zeros(1 if exact else num_probes, x.dtype)
-        return integrate(augmented, (x, integrals), sde.t_min, sde.t_max, how)
+        return integrate(augmented, (x, integrals), sde.t_min, sde.t_max, options)
 
     (latent, integrals), steps = map_examples(one, velocity_fn(denoiser, sde), x, probes)
     nfe = None if steps is None else steps * most_evaluations(denoiser, sde.t_min, sde.t_max)
@@ -211,7 +211,7 @@ def dequantize(
     return low + (high - low) * (jnp.asarray(images, jnp.float32) + uniform) / levels
 
 
-def centred_range(levels: int) -> tuple[float, float]:
+def centered_range(levels: int) -> tuple[float, float]:
     """The data range in which level v covers 2 v / (levels - 1) - 1, as `to_unit_range`, and half a level around it."""
     half = 1.0 / (levels - 1)
     return -1.0 - half, 1.0 + half
@@ -233,7 +233,7 @@ def truncation(sde: SDE, denoiser: Denoiser, x0: jax.Array, key: jax.Array) -> t
     """
     epsilon = noise(sample_keys(key, len(x0)), x0)
     t = jnp.full(len(x0), sde.t_min, x0.dtype)
-    x = marginal(sde, x0, epsilon, t)
+    x = add_noise(sde, x0, epsilon, t)
     error = epsilon - denoiser(x, t).epsilon
     return x, x0[0].size * jnp.log(sde.alpha(t)) + 0.5 * sum_event(epsilon**2 - error**2)
 

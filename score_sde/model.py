@@ -10,7 +10,13 @@ from score_sde import ddpm
 from score_sde.conditioned import Conditioned
 from score_sde.models.mixture import Mixture
 from score_sde.models.network import network
-from score_sde.parameterization import Denoiser, check_parameterization, make_denoiser, show, through
+from score_sde.parameterization import (
+    Denoiser,
+    check_parameterization,
+    make_denoiser,
+    round_trip_prediction,
+    scaled_network,
+)
 from score_sde.sde import SDE
 
 
@@ -76,7 +82,9 @@ class DiffusionModel(NamedTuple):
         """
         output = network(self.module, params, dropout_keys, labels=labels, augment=augment)
         if self.is_exact:
-            return through(make_denoiser(output, self.sde, preconditioning="log_snr"), self.sde, self.prediction)
+            return round_trip_prediction(
+                make_denoiser(output, self.sde, preconditioning="log_snr"), self.sde, self.prediction
+            )
         return make_denoiser(
             output, self.sde, self.prediction, self.preconditioning, self.sigma_data, self.learned_variance
         )
@@ -107,7 +115,7 @@ class NoisyClassifier(NamedTuple):
     def logits(self, params: Any, *, dropout_keys: jax.Array | None = None) -> Conditioned:
         """Return the function (x, t) -> (batch, num_classes) logits."""
         output = network(self.module, params, dropout_keys)
-        return show(output, self.sde, self.preconditioning, self.sigma_data)
+        return scaled_network(output, self.sde, self.preconditioning, self.sigma_data)
 
     def check(self) -> None:
         """Raise UserError unless the preconditioning works with the process."""

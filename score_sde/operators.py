@@ -1,7 +1,7 @@
-"""What inverse problems observe: y = A x0 + noise. An operator is A, its transpose and, where known, its SVD.
+"""Measurement operators A of inverse problems y = A x0 + noise, with their transposes and SVDs where known.
 
-A = U diag(s) V^T, with V orthonormal over the whole event and s as large as the event, 0 where A sees nothing. All
-functions take and give batches, x: (batch, *event), y: (batch, *measured).
+A = U diag(s) V^T, where V is orthonormal over the whole event, and s has as many entries as the event, which are 0 for
+unobserved directions. All functions take and return batches, x: (batch, *event), y: (batch, *measured).
 """
 
 from collections.abc import Callable
@@ -15,29 +15,29 @@ from jax.typing import ArrayLike
 from score_sde.errors import UserError
 from score_sde.sde import lift
 
-FAINT = 1e-5  # of the largest singular value: what is fainter is lost in float32, and counts as unseen
+RANK_TOLERANCE = 1e-5  # relative to the largest singular value; smaller ones are lost in float32 and count as 0
 
 
 class SVD(NamedTuple):
-    """A = U diag(singular) V^T; a spectrum is (batch, *shape of singular), complex under the FFT."""
+    """Singular value decomposition A = U diag(singular) V^T; a spectrum is (batch, *singular.shape), maybe complex."""
 
-    singular: np.ndarray  # 0 or more; its shape is the spectrum's
-    vt: Callable  # x -> its spectrum, V^T x
+    singular: np.ndarray  # singular values, non-negative
+    vt: Callable  # x -> spectrum V^T x
     v: Callable  # spectrum -> x
-    ut: Callable  # y -> a spectrum, U^T y, 0 where singular is
+    ut: Callable  # y -> spectrum U^T y, 0 where singular is 0
     u: Callable  # spectrum -> y
 
 
 class Operator(NamedTuple):
-    """A of y = A x0 + noise."""
+    """Measurement operator A of y = A x0 + noise."""
 
     forward: Callable  # x -> A x
-    transpose: Callable | None = None  # y -> A^T y; None: A is not linear
+    transpose: Callable | None = None  # y -> A^T y; None if A is not linear
     svd: SVD | None = None
 
 
-def of_svd(svd: SVD) -> Operator:
-    """The operator of an SVD."""
+def from_svd(svd: SVD) -> Operator:
+    """Return the operator of an SVD."""
 
     def scaled(spectrum):
         spectrum = jnp.asarray(spectrum)
@@ -46,42 +46,46 @@ def of_svd(svd: SVD) -> Operator:
     return Operator(lambda x: svd.u(scaled(svd.vt(x))), lambda y: svd.v(scaled(svd.ut(y))), svd)
 
 
-def mask(seen: np.ndarray, event_shape: tuple[int, ...]) -> Operator:
-    """Inpainting: the features where `seen` is 1; y has the event's shape, with 0 elsewhere.
+def mask(observed: np.ndarray, event_shape: tuple[int, ...]) -> Operator:
+    """Return the inpainting operator, y = `observed` * x.
 
     Args:
-      seen: zeros and ones, of the event's shape, or (height, width) for all channels.
-      event_shape: of one example.
+      observed: Mask that is 1 for observed and 0 for unobserved features, of the event's shape or (height, width).
+      event_shape: Shape of one example.
 
     Raises:
-      UserError: the mask has another shape, other numbers, sees nothing, or hides nothing.
+      UserError: if the mask has another shape or other values, or if it observes all or no features.
     """
-    seen = np.asarray(seen)
-    where = "(set --config.sampling.task_kwargs.mask)"
-    if seen.shape == event_shape[:-1] and len(event_shape) == 3:
-        seen = np.repeat(seen[..., None], event_shape[-1], axis=-1)
-    if seen.shape != event_shape:
-        raise UserError(f"mask: its shape is {seen.shape}, the data's {event_shape} {where}")
-    if not np.isin(seen, (0, 1)).all():
-        raise UserError(f"mask: 1 is seen and 0 is not, got numbers from {seen.min()} to {seen.max()} {where}")
-    if not 0 < seen.sum() < seen.size:
-        raise UserError(f"mask: {int(seen.sum())} of {seen.size} features are seen; some, but not all, must be {where}")
+    observed = np.asarray(observed)
+    if observed.shape == event_shape[:-1] and len(event_shape) == 3:
+        observed = np.repeat(observed[..., None], event_shape[-1], axis=-1)
+    if observed.shape != event_shape:
+        raise UserError(f"mask: its shape is {observed.shape}, the data's {event_shape}", "mask")
+    if not np.isin(observed, (0, 1)).all():
+        raise UserError(f"mask: expected zeros and ones, got numbers from {observed.min()} to {observed.max()}", "mask")
+    if not 0 < observed.sum() < observed.size:
+        raise UserError(
+            f"mask: {int(observed.sum())} of {observed.size} features are seen; expected some, but not all", "mask"
+        )
 
     def keep(x):
-        return jnp.asarray(seen, x.dtype)[None] * x
+        return jnp.asarray(observed, x.dtype)[None] * x
 
-    return of_svd(SVD(seen.astype(np.float64), vt=lambda x: x, v=lambda c: c, ut=keep, u=keep))
+    return from_svd(SVD(observed.astype(np.float64), vt=lambda x: x, v=lambda c: c, ut=keep, u=keep))
 
 
-def grey(event_shape: tuple[int, ...]) -> Operator:
-    """Colorization's: the mean over channels, y (batch, height, width, 1).
+def grayscale(event_shape: tuple[int, ...]) -> Operator:
+    """Return the grayscale operator of colorization, the mean over channels: y (batch, height, width, 1).
+
+    Args:
+      event_shape: Shape (height, width, channels) of one example.
 
     Raises:
-      UserError: there are no colours.
+      UserError: unless the data are images of at least 2 channels.
     """
     channels = event_shape[-1]
     if len(event_shape) != 3 or channels < 2:
-        raise UserError(f"grey: images of the shape {event_shape} have no colours", "task")
+        raise UserError(f"grayscale: images of shape {event_shape} have no colors", "task")
     rotation = _first_is_mean(channels)
     singular = np.zeros(event_shape)
     singular[..., 0] = channels**-0.5
@@ -89,7 +93,7 @@ def grey(event_shape: tuple[int, ...]) -> Operator:
     def ut(y):
         return jnp.concatenate([y, jnp.zeros((*y.shape[:-1], channels - 1), y.dtype)], axis=-1)
 
-    return of_svd(
+    return from_svd(
         SVD(
             singular,
             lambda x: x @ rotation.astype(x.dtype).T,
@@ -101,14 +105,18 @@ def grey(event_shape: tuple[int, ...]) -> Operator:
 
 
 def pool(factor: int, event_shape: tuple[int, ...]) -> Operator:
-    """Super-resolution's: means over squares of factor x factor, y (batch, height / factor, width / factor, channels).
+    """Return the average pooling of super-resolution: y (batch, height / factor, width / factor, channels).
+
+    Args:
+      factor: Side of the pooled squares in pixels.
+      event_shape: Shape (height, width, channels) of one example.
 
     Raises:
-      UserError: the factor doesn't divide the image, or there is none.
+      UserError: unless the data are images whose sides are multiples of the factor.
     """
     if len(event_shape) != 3 or factor < 2 or event_shape[0] % factor or event_shape[1] % factor:
         raise UserError(
-            f"pool: a factor of at least 2 that divides height and width is needed, got {factor} for {event_shape}",
+            f"pool: expected a factor of at least 2 that divides height and width, got {factor} for {event_shape}",
             "factor",
         )
     height, width, channels = event_shape
@@ -128,11 +136,11 @@ def pool(factor: int, event_shape: tuple[int, ...]) -> Operator:
     def ut(y):
         return jnp.concatenate([y[..., None], jnp.zeros((*y.shape, factor**2 - 1), y.dtype)], axis=-1)
 
-    return of_svd(SVD(singular, vt, v, ut, lambda c: c[..., 0]))
+    return from_svd(SVD(singular, vt, v, ut, lambda c: c[..., 0]))
 
 
 def _first_is_mean(n: int) -> np.ndarray:
-    """An orthonormal (n, n) matrix whose first row is 1 / sqrt(n): the discrete cosine transform."""
+    """Return the discrete cosine transform, an orthonormal (n, n) matrix whose first row is 1 / sqrt(n)."""
     angles = np.pi / n * np.outer(np.arange(n), np.arange(n) + 0.5)
     rows = np.sqrt(2 / n) * np.cos(angles)
     rows[0] = n**-0.5
@@ -140,50 +148,60 @@ def _first_is_mean(n: int) -> np.ndarray:
 
 
 def blur(kernel: np.ndarray, event_shape: tuple[int, ...]) -> Operator:
-    """Deblurring's: a circular convolution with a kernel about its middle, by FFT; y has the event's shape.
+    """Return the blur operator, a circular convolution with a centered kernel by FFT; y has the event's shape.
 
     Args:
-      kernel: (k, k), k odd.
-      event_shape: (height, width, channels).
+      kernel: Kernel (k, k), k odd.
+      event_shape: Shape (height, width, channels) of one example.
 
     Raises:
-      UserError: the kernel is no square of odd size, or larger than the image.
+      UserError: unless the kernel is a square of odd size, no larger than the image.
     """
     kernel = np.asarray(kernel, np.float64)
     size = kernel.shape[0]
     if kernel.shape != (size, size) or size % 2 == 0 or len(event_shape) != 3 or size > min(event_shape[:2]):
         raise UserError(
-            f"blur: the kernel must be a square of odd size, no larger than the image, got {kernel.shape} "
-            f"for {event_shape}"
+            f"blur: expected a square kernel of odd size, no larger than the image, got {kernel.shape} for "
+            f"{event_shape}"
         )
-    whole = np.zeros(event_shape[:2])
-    whole[:size, :size] = kernel
-    factors = np.fft.fft2(np.roll(whole, (-(size // 2), -(size // 2)), (0, 1)))
-    size_of = np.abs(factors)
-    told = size_of > FAINT * size_of.max()
-    phase = np.where(told, factors / np.where(told, size_of, 1.0), 1.0)[..., None]
-    singular = np.broadcast_to(np.where(told, size_of, 0.0)[..., None], event_shape)
+    padded = np.zeros(event_shape[:2])
+    padded[:size, :size] = kernel
+    transfer = np.fft.fft2(np.roll(padded, (-(size // 2), -(size // 2)), (0, 1)))
+    magnitude = np.abs(transfer)
+    nonzero = magnitude > RANK_TOLERANCE * magnitude.max()
+    phase = np.where(nonzero, transfer / np.where(nonzero, magnitude, 1.0), 1.0)[..., None]
+    singular = np.broadcast_to(np.where(nonzero, magnitude, 0.0)[..., None], event_shape)
 
-    def there(x):
+    def fft(x):
         return jnp.fft.fft2(x, axes=(1, 2), norm="ortho")
 
-    def back(c):
+    def inverse_fft(c):
         return jnp.fft.ifft2(c, axes=(1, 2), norm="ortho").real
 
-    def turn(c, by):
-        return c * jnp.asarray(by, c.dtype)[None]
+    def scale(c, factor):
+        return c * jnp.asarray(factor, c.dtype)[None]
 
-    seen = singular > 0
-    return of_svd(
-        SVD(singular, there, back, lambda y: turn(there(y), np.conj(phase) * seen), lambda c: back(turn(c, phase)))
+    observed = singular > 0
+    return from_svd(
+        SVD(
+            singular,
+            fft,
+            inverse_fft,
+            lambda y: scale(fft(y), np.conj(phase) * observed),
+            lambda c: inverse_fft(scale(c, phase)),
+        )
     )
 
 
 def gaussian_kernel(std: float, size: int) -> np.ndarray:
-    """A Gaussian of a standard deviation in pixels, cut to (size, size), of sum 1.
+    """Return a Gaussian kernel (size, size), normalized to sum 1.
+
+    Args:
+      std: Standard deviation in pixels.
+      size: Side of the kernel in pixels.
 
     Raises:
-      UserError: std is not positive.
+      UserError: unless std and size are positive and size is an integer.
     """
     if not (isinstance(std, int | float) and std > 0 and isinstance(size, int) and size > 0):
         raise UserError(f"blur: need std > 0 and a size, got {std} and {size}")
@@ -193,17 +211,21 @@ def gaussian_kernel(std: float, size: int) -> np.ndarray:
 
 
 def matrix(a: np.ndarray, event_shape: tuple[int, ...]) -> Operator:
-    """Any matrix (m, d) on flattened examples; y is (batch, m).
+    """Return the operator of a matrix (m, d) on flattened examples of d numbers; y is (batch, m).
+
+    Args:
+      a: Matrix, (m, d).
+      event_shape: Shape of one example.
 
     Raises:
-      UserError: the matrix has not as many columns as the event has numbers.
+      UserError: unless the matrix has d columns.
     """
     a = np.asarray(a, np.float64)
     dimension = int(np.prod(event_shape))
     if a.ndim != 2 or a.shape[1] != dimension:
-        raise UserError(f"matrix: got the shape {a.shape}; as many columns as the data {event_shape} have: {dimension}")
+        raise UserError(f"matrix: expected {dimension} columns, for data of shape {event_shape}, got shape {a.shape}")
     left, values, right = np.linalg.svd(a, full_matrices=True)
-    values = np.where(values > FAINT * values.max(initial=0.0), values, 0.0)
+    values = np.where(values > RANK_TOLERANCE * values.max(initial=0.0), values, 0.0)
     rank = len(values)
     singular = np.pad(values, (0, dimension - rank))
 
@@ -211,7 +233,7 @@ def matrix(a: np.ndarray, event_shape: tuple[int, ...]) -> Operator:
         spectrum = y @ (left[:, :rank] * (values > 0)).astype(y.dtype)
         return jnp.pad(spectrum, ((0, 0), (0, dimension - rank)))
 
-    return of_svd(
+    return from_svd(
         SVD(
             singular,
             lambda x: x.reshape(x.shape[0], -1) @ right.astype(x.dtype).T,
@@ -223,10 +245,15 @@ def matrix(a: np.ndarray, event_shape: tuple[int, ...]) -> Operator:
 
 
 def linear(forward: Callable, transpose: Callable, event_shape: tuple[int, ...]) -> Operator:
-    """Any linear operator, by A and A^T; checked by random probes.
+    """Return the linear operator with forward A and transpose A^T, validated with random probes.
+
+    Args:
+      forward: Function x -> A x.
+      transpose: Function y -> A^T y.
+      event_shape: Shape of one example.
 
     Raises:
-      UserError: as of `check`.
+      UserError: see `check`.
     """
     operator = Operator(forward, transpose)
     check(operator, event_shape)
@@ -234,71 +261,77 @@ def linear(forward: Callable, transpose: Callable, event_shape: tuple[int, ...])
 
 
 def function(forward: Callable) -> Operator:
-    """Any differentiable function x -> y, for methods that need no more."""
+    """Return the operator of a differentiable function x -> y, for methods that work with nonlinear operators."""
     return Operator(forward)
 
 
 def check(operator: Operator, event_shape: tuple[int, ...], num_probes: int = 4) -> None:
-    """Refuses an operator that isn't linear, or whose transpose isn't its transpose, by random probes.
+    """Raise UserError unless the operator is linear and its transpose is consistent, tested with random probes.
 
-    A float32 sum of d products of random signs is right to about 1e-7 of the vectors' lengths, so a difference above
-    1e-4 is no rounding.
+    In float32 the rounding error of an inner product is about 1e-7 of the product of the norms, so a relative
+    difference above 1e-4 is not rounding.
+
+    Args:
+      operator: Operator to test.
+      event_shape: Shape of one example.
+      num_probes: Number of random probes.
 
     Raises:
-      UserError: there is no transpose, or one of the two, with <A x, y> and <x, A^T y>.
+      UserError: if there is no transpose, A is not linear, or <A x, y> differs from <x, A^T y>.
     """
     if operator.transpose is None:
-        raise UserError("this operator has no transpose (use operators.linear, or method='dps', which needs none)")
+        raise UserError(
+            "operator: expected a transpose (use operators.linear, or method='dps', which works without)", "method=dps"
+        )
     keys = jax.random.split(jax.random.key(0), 3)
     x, other = (jax.random.normal(key, (num_probes, *event_shape)) for key in keys[:2])
     measured = operator.forward(x)
-    both = operator.forward(x + other)
-    apart = float(jnp.linalg.norm(both - measured - operator.forward(other)) / jnp.linalg.norm(both))
-    if not apart < 1e-4:
+    sum_measured = operator.forward(x + other)
+    difference = float(
+        jnp.linalg.norm(sum_measured - measured - operator.forward(other)) / jnp.linalg.norm(sum_measured)
+    )
+    if not difference < 1e-4:
         raise UserError(
-            f"this operator is not linear: A(a + b) and A(a) + A(b) differ by {apart:.2g} of their size (use "
-            "operators.function, and method='dps')"
+            f"operator: not linear: A(a + b) and A(a) + A(b) differ by {difference:.2g} of their norm (use "
+            "operators.function and method='dps')",
+            "method=dps",
         )
     y = jax.random.normal(keys[2], measured.shape)
-    back = operator.transpose(y)
-    if back.shape != x.shape:
-        raise UserError(f"the transpose gives the shape {back.shape[1:]} for the data's {x.shape[1:]}")
+    transposed = operator.transpose(y)
+    if transposed.shape != x.shape:
+        raise UserError(f"operator: expected A^T y of shape {x.shape[1:]}, got {transposed.shape[1:]}")
     for n in range(num_probes):
-        there = float(jnp.vdot(measured[n], y[n]))
-        here = float(jnp.vdot(x[n], back[n]))
-        size = float(jnp.linalg.norm(measured[n]) * jnp.linalg.norm(y[n]))
-        if not abs(there - here) <= 1e-4 * size:
-            raise UserError(
-                f"the transpose is not the operator's transpose: <A x, y> = {there:.6g} but <x, A^T y> = {here:.6g}"
-            )
+        ax_y = float(jnp.vdot(measured[n], y[n]))
+        x_aty = float(jnp.vdot(x[n], transposed[n]))
+        norms = float(jnp.linalg.norm(measured[n]) * jnp.linalg.norm(y[n]))
+        if not abs(ax_y - x_aty) <= 1e-4 * norms:
+            raise UserError(f"operator: wrong transpose: <A x, y> = {ax_y:.6g} but <x, A^T y> = {x_aty:.6g}")
 
 
-def gain(operator: Operator, residual: jax.Array, variance: ArrayLike, noise: float) -> jax.Array:
-    """A^T (variance A A^T + noise^2)^-1 residual: what a Gaussian x0 of this variance makes of a residual.
+def regularized_pinv(operator: Operator, residual: jax.Array, variance: ArrayLike, noise: float) -> jax.Array:
+    """Return A^T (variance A A^T + noise^2)^-1 residual, (batch, *event).
 
-    With noise 0 and variance 1 it is the pseudo-inverse. By the SVD, or by conjugate gradients where there is none.
+    Times the variance this is the posterior mean of x0 ~ N(0, variance I) given the residual. With noise 0 and variance
+    1 it is the pseudo-inverse. It uses the SVD if known, otherwise conjugate gradients.
 
     Args:
-      operator: linear.
-      residual: (batch, *measured).
-      variance: Variance of x0; a number, or (batch,).
-      noise: the standard deviation of the measurement.
-
-    Returns:
-      (batch, *event).
+      operator: Linear operator.
+      residual: Residual y - A x0, (batch, *measured).
+      variance: Variance of x0, a number or (batch,).
+      noise: Standard deviation of the measurement noise.
 
     Raises:
-      UserError: the operator is not linear.
+      UserError: if the operator is not linear.
     """
     if operator.transpose is None:
-        raise UserError("this method needs a linear operator (set method='dps', which takes any function)")
+        raise UserError("this method needs a linear operator; method='dps' takes any function", "method=dps")
     if operator.svd is not None:
         singular = jnp.asarray(operator.svd.singular, residual.dtype)
-        seen = singular > 0
-        found = operator.svd.ut(residual)
-        total = lift(variance, found) * singular[None] ** 2 + noise**2
-        weight = jnp.where(seen[None], singular[None] / jnp.where(seen[None], total, 1.0), 0.0)
-        return operator.svd.v(weight * found)
+        observed = singular > 0
+        spectrum = operator.svd.ut(residual)
+        total = lift(variance, spectrum) * singular[None] ** 2 + noise**2
+        weight = jnp.where(observed[None], singular[None] / jnp.where(observed[None], total, 1.0), 0.0)
+        return operator.svd.v(weight * spectrum)
 
     transpose = operator.transpose
 

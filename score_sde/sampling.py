@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_sde.errors import not_none
-from score_sde.guidance import autoguided, class_log_prob, classifier_free_labelled, classifier_guided
-from score_sde.inverse import Problem, change, sdedit
+from score_sde.guidance import autoguided, class_log_prob, classifier_free_labeled, classifier_guided
+from score_sde.inverse import Problem, apply_method, sdedit
 from score_sde.model import DiffusionModel, NoisyClassifier
 from score_sde.operators import Operator
 from score_sde.parameterization import Denoiser
@@ -46,7 +46,7 @@ class InverseTask(NamedTuple):
       operator: Measurement operator A; None for SDEdit, which starts from the noisy measurement.
       noise: Standard deviation of the measurement noise.
       samples_per_measurement: Number of samples for each measurement.
-      method: Key of `inverse.METHODS`.
+      method: Key of `inverse.INVERSE_METHODS`.
       method_kwargs: Keyword arguments of the method.
       strength: Fraction of the steps that SDEdit takes.
     """
@@ -78,7 +78,7 @@ def guided_denoiser(
         return autoguided(model.denoiser(params, labels=own), weaker, scale, interval, rescale, model.sde)
     if own is None:
         return model.denoiser(params)
-    return classifier_free_labelled(
+    return classifier_free_labeled(
         lambda labels: model.denoiser(params, labels=labels), own, scale, interval, rescale, model.sde
     )
 
@@ -130,7 +130,7 @@ def sample(
         return sdedit(solver, sde, denoiser, y, times, solver_keys, task.strength, trajectory, denoise)
     if task is not None:
         problem = Problem(not_none(task.operator), not_none(measurement), task.noise)
-        solver, denoiser = change(solver, denoiser, sde, problem, task.method, **task.method_kwargs)
+        solver, denoiser = apply_method(solver, denoiser, sde, problem, task.method, **task.method_kwargs)
         denoiser = threshold(denoiser, sde)
     return solve(solver, sde, denoiser, x, times, solver_keys, trajectory=trajectory, denoise=denoise)
 
@@ -230,7 +230,7 @@ def _compile(sample_fn: Callable[..., Solution], devices: tuple[jax.Device, ...]
         indices = rows.pop("indices")
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices)
         solution = sample_fn(keys=keys, **arguments, **rows) if arguments or rows else sample_fn(keys)
-        per_sample = {"nfe": solution.nfe, "broken_at": solution.broken_at}
+        per_sample = {"nfe": solution.nfe, "nonfinite_at": solution.nonfinite_at}
         return solution._replace(**jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, indices.shape), per_sample))
 
     return jax.pmap(run, in_axes=(None, 0, 0), devices=devices)

@@ -1,11 +1,12 @@
-"""Weightings of a loss, as functions of the log-SNR.
+"""Weightings of the denoising loss, as functions of the log-SNR.
 
-All errors of a denoiser are multiples of one: with e = |eps_hat - eps|^2 the score error is e / sigma^2, the x0 error
-is e / snr, and the integrand of the variational bound is half of (g^2 / sigma^2) e, where g^2 / sigma^2 = -d log snr /
-dt (Kingma et al. 2021, "Variational Diffusion Models"; Kingma and Gao 2023, "Understanding Diffusion Objectives"). A
-weighting says which of them, or what mixture, is minimised. It is told what each is in units of the error at hand,
-`Units`, so that one line serves the eps error, which is finite near the data, and the x0 error, which is finite near
-the prior.
+All errors of a denoiser are multiples of each other. With e = |eps_hat - eps|^2 the score error is e / sigma^2, the x0
+error is e / snr, and the integrand of the variational bound is half of (g^2 / sigma^2) e, where g^2 / sigma^2 =
+-d log snr / dt (Kingma et al. 2021, "Variational Diffusion Models"; Kingma and Gao 2023, "Understanding Diffusion
+Objectives").
+
+A weighting returns the factor of one of them, the computed error. The computed error is that of eps near the data and
+that of x0 near the prior, where each of the two is finite. `ErrorScales` converts the computed error to the others.
 """
 
 from collections.abc import Callable
@@ -15,70 +16,96 @@ import jax
 import jax.numpy as jnp
 
 from score_sde.errors import UserError, lookup
-from score_sde.sde import SDE, log_snr, slope
+from score_sde.sde import SDE, log_snr, time_derivative
 
 
-class Units(NamedTuple):
-    """Factors that turn the error at hand into another; each of the shape of t."""
+class ErrorScales(NamedTuple):
+    """Factors that convert the computed error to other errors; each of the shape of t."""
 
-    epsilon: jax.Array  # into the eps error
-    x0: jax.Array  # into the x0 error
-    bound: jax.Array  # into twice the integrand of the variational bound, which is g^2 times the score error
-    log_snr: jax.Array
+    epsilon: jax.Array  # to |eps_hat - eps|^2
+    x0: jax.Array  # to |x0_hat - x0|^2
+    bound: jax.Array  # to g^2 |s - grad log p|^2, twice the integrand of the variational bound
+    log_snr: jax.Array  # log-SNR at t, not a factor
 
 
-Weighting = Callable[[Units], jax.Array]  # units -> the factor of the error at hand
+Weighting = Callable[[ErrorScales], jax.Array]  # scales -> factor of the computed error
 
 
 def simple() -> Weighting:
-    """The eps error: sigma^2 times the score error (Ho et al. 2020, eq. 14)."""
-    return lambda units: units.epsilon
+    """Return the weighting |eps_hat - eps|^2, sigma^2 times the score error (Ho et al. 2020, eq. 14)."""
+    return lambda scales: scales.epsilon
 
 
 def likelihood() -> Weighting:
-    """g^2 times the score error, half the integral of which bounds -log p (Song, Durkan et al. 2021).
+    """Return the weighting g^2 |s - grad log p|^2, whose half integral bounds -log p (Song, Durkan et al. 2021).
 
-    On the eps error it grows without bound towards sigma = 0, as 1/t for vp: hence loss.t_min.
+    As a factor of the eps error it is unbounded towards sigma = 0, like 1/t for vp. Hence the loss starts at t_min > 0.
     """
-    return lambda units: units.bound
+    return lambda scales: scales.bound
 
 
 def edm(sigma_data: float = 0.5) -> Weighting:
-    """(sigma^2 + s^2) / (sigma s)^2 times the x0 error, with s = sigma_data (Karras et al. 2022, Table 1).
+    """Return the weighting lambda(s) |x0_hat - x0|^2, lambda = (s^2 + sigma_data^2) / (s sigma_data)^2.
 
-    Their sigma is sigma / alpha.
+    Karras et al. 2022, Table 1, whose sigma is s = sigma / alpha.
+
+    Args:
+      sigma_data: Standard deviation of the data, positive.
+
+    Raises:
+      UserError: if sigma_data is not positive.
     """
     if sigma_data <= 0:
-        raise UserError(f"edm: need sigma_data > 0, got {sigma_data}", "sigma_data")
-    return lambda units: units.epsilon + units.x0 / sigma_data**2
+        raise UserError(f"edm: expected sigma_data > 0, got {sigma_data}", "sigma_data")
+    # lambda = 1 / sigma_data^2 + 1 / s^2, and |x0_hat - x0|^2 / s^2 = |eps_hat - eps|^2.
+    return lambda scales: scales.epsilon + scales.x0 / sigma_data**2
 
 
 def snr() -> Weighting:
-    """snr times the x0 error: the eps error, by another name (Salimans and Ho 2022)."""
-    return lambda units: jnp.exp(units.log_snr) * units.x0
+    """Return the weighting snr |x0_hat - x0|^2, which equals `simple` (Salimans and Ho 2022)."""
+    return lambda scales: jnp.exp(scales.log_snr) * scales.x0
 
 
 def flow() -> Weighting:
-    """The error of eps - x0, the velocity of the straight path: flow matching's own loss (Lipman et al. 2023, eq. 23).
+    """Return the weighting |v_hat - (eps - x0)|^2 of flow matching's velocity (Lipman et al. 2023, eq. 23).
 
-    The errors of eps and of x0 point in opposite directions, so their lengths add.
+    The errors of eps and of x0 have opposite directions, so the norm of their difference is the sum of their norms.
     """
-    return lambda units: (jnp.sqrt(units.epsilon) + jnp.sqrt(units.x0)) ** 2
+    return lambda scales: (jnp.sqrt(scales.epsilon) + jnp.sqrt(scales.x0)) ** 2
 
 
 def min_snr(gamma: float = 5.0) -> Weighting:
-    """min(snr, gamma) times the x0 error (Hang et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting")."""
+    """Return the weighting min(snr, gamma) |x0_hat - x0|^2.
+
+    Hang et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting Strategy".
+
+    Args:
+      gamma: Largest weight of the x0 error, positive.
+
+    Raises:
+      UserError: if gamma is not positive.
+    """
     if gamma <= 0:
         raise UserError(f"min_snr: need gamma > 0, got {gamma}", "gamma")
-    return lambda units: jnp.minimum(units.epsilon, gamma * units.x0)
+
+    def weighting(scales):
+        # min(snr, gamma) x0 = min(snr x0, gamma x0); snr x0 is the eps error, which is also finite at snr = 0.
+        snr_x0, gamma_x0 = scales.epsilon, gamma * scales.x0
+        return jnp.minimum(snr_x0, gamma_x0)
+
+    return weighting
 
 
 def sigmoid(bias: float = 2.0) -> Weighting:
-    """sigmoid(bias - log snr) times twice the variational bound's integrand, whatever the schedule.
+    """Return the sigmoid weighting of the variational bound, for any schedule.
 
-    Kingma and Gao 2023; Hoogeboom et al. 2024, "Simpler Diffusion (SiD2)": less weight to noise too small to see.
+    It is sigmoid(bias - log snr) times twice the bound's integrand, which reduces the weight of invisible noise (Kingma
+    and Gao 2023; Hoogeboom et al. 2024, "Simpler Diffusion (SiD2)").
+
+    Args:
+      bias: log-SNR at which the weight of the bound is 1/2.
     """
-    return lambda units: jax.nn.sigmoid(bias - units.log_snr) * units.bound
+    return lambda scales: jax.nn.sigmoid(bias - scales.log_snr) * scales.bound
 
 
 WEIGHTINGS: dict[str, Callable[..., Weighting]] = {
@@ -93,24 +120,27 @@ WEIGHTINGS: dict[str, Callable[..., Weighting]] = {
 
 
 def get_weighting(weighting: str | Weighting) -> Weighting:
-    """A weighting of `WEIGHTINGS` with its defaults, by name; one that is built already, as it is."""
+    """Return a weighting of `WEIGHTINGS` with its default arguments, or a callable unchanged."""
     if callable(weighting):
         return weighting
     return lookup("weighting", WEIGHTINGS, weighting, "weighting")()
 
 
-def epsilon_units(sde: SDE, t: jax.Array, level: jax.Array) -> Units:
-    """The units of the eps error; level is the log-SNR at t."""
-    return Units(jnp.ones_like(level), jnp.exp(-level), (sde.diffusion(t) / sde.sigma(t)) ** 2, level)
+def epsilon_scales(sde: SDE, t: jax.Array, level: jax.Array) -> ErrorScales:
+    """Return the scales of the eps error; level is the log-SNR at t."""
+    return ErrorScales(jnp.ones_like(level), jnp.exp(-level), (sde.diffusion(t) / sde.sigma(t)) ** 2, level)
 
 
-def x0_units(sde: SDE, t: jax.Array, level: jax.Array) -> Units:
-    """The units of the x0 error; `bound` is -d snr / dt (Kingma et al. 2021, eq. 13), finite where alpha is 0."""
-    falling = -slope(lambda t: (sde.alpha(t) / sde.sigma(t)) ** 2, t)
-    return Units(jnp.exp(level), jnp.ones_like(level), falling, level)
+def x0_scales(sde: SDE, t: jax.Array, level: jax.Array) -> ErrorScales:
+    """Return the scales of the x0 error; level is the log-SNR at t.
+
+    `bound` is -d snr / dt (Kingma et al. 2021, eq. 13), which is finite at alpha = 0.
+    """
+    snr_decrease = -time_derivative(lambda t: (sde.alpha(t) / sde.sigma(t)) ** 2, t)
+    return ErrorScales(jnp.exp(level), jnp.ones_like(level), snr_decrease, level)
 
 
-def score_units(sde: SDE, t: jax.Array) -> Units:
-    """The units of the score error, finite wherever alpha is not 0."""
+def score_scales(sde: SDE, t: jax.Array) -> ErrorScales:
+    """Return the scales of the score error, which are finite where alpha > 0."""
     level, variance = log_snr(sde, t), sde.sigma(t) ** 2
-    return Units(variance, variance * jnp.exp(-level), sde.diffusion(t) ** 2, level)
+    return ErrorScales(variance, variance * jnp.exp(-level), sde.diffusion(t) ** 2, level)

@@ -10,7 +10,7 @@ import pytest
 from score_sde import models
 from score_sde.conditioned import conditioned, count_evaluations, map_examples
 from score_sde.errors import UserError
-from score_sde.guidance import autoguided, class_log_prob, classifier_free, classifier_free_labelled, classifier_guided
+from score_sde.guidance import autoguided, class_log_prob, classifier_free, classifier_free_labeled, classifier_guided
 from score_sde.likelihood import decode, encode, log_likelihood
 from score_sde.models.network import network
 from score_sde.parameterization import Prediction, make_denoiser
@@ -44,7 +44,7 @@ def guided_by_classifier(sde, denoiser_of, labels, scales):
 GUIDED = {
     "conditional": lambda sde, denoiser_of, labels, scales: denoiser_of(labels),
     "classifier": guided_by_classifier,
-    "classifier_free": lambda sde, denoiser_of, labels, scales: classifier_free_labelled(
+    "classifier_free": lambda sde, denoiser_of, labels, scales: classifier_free_labeled(
         denoiser_of, labels, scales, interval=(0.1, 0.9), rescale=0.3, sde=sde
     ),
     "autoguided": lambda sde, denoiser_of, labels, scales: autoguided(
@@ -105,7 +105,7 @@ def test_other_batch_sizes_raise():
     sde = vp()
     denoiser = mixture_denoiser(sde, LABELS)
     for size in (1, 3, 8):
-        with pytest.raises(UserError, match=rf"expected a batch of 4.*got x of the shape \({size}, 2\)"):
+        with pytest.raises(UserError, match=rf"expected a batch of 4.*got x of shape \({size}, 2\)"):
             denoiser(jnp.zeros((size, 2)), 0.5)
     with pytest.raises(UserError, match="expected a batch of 4"):
         classifier_free(denoiser, mixture_denoiser(sde, None), 2.0)(jnp.zeros((1, 2)), 0.5)
@@ -118,7 +118,7 @@ def test_labels_outside_the_conditioning_raise():
     shift = jnp.ones((4, 2))
     for denoiser in (hidden, lambda x, t: Prediction(x + shift, x)):
         for solver in (solve_adaptive, lambda *args: log_likelihood(*args, divergence="exact")):
-            with pytest.raises(UserError, match="works for 4 examples only"):
+            with pytest.raises(UserError, match="works only for 4 examples"):
                 solver(sde, denoiser, jax.random.normal(jax.random.key(0), (4, 2)))
     with pytest.raises(ZeroDivisionError):  # an error of the network stays its own
         solve_adaptive(sde, lambda x, t: Prediction(x, x / (1 // 0)), jnp.zeros((4, 2)))
@@ -139,7 +139,7 @@ def test_evaluations_count_every_network_call():
     sde, x, times = flow(), jnp.ones((4, 2)), time_grid(flow(), 10)
     denoiser_of = partial(mixture_denoiser, sde)
     conditional, unconditional = denoiser_of(LABELS), denoiser_of(-jnp.ones_like(LABELS))
-    free = classifier_free_labelled(denoiser_of, LABELS, 2.0)
+    free = classifier_free_labeled(denoiser_of, LABELS, 2.0)
     limited = classifier_free(conditional, unconditional, 2.0, interval=(0.25, 0.55))
     inside = int(np.sum((times[:-1] > 0.25) & (times[:-1] <= 0.55)))
     assert 0 < inside < 10

@@ -13,13 +13,19 @@ from score_sde.guidance import (
     autoguided,
     class_log_prob,
     classifier_free,
-    classifier_free_labelled,
+    classifier_free_labeled,
     classifier_guided,
-    of_x0,
     shift_score,
+    x0_log_prob,
 )
 from score_sde.models import create
-from score_sde.parameterization import PREDICTIONS, Prediction, check_parameterization, make_denoiser, through
+from score_sde.parameterization import (
+    PREDICTIONS,
+    Prediction,
+    check_parameterization,
+    make_denoiser,
+    round_trip_prediction,
+)
 from score_sde.sde import SDES, lift, log_snr, prior_sample, vp
 from score_sde.solvers import SOLVERS, solve, time_grid
 from tests import mixtures
@@ -97,7 +103,7 @@ def test_scale_one_draws_from_the_exact_conditional_with_every_sde(name):
     times = time_grid(sde, 100, "log_snr" if np.isfinite(log_snr(sde, sde.t_max)) else "quadratic")
     by_classifier = classifier_guided(unconditional(sde), class_log_prob(classifier(sde), labels(n)), sde, 1.0)
     # scale 1 asks the conditional alone; just beside it, both
-    free = classifier_free_labelled(labelled(sde), labels(n), jnp.float32(1.0))
+    free = classifier_free_labeled(labelled(sde), labels(n), jnp.float32(1.0))
     own = np.mean([mixtures.sliced_wasserstein(truth(n, 2 * i), truth(n, 2 * i + 1)) for i in range(8)])
     run = jax.jit(lambda x: [solve(SOLVERS["ddim"](), sde, d, x, times, denoise=True).x for d in (by_classifier, free)])
     for drawn in run(x):
@@ -141,7 +147,7 @@ def test_guidance_does_not_see_what_a_network_predicts(name, prediction):
     log_prob = class_log_prob(classifier(sde), labels(5))
     pairs = [
         classifier_guided(denoiser, log_prob, sde, 2.0)(x, t)
-        for denoiser in (unconditional(sde), through(unconditional(sde), sde, prediction))
+        for denoiser in (unconditional(sde), round_trip_prediction(unconditional(sde), sde, prediction))
     ]
     for direct, converted in zip(*pairs, strict=True):  # float32's rounding, times sigma / alpha where eps gives x0
         worst = 20 * 6e-8 * float((sde.sigma(t) / sde.alpha(t) + 1) * jnp.abs(x).max() + jnp.abs(direct).max())
@@ -162,7 +168,7 @@ def test_one_call_for_both_gives_what_two_calls_give():
     asked = jnp.array([0, 1, 2, -1])
     for t in (0.4, jnp.linspace(0.1, 0.9, 4)):
         calls.clear()
-        pair = classifier_free_labelled(counted, asked, 2.5)(x, t)
+        pair = classifier_free_labeled(counted, asked, 2.5)(x, t)
         assert calls == [8]
         expected = classifier_free(labelled(sde)(asked), unconditional(sde), 2.5)(x, t)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), pair, expected)
@@ -226,7 +232,7 @@ def test_an_energy_on_clean_data_pulls_samples_to_where_it_is_low():
         return 20 * (x0[:, 0] - 0.7) ** 2
 
     plain = unconditional(sde)
-    guided = classifier_guided(plain, of_x0(plain, lambda x0: -energy(x0)), sde, 1.0)
+    guided = classifier_guided(plain, x0_log_prob(plain, lambda x0: -energy(x0)), sde, 1.0)
     ends = [
         jax.jit(lambda x, d=d: solve(SOLVERS["ddim"](), sde, d, x, time_grid(sde, 100)).x)(x) for d in (plain, guided)
     ]
@@ -255,7 +261,7 @@ def test_a_shift_of_the_score_is_continuous_where_alpha_vanishes():
         (lambda d, s: classifier_free(d, d, 2.0, interval=(0.5, 0.5)), "0 <= low < high"),
         (lambda d, s: classifier_free(d, d, 2.0, interval=(-1.0, 0.5)), "0 <= low < high"),
         (lambda d, s: classifier_free(d, d, 2.0, rescale=1.5), "0 <= rescale <= 1, got 1.5"),
-        (lambda d, s: classifier_free(d, d, 2.0, rescale=0.5), "the SDE is needed"),
+        (lambda d, s: classifier_free(d, d, 2.0, rescale=0.5), "requires the SDE"),
     ],
 )
 def test_what_makes_no_sense_is_refused(make, words):
@@ -273,7 +279,7 @@ def test_a_negative_scale_leads_away_from_the_class():
 
 def test_labels_outside_of_the_classes_are_named():
     sde, x = vp(), jnp.zeros((3, 2))
-    with pytest.raises(UserError, match="no class 3, 7: the classes are 0 to 2, -1 is none"):
+    with pytest.raises(UserError, match="expected 0 to 2, or -1 for no class, got 3, 7"):
         class_log_prob(classifier(sde), jnp.array([3, 7, 0]))(x, 0.3)
     quiet = class_log_prob(classifier(sde), jnp.array([-1, -1, -1]))
     np.testing.assert_array_equal(jax.grad(lambda x: quiet(x, 0.3).sum())(x), 0.0)

@@ -8,16 +8,16 @@ import pytest
 from score_sde import operators
 from score_sde.errors import UserError
 from score_sde.inverse import (
-    METHODS,
+    INVERSE_METHODS,
     Problem,
-    change,
+    apply_method,
     colorize,
     deblur,
     inpaint,
-    resampled,
-    restore,
     sdedit,
+    solve_inverse_problem,
     super_resolve,
+    with_resampling,
 )
 from score_sde.parameterization import Prediction
 from score_sde.sde import SDES, edm, flow, prior_sample, vp
@@ -52,7 +52,7 @@ def test_pigdm_draws_from_the_posterior_of_isotropic_gaussian_data(name, noise):
     prior = linear_gaussian.denoiser(sde, MEAN, STD**2 * np.eye(2))
     run = jax.jit(
         lambda x: (
-            restore(
+            solve_inverse_problem(
                 ddim(), sde, prior, x, grid(sde, 200), problem(N, noise), method="pigdm", sigma_data=STD, denoise=True
             ).x
         )
@@ -72,7 +72,7 @@ def test_what_the_measurement_does_not_bear_on_is_drawn_from_the_prior(method, h
     asked = problem(N, 0.0, np.array([[1.0, 0.0]]), np.array([0.8]))
     run = jax.jit(
         lambda x: (
-            restore(
+            solve_inverse_problem(
                 ddim(), sde, prior, x, time_grid(sde, 200), asked, jax.random.key(1), method=method, denoise=True, **how
             ).x
         )
@@ -90,7 +90,7 @@ def test_a_replaced_denoiser_keeps_the_seen_part_of_x_t_at_its_marginal():
     asked = problem(N, 0.0, np.array([[1.0, 0.0]]), np.array([0.8]))
     x, times = starts(sde), time_grid(sde, 20)
     for solver, fresh in ((ddim(eta=1.0), True), (ddim(), False)):
-        _, replaced = change(solver, prior, sde, asked, "replacement")
+        _, replaced = apply_method(solver, prior, sde, asked, "replacement")
         path = solve(solver, sde, replaced, x, times, jax.random.key(1), trajectory=True).trajectory[..., 0]
         for n in (5, 10, 19):
             alpha, sigma = float(sde.alpha(times[n])), float(sde.sigma(times[n]))
@@ -111,7 +111,7 @@ def test_repeats_bring_replacement_nearer_to_the_posterior():
     for repeats in (1, 10):
         run = jax.jit(
             lambda x, repeats=repeats: (
-                restore(
+                solve_inverse_problem(
                     ddim(eta=1.0),
                     sde,
                     prior,
@@ -129,7 +129,7 @@ def test_repeats_bring_replacement_nearer_to_the_posterior():
     assert off[10] < 0.5 * off[1]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", INVERSE_METHODS)
 @pytest.mark.parametrize("solver", [name for name in SOLVERS if name not in ("unipc", "deis", "dpm_solver_pp_sde")])
 def test_methods_run_under_every_solver_they_may(method, solver):
     """Finite, and nearer to y than without."""
@@ -143,7 +143,7 @@ def test_methods_run_under_every_solver_they_may(method, solver):
 
     run = jax.jit(
         lambda x: (
-            restore(made, sde, prior, x, times, asked, key, method=method, denoise=True, **how).x,
+            solve_inverse_problem(made, sde, prior, x, times, asked, key, method=method, denoise=True, **how).x,
             solve(made, sde, prior, x, times, key, denoise=True).x,
         )
     )
@@ -157,7 +157,7 @@ def test_methods_run_under_every_solver_they_may(method, solver):
 def test_what_only_changes_the_denoiser_runs_under_multistep_solvers_too(method, how, solver):
     sde = edm()
     prior = linear_gaussian.denoiser(sde, MEAN, STD**2 * np.eye(2))
-    x = restore(
+    x = solve_inverse_problem(
         SOLVERS[solver](),
         sde,
         prior,
@@ -178,7 +178,9 @@ def test_ddrm_without_eta_ignores_measurement_noise(noise, mean, std):
     prior = linear_gaussian.denoiser(sde, np.zeros(1), 0.49 * np.eye(1))
     asked = problem(256, noise, np.eye(1), np.array([0.8]))
     grid = time_grid(sde, 1000, "quadratic")
-    drawn = restore(ddim(), sde, prior, x, grid, asked, jax.random.key(1), method="ddrm", eta=0.0, denoise=True).x
+    drawn = solve_inverse_problem(
+        ddim(), sde, prior, x, grid, asked, jax.random.key(1), method="ddrm", eta=0.0, denoise=True
+    ).x
     np.testing.assert_allclose(drawn.mean(), mean, atol=0.01)
     np.testing.assert_allclose(drawn.std(), std, atol=0.02)  # sigma(t_min) is 0.01
 
@@ -196,7 +198,7 @@ def test_dps_reaches_the_measurement(step_size, steps):
 
     x = prior_sample(sde, jax.random.key(0), (8, *shape))
     given = {"method": "dps", "step_size": step_size, "denoise": True}
-    x = restore(ddim(), sde, prior, x, time_grid(sde, steps), Problem(operator, y), **given).x
+    x = solve_inverse_problem(ddim(), sde, prior, x, time_grid(sde, steps), Problem(operator, y), **given).x
     residuals = jnp.sqrt(jnp.sum((operator.forward(x) - y) ** 2, axis=(1, 2, 3)))
     assert float(residuals.max()) < 0.02
 
@@ -208,7 +210,9 @@ def test_observed_pixels_are_met_through_a_clip(method):
     denoiser = linear_gaussian.denoiser(sde, -0.9 * np.ones(8), 0.09 * np.eye(8))
     operator = operators.mask(np.arange(8) % 2, (8,))
     asked = Problem(operator, operator.forward(jnp.full((256, 8), -0.9)))
-    x = restore(ddim(), sde, clip_x0()(denoiser, sde), starts(sde, 256, 8), grid(sde, 200), asked, method=method).x
+    x = solve_inverse_problem(
+        ddim(), sde, clip_x0()(denoiser, sde), starts(sde, 256, 8), grid(sde, 200), asked, method=method
+    ).x
     assert float(jnp.abs(x[:, 1::2] + 0.9).max()) < 0.1
 
 
@@ -220,7 +224,7 @@ def test_dps_takes_any_function():
     asked = Problem(norm, jnp.full((256, 1), 1.5))
     run = jax.jit(
         lambda x: (
-            restore(
+            solve_inverse_problem(
                 ancestral(),
                 sde,
                 prior,
@@ -246,7 +250,7 @@ def test_a_resampled_solver_draws_from_the_same_law():
     prior = linear_gaussian.denoiser(sde, MEAN, STD**2 * np.eye(2))
     plain, thrice = (
         solve(solver, sde, prior, starts(sde), time_grid(sde, 200), jax.random.key(3), denoise=True)
-        for solver in (ancestral(), resampled(ancestral(), 3))
+        for solver in (ancestral(), with_resampling(ancestral(), 3))
     )
     assert (plain.nfe, thrice.nfe) == (201, 601)
     (_, own), (of_mean, of_covariance) = (
@@ -274,7 +278,7 @@ def test_tasks_restore_images_of_independent_pixels():
     shared = {"sigma_data": 0.5, "denoise": True}
     for operator, run in (
         (operators.mask(seen, IMAGE), lambda y: inpaint(ddim(), sde, prior, x, times, y, seen, **shared)),
-        (operators.grey(IMAGE), lambda y: colorize(ddim(), sde, prior, x, times, y, **shared)),
+        (operators.grayscale(IMAGE), lambda y: colorize(ddim(), sde, prior, x, times, y, **shared)),
         (operators.pool(2, IMAGE), lambda y: super_resolve(ddim(), sde, prior, x, times, y, 2, **shared)),
         (operators.blur(kernel, IMAGE), lambda y: deblur(ddim(), sde, prior, x, times, y, kernel, **shared)),
     ):
@@ -303,7 +307,9 @@ def tiny(method="pigdm", solver=None, asked=None, **kwargs):
     sde = vp()
     prior = linear_gaussian.denoiser(sde, MEAN, np.eye(2))
     asked = problem(2, 0.0) if asked is None else asked
-    return restore(solver or ddim(), sde, prior, jnp.zeros((2, 2)), time_grid(sde, 3), asked, None, method, **kwargs)
+    return solve_inverse_problem(
+        solver or ddim(), sde, prior, jnp.zeros((2, 2)), time_grid(sde, 3), asked, None, method, **kwargs
+    )
 
 
 @pytest.mark.parametrize(
@@ -311,15 +317,15 @@ def tiny(method="pigdm", solver=None, asked=None, **kwargs):
     [
         (lambda: tiny("pigd"), "unknown method 'pigd'.*Did you mean 'pigdm'"),
         (lambda: tiny(sigma=1.0), "'pigdm' has no argument 'sigma'; it takes sigma_data"),
-        (lambda: tiny(sigma_data=0.0), "need sigma_data > 0"),
-        (lambda: tiny("repaint", repeats=0), "need repeats >= 1"),
+        (lambda: tiny(sigma_data=0.0), "expected sigma_data > 0"),
+        (lambda: tiny("repaint", repeats=0), "expected repeats >= 1"),
         (lambda: tiny("repaint", SOLVERS["unipc"]()), "repaint changes x between steps"),
         (lambda: tiny("dps", SOLVERS["unipc"]()), "dps changes x between steps"),
-        (lambda: tiny("dps", step_size=-1.0), "need step_size > 0"),
-        (lambda: tiny("ddrm", eta=1.5), "need 0 <= eta <= 1"),
+        (lambda: tiny("dps", step_size=-1.0), "expected step_size > 0"),
+        (lambda: tiny("ddrm", eta=1.5), "expected 0 <= eta <= 1"),
         (
             lambda: tiny(asked=problem(3, 0.0)),
-            r"y has the shape \(3, 1\), but of x \(2, 2\) the operator gives \(2, 1\)",
+            r"y: expected shape \(2, 1\) for x of shape \(2, 2\), got \(3, 1\)",
         ),
         (
             lambda: tiny("pigdm", asked=Problem(operators.function(lambda x: x**2), jnp.zeros((2, 2)))),
@@ -327,7 +333,7 @@ def tiny(method="pigdm", solver=None, asked=None, **kwargs):
         ),
         (
             lambda: tiny("ddrm", asked=Problem(operators.Operator(lambda x: x, lambda y: y), jnp.zeros((2, 2)))),
-            "singular directions, which are not known",
+            "expected an operator with a known SVD",
         ),
         (
             lambda: sdedit(ddim(), vp(), None, jnp.zeros((1, 2)), np.ones(3), jax.random.key(0), 0.0),
@@ -344,17 +350,17 @@ def test_times_of_each_example_are_its_own():
     """As adaptive solvers of SDEs ask, t (batch,)."""
     sde = vp()
     prior = linear_gaussian.denoiser(sde, MEAN, STD**2 * np.eye(2))
-    _, told = change(ddim(), prior, sde, problem(2, 0.1), "pigdm", sigma_data=STD)
+    _, told = apply_method(ddim(), prior, sde, problem(2, 0.1), "pigdm", sigma_data=STD)
     x, times = jax.random.normal(jax.random.key(0), (2, 2)), jnp.array([0.2, 0.7])
     together = told(x, times).x0
     for n in range(2):
-        _, alone = change(ddim(), prior, sde, problem(1, 0.1), "pigdm", sigma_data=STD)
+        _, alone = apply_method(ddim(), prior, sde, problem(1, 0.1), "pigdm", sigma_data=STD)
         np.testing.assert_allclose(together[n : n + 1], alone(x[n : n + 1], times[n]).x0, atol=1e-5)
 
 
 def test_pigdm_is_finite_where_alpha_vanishes():
     sde = flow()
     prior = linear_gaussian.denoiser(sde, MEAN, STD**2 * np.eye(2))
-    _, told = change(ddim(), prior, sde, problem(4, 0.1), "pigdm", sigma_data=STD)
+    _, told = apply_method(ddim(), prior, sde, problem(4, 0.1), "pigdm", sigma_data=STD)
     mean, _ = linear_gaussian.posterior(MEAN, STD**2 * np.eye(2), A, Y, 0.1)
     np.testing.assert_allclose(told(starts(sde, 4), 1.0).x0, np.broadcast_to(mean, (4, 2)), atol=5e-3)

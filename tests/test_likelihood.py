@@ -11,7 +11,7 @@ from scipy import stats
 from score_sde.errors import UserError
 from score_sde.likelihood import (
     bits_per_dim,
-    centred_range,
+    centered_range,
     check_continuous,
     decode,
     dequantize,
@@ -158,7 +158,7 @@ def test_truncation_is_a_bound_that_is_tight_for_what_the_decoder_describes(x64)
 @pytest.mark.parametrize("levels", [17, 256])
 def test_bits_per_dim_of_known_data(levels):
     """Pixels even over their levels have log2(levels) bits; the density of dequantized ones is 1 / width."""
-    for data_range in ((-1.0, 1.0), (0.0, 1.0), centred_range(levels)):
+    for data_range in ((-1.0, 1.0), (0.0, 1.0), centered_range(levels)):
         width = data_range[1] - data_range[0]
         log_prob = jnp.full(3, -64 * np.log(width))
         np.testing.assert_allclose(bits_per_dim(log_prob, (8, 8, 1), levels, data_range), np.log2(levels), rtol=1e-6)
@@ -166,13 +166,13 @@ def test_bits_per_dim_of_known_data(levels):
 
 def test_dequantized_pixels_fill_their_levels():
     images = jnp.arange(17, dtype=jnp.uint8)[:, None] * jnp.ones((1, 4000), jnp.uint8)
-    for data_range in ((-1.0, 1.0), centred_range(17)):
+    for data_range in ((-1.0, 1.0), centered_range(17)):
         low, high = data_range
         x = dequantize(jax.random.key(0), images, 17, data_range)
         level = (np.asarray(x, np.float64) - low) / (high - low) * 17
         np.testing.assert_array_equal(np.floor(np.clip(level, 0, 16.999)), images)
         assert stats.kstest((level - np.asarray(images)).ravel(), "uniform").pvalue > 1e-3
-    middle = np.mean(np.asarray(dequantize(jax.random.key(0), images, 17, centred_range(17))), axis=1)
+    middle = np.mean(np.asarray(dequantize(jax.random.key(0), images, 17, centered_range(17))), axis=1)
     np.testing.assert_allclose(middle, np.arange(17) / 8 - 1, atol=4 * 0.118 / np.sqrt(12 * 4000))
 
 

@@ -27,7 +27,7 @@ def blurred(x):
 
 CASES = {
     "mask": (operators.mask(SEEN, SHAPE), lambda x: x * SEEN[None, :, :, None]),
-    "grey": (operators.grey(SHAPE), lambda x: x.mean(-1, keepdims=True)),
+    "grey": (operators.grayscale(SHAPE), lambda x: x.mean(-1, keepdims=True)),
     "pool": (operators.pool(2, SHAPE), lambda x: x.reshape(-1, 2, 2, 3, 2, 3).mean((2, 4))),
     "blur": (operators.blur(KERNEL, SHAPE), blurred),
     "matrix": (operators.matrix(MATRIX, SHAPE), lambda x: x.reshape(len(x), -1) @ MATRIX.T),
@@ -62,10 +62,10 @@ def test_the_gain_is_the_regularized_inverse_by_svd_and_by_conjugate_gradients(n
     y = jnp.asarray(written_out(x))
     expected = spread * dense @ dense.T + noise**2 * np.eye(len(dense))
     expected = (dense.T @ np.linalg.pinv(expected, rcond=1e-10) @ np.asarray(y).reshape(2, -1).T).T.reshape(x.shape)
-    np.testing.assert_allclose(operators.gain(operator, y, spread, noise), expected, atol=1e-8)
+    np.testing.assert_allclose(operators.regularized_pinv(operator, y, spread, noise), expected, atol=1e-8)
     if name != "blur":  # so badly conditioned that 200 conjugate gradients don't solve it
         without = operators.Operator(operator.forward, operator.transpose)
-        np.testing.assert_allclose(operators.gain(without, y, spread, noise), expected, atol=1e-3)
+        np.testing.assert_allclose(operators.regularized_pinv(without, y, spread, noise), expected, atol=1e-3)
 
 
 def test_a_gaussian_kernel_sums_to_one():
@@ -80,17 +80,17 @@ def test_a_gaussian_kernel_sums_to_one():
         (lambda: operators.mask(np.ones((3, 3)), SHAPE), r"its shape is \(3, 3\), the data's \(4, 6, 3\)"),
         (lambda: operators.mask(np.zeros(SHAPE), SHAPE), "0 of 72 features are seen"),
         (lambda: operators.mask(np.ones(SHAPE), SHAPE), "72 of 72 features are seen"),
-        (lambda: operators.mask(np.full(SHAPE, 0.5), SHAPE), "got numbers from 0.5 to 0.5"),
-        (lambda: operators.grey((4, 4, 1)), "have no colours"),
-        (lambda: operators.pool(4, SHAPE), "divides height and width is needed, got 4"),
-        (lambda: operators.blur(np.ones((2, 2)), SHAPE), r"square of odd size, .*got \(2, 2\)"),
+        (lambda: operators.mask(np.full(SHAPE, 0.5), SHAPE), "expected zeros and ones, got numbers from 0.5 to 0.5"),
+        (lambda: operators.grayscale((4, 4, 1)), "have no colors"),
+        (lambda: operators.pool(4, SHAPE), "divides height and width, got 4"),
+        (lambda: operators.blur(np.ones((2, 2)), SHAPE), r"square kernel of odd size, .*got \(2, 2\)"),
         (lambda: operators.blur(np.ones((5, 5)), SHAPE), "no larger than the image"),
-        (lambda: operators.matrix(np.ones((2, 5)), SHAPE), "as many columns as the data .* have: 72"),
+        (lambda: operators.matrix(np.ones((2, 5)), SHAPE), "expected 72 columns"),
         (lambda: operators.gaussian_kernel(0.0, 3), "need std > 0"),
         (lambda: operators.linear(lambda x: 2 * x, lambda y: 3 * y, SHAPE), "<A x, y> = .* but <x, A\\^T y> = "),
-        (lambda: operators.linear(lambda x: x[:, :2], lambda y: y, SHAPE), "the transpose gives the shape"),
+        (lambda: operators.linear(lambda x: x[:, :2], lambda y: y, SHAPE), "expected A\\^T y of shape"),
         (lambda: operators.linear(jnp.tanh, lambda y: y, SHAPE), "not linear: .* differ by"),
-        (lambda: operators.gain(operators.function(jnp.tanh), jnp.ones((1, 3)), 1.0, 0.0), "method='dps'"),
+        (lambda: operators.regularized_pinv(operators.function(jnp.tanh), jnp.ones((1, 3)), 1.0, 0.0), "method='dps'"),
     ],
 )
 def test_operators_that_are_none_are_refused_with_the_numbers(make, words):

@@ -17,17 +17,17 @@ from score_sde.parameterization import (
     epsilon_from_x0,
     from_prediction,
     make_denoiser,
+    round_trip_prediction,
     score_fn,
     score_from_epsilon,
     score_from_v,
     score_from_x0,
-    through,
     to_prediction,
     v_from,
     x0_from_epsilon,
     x0_from_v,
 )
-from score_sde.sde import SDES, edm, flow, from_schedule, marginal, slope, t_from_log_snr, ve, vp, vp_cosine
+from score_sde.sde import SDES, add_noise, edm, flow, from_schedule, t_from_log_snr, time_derivative, ve, vp, vp_cosine
 from tests import mixtures
 
 LEVELS = np.linspace(-12, 12, 49)
@@ -39,7 +39,7 @@ def triple(sde, levels=LEVELS, dtype="float32", n=64):
     t = jnp.asarray(t_from_log_snr(sde, jnp.asarray(levels, dtype)), dtype)
     x0 = jax.random.uniform(keys[0], (len(levels), n), dtype, -1, 1)
     epsilon = jax.random.normal(keys[1], (len(levels), n), dtype)
-    return marginal(sde, x0, epsilon, t), t, Prediction(x0, epsilon)
+    return add_noise(sde, x0, epsilon, t), t, Prediction(x0, epsilon)
 
 
 def unclipped(name):
@@ -83,7 +83,7 @@ def test_each_prediction_is_its_definition(name, x64):
         "epsilon": epsilon,
         "v": alpha * epsilon - sigma * x0,
         "score": -epsilon / sigma,
-        "velocity": jax.jvp(lambda t: marginal(sde, x0, epsilon, t), (t,), (jnp.ones_like(t),))[1],
+        "velocity": jax.jvp(lambda t: add_noise(sde, x0, epsilon, t), (t,), (jnp.ones_like(t),))[1],
     }
     for source in PREDICTIONS:
         for target in PREDICTIONS:
@@ -212,11 +212,13 @@ def test_a_perfect_network_gives_back_the_pair(prediction, t):
     times = jnp.broadcast_to(jnp.asarray(t, "float32"), 8)
     truth = from_prediction(Prediction(x0, epsilon), times, sde, prediction)
     denoiser = make_denoiser(lambda x, level: truth, sde, prediction)
-    pair = denoiser(marginal(sde, x0, epsilon, jnp.asarray(t)), t)
+    pair = denoiser(add_noise(sde, x0, epsilon, jnp.asarray(t)), t)
     # Dividing by alpha or sigma, at least 0.16 here, loses less than a digit of float32's 6e-8.
     np.testing.assert_allclose(pair.x0, x0, atol=1e-5)
     np.testing.assert_allclose(pair.epsilon, epsilon, atol=1e-5)
-    np.testing.assert_allclose(through(denoiser, sde, "v")(marginal(sde, x0, epsilon, times), t).x0, x0, atol=1e-5)
+    np.testing.assert_allclose(
+        round_trip_prediction(denoiser, sde, "v")(add_noise(sde, x0, epsilon, times), t).x0, x0, atol=1e-5
+    )
 
 
 def seen_by(preconditioning, sde, t, x, output):
@@ -265,6 +267,9 @@ def test_preconditionings_are_karras_table_1(name, x64):
         shown, level, pair = seen_by(preconditioning, sde, t, x_t, output)
         np.testing.assert_allclose(shown, c_in[:, None] * x, rtol=1e-9)
         np.testing.assert_allclose(level, c_noise, rtol=1e-8, atol=1e-12)
+        named = PRECONDITIONINGS[preconditioning]
+        np.testing.assert_allclose(named.c_skip(sde, t, data) * jnp.ones_like(s), c_skip, rtol=1e-8)
+        np.testing.assert_allclose(named.c_out(sde, t, data), c_out, rtol=1e-8)
         denoised = c_skip[:, None] * x + c_out[:, None] * output
         np.testing.assert_allclose(pair.x0, denoised, rtol=1e-9, atol=1e-9)
         np.testing.assert_allclose(pair.epsilon, (x - denoised) / s[:, None], rtol=1e-7, atol=1e-9)
@@ -295,7 +300,7 @@ def test_what_makes_no_sense_is_refused():
     zero_end = from_schedule(lambda t: 1 - t**2, lambda t: t, 1e-3, 1.0)
     for sde in (flow(), vp_cosine(), zero_end):
         for prediction in ("epsilon", "score"):
-            with pytest.raises(UserError, match=r"zero terminal SNR.*--config.model.prediction to v, x0 or velocity"):
+            with pytest.raises(UserError, match=r"zero terminal SNR.*expected prediction v, x0 or velocity"):
                 check_parameterization(sde, prediction, "none")
         for preconditioning in ("vp", "ve", "edm"):
             with pytest.raises(UserError, match=r"infinite at t = 1\.0"):
@@ -307,7 +312,7 @@ def test_what_makes_no_sense_is_refused():
 def test_unknown_names_are_refused():
     with pytest.raises(UserError, match=r"known: epsilon, score, v, velocity, x0.*Did you mean 'epsilon'"):
         make_denoiser(lambda x, level: x, vp(), "epsilom")
-    with pytest.raises(UserError, match=r"--config\.model\.preconditioning"):
+    with pytest.raises(UserError, match=r"\(set preconditioning\)"):
         make_denoiser(lambda x, level: x, vp(), "epsilon", "karras")
     with pytest.raises(UserError, match="unknown prediction 'noise'"):
         convert(jnp.ones((1, 1)), jnp.ones((1, 1)), 0.5, vp(), "noise", "x0")
@@ -325,4 +330,4 @@ def test_log_sigma_shows_x_and_the_logarithm_of_its_noise(sde):
 
 def test_every_preconditioning_is_tested_above():
     assert set(PRECONDITIONINGS) == {"none", "log_sigma", "vp", "ve", "edm", "log_snr"}
-    assert slope(jnp.sin, 0.0) == 1.0
+    assert time_derivative(jnp.sin, 0.0) == 1.0

@@ -7,8 +7,8 @@ import pytest
 
 from score_sde.parameterization import Prediction, from_prediction, score_fn, to_prediction
 from score_sde.score_matching import OBJECTIVES, denoising, explicit, implicit, sliced
-from score_sde.sde import SDES, flow, log_snr, marginal, t_from_log_snr, vp, vp_cosine
-from score_sde.weightings import WEIGHTINGS, edm, epsilon_units, likelihood, min_snr, score_units, sigmoid, x0_units
+from score_sde.sde import SDES, add_noise, flow, log_snr, t_from_log_snr, vp, vp_cosine
+from score_sde.weightings import WEIGHTINGS, edm, epsilon_scales, likelihood, min_snr, score_scales, sigmoid, x0_scales
 from tests import mixtures
 
 SDE, S = vp(), 0.7
@@ -41,7 +41,7 @@ def test_the_gradients_of_all_four_objectives_agree():
     x0 = jnp.asarray(mixtures.draw(n, 0), "float32")
     epsilon = jax.random.normal(keys[0], x0.shape)
     times = jnp.full(n, t)
-    x = marginal(sde, x0, epsilon, times)
+    x = add_noise(sde, x0, epsilon, times)
 
     def denoiser_of(theta):
         def denoiser(x, t):
@@ -151,10 +151,10 @@ def test_weightings_agree_through_the_identities(name, x64):
     expected["likelihood"] = (sde.diffusion(t) / sigma) ** 2  # g^2 on the score error
     expected["sigmoid"] = expected["likelihood"] / (1 + np.exp(ALL - 2.0))
     for weighting, make in WEIGHTINGS.items():
-        in_epsilon = make()(epsilon_units(sde, t, level))
+        in_epsilon = make()(epsilon_scales(sde, t, level))
         np.testing.assert_allclose(in_epsilon, expected[weighting], rtol=1e-5)
-        np.testing.assert_allclose(make()(x0_units(sde, t, level)), in_epsilon * (alpha / sigma) ** 2, rtol=1e-5)
-        np.testing.assert_allclose(make()(score_units(sde, t)), in_epsilon * sigma**2, rtol=1e-5)
+        np.testing.assert_allclose(make()(x0_scales(sde, t, level)), in_epsilon * (alpha / sigma) ** 2, rtol=1e-5)
+        np.testing.assert_allclose(make()(score_scales(sde, t)), in_epsilon * sigma**2, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", SDES)
@@ -168,13 +168,13 @@ def test_half_the_likelihood_weighting_integrates_to_the_bound(name, x64):
     level = jnp.linspace(12.0, -12.0, 4001)
     t = t_from_log_snr(sde, level)
     informative = 0.25 * jnp.exp(level)
-    integrand = 0.5 * likelihood()(epsilon_units(sde, t, level)) * informative / (informative + 1)
+    integrand = 0.5 * likelihood()(epsilon_scales(sde, t, level)) * informative / (informative + 1)
     left = 0.5 * np.log(2 * np.pi * np.e * 0.25 / (informative[0] + 1))
     np.testing.assert_allclose(jnp.trapezoid(integrand, t) + left, 0.7258, atol=1e-4)
 
 
 def test_weightings_take_their_constants():
-    units = epsilon_units(SDE, jnp.float32(0.5), log_snr(SDE, jnp.float32(0.5)))
+    units = epsilon_scales(SDE, jnp.float32(0.5), log_snr(SDE, jnp.float32(0.5)))
     np.testing.assert_allclose(edm(1.0)(units), 1 + units.x0)
     np.testing.assert_allclose(min_snr(0.01)(units), 0.01 * units.x0)
     np.testing.assert_allclose(sigmoid(3.0)(units), jax.nn.sigmoid(3.0 - units.log_snr) * units.bound)
@@ -188,9 +188,9 @@ def test_the_loss_is_the_weighted_epsilon_error_at_every_log_snr(weighting):
         keys = jax.random.split(jax.random.key(0), 3)
         x0, epsilon, output = (0.5 * jax.random.normal(key, (39, 16)) for key in keys)
         alpha, sigma = (np.asarray(f(t), np.float64)[:, None] for f in (sde.alpha, sde.sigma))
-        weight = np.asarray(WEIGHTINGS[weighting]()(epsilon_units(sde, t, log_snr(sde, t))))
+        weight = np.asarray(WEIGHTINGS[weighting]()(epsilon_scales(sde, t, log_snr(sde, t))))
         for prediction in ("x0", "epsilon", "v", "velocity"):
-            pair = to_prediction(output, marginal(sde, x0, epsilon, t), t, sde, prediction)
+            pair = to_prediction(output, add_noise(sde, x0, epsilon, t), t, sde, prediction)
             loss = denoising(lambda x, t, pair=pair: pair, sde, x0, t, epsilon, weighting)
             truth = from_prediction(Prediction(x0, epsilon), t, sde, prediction)
             # the prediction's error as an eps error: an output d away from p is off by d / |scale of p in eps|
@@ -246,10 +246,10 @@ def test_the_limit_at_the_data(weighting):
     likelihood is g^2 / sigma^2, which grows as 1/t; g^2, its factor of the score error, stays.
     """
     t = jnp.float32([1e-7, 1e-6])
-    factor = np.asarray(WEIGHTINGS[weighting]()(epsilon_units(SDE, t, log_snr(SDE, t))))
+    factor = np.asarray(WEIGHTINGS[weighting]()(epsilon_scales(SDE, t, log_snr(SDE, t))))
     if weighting == "likelihood":
         np.testing.assert_allclose(factor * np.float32([1e-7, 1e-6]), 1.0, rtol=1e-3)
-        np.testing.assert_allclose(WEIGHTINGS[weighting]()(score_units(SDE, t)), 0.1, rtol=1e-3)
+        np.testing.assert_allclose(WEIGHTINGS[weighting]()(score_scales(SDE, t)), 0.1, rtol=1e-3)
     else:
         limit = {"min_snr": 0.0, "sigmoid": np.exp(2.0) * 0.1}.get(weighting, 1.0)
         np.testing.assert_allclose(factor, limit, rtol=1e-3, atol=1e-6)
@@ -263,7 +263,7 @@ def test_the_exact_denoisers_loss_is_the_irreducible_one(weighting):
     x0, epsilon = S * jax.random.normal(keys[0], (n, 2)), jax.random.normal(keys[1], (n, 2))
     losses = denoising(exact_denoiser, SDE, x0, jnp.full(n, t), epsilon, weighting)
     signal = SDE.alpha(t) ** 2 * S**2
-    weight = WEIGHTINGS[weighting]()(epsilon_units(SDE, t, log_snr(SDE, t)))
+    weight = WEIGHTINGS[weighting]()(epsilon_scales(SDE, t, log_snr(SDE, t)))
     expected = 2 * weight * signal / (signal + SDE.sigma(t) ** 2)
     assert losses.shape == (n,)
     assert abs(losses.mean() - expected) < 4 * losses.std() / np.sqrt(n)

@@ -20,9 +20,9 @@ from score_sde.sde import (
     probability_flow_epsilon,
     reverse_sde,
     reverse_sde_epsilon,
-    slope,
     sub_vp,
     t_from_log_snr,
+    time_derivative,
     ve,
     vp,
     vp_cosine,
@@ -189,7 +189,9 @@ def test_log_snr_falls_at_the_rate_of_the_likelihood_weighting_and_has_an_invers
     t = jnp.geomspace(1e-6, 0.999, 200) * sde.t_max
     level = log_snr(sde, t)
     np.testing.assert_allclose(level, np.log(sde.alpha(t) ** 2 / sde.sigma(t) ** 2), rtol=1e-9, atol=1e-9)
-    np.testing.assert_allclose(slope(lambda t: -log_snr(sde, t), t), (sde.diffusion(t) / sde.sigma(t)) ** 2, rtol=1e-8)
+    np.testing.assert_allclose(
+        time_derivative(lambda t: -log_snr(sde, t), t), (sde.diffusion(t) / sde.sigma(t)) ** 2, rtol=1e-8
+    )
     np.testing.assert_allclose(t_from_log_snr(sde, level), t, rtol=1e-9, atol=1e-9 if name == "ve" else 0)
     inverse_slope = jax.vmap(jax.grad(lambda level: t_from_log_snr(sde, level)))(level)
     np.testing.assert_allclose(inverse_slope, -((sde.sigma(t) / sde.diffusion(t)) ** 2), rtol=1e-7)
@@ -250,11 +252,14 @@ def test_coefficients_have_the_shape_of_t(name):
         (lambda: vp(beta_min=2, beta_max=1), "vp: need 0 < beta_min < beta_max"),
         (lambda: vp(beta_min=0.0), "vp: need 0 < beta_min < beta_max"),
         (lambda: sub_vp(beta_min=-1.0), "sub_vp: need 0 < beta_min < beta_max"),
-        (lambda: ve(sigma_min=60), "ve: need 0 < sigma_min < sigma_max"),
-        (lambda: edm(sigma_min=0.0), "edm: need 0 < sigma_min < sigma_max"),
-        (lambda: vp_cosine(s=0.0), "need s > 0"),
-        (lambda: from_schedule(jnp.cos, jnp.sin, 1.0, 0.5), "need 0 <= t_min < t_max"),
-        (lambda: from_schedule(lambda t: 1.0, lambda t: (t - 0.5) ** 2 + 0.1, 0.0, 1.0), "must fall .* at t = 0.0"),
+        (lambda: ve(sigma_min=60), "ve: expected 0 < sigma_min < sigma_max"),
+        (lambda: edm(sigma_min=0.0), "edm: expected 0 < sigma_min < sigma_max"),
+        (lambda: vp_cosine(s=0.0), "expected s > 0"),
+        (lambda: from_schedule(jnp.cos, jnp.sin, 1.0, 0.5), "expected 0 <= t_min < t_max"),
+        (
+            lambda: from_schedule(lambda t: 1.0, lambda t: (t - 0.5) ** 2 + 0.1, 0.0, 1.0),
+            "to decrease, got an increase at t = 0.0",
+        ),
     ],
 )
 def test_impossible_constants_are_refused(call, words):

@@ -7,9 +7,9 @@ import pytest
 from scipy import stats
 
 from score_sde.errors import UserError
-from score_sde.randomness import make_draw
+from score_sde.randomness import make_example_rngs
 from score_sde.sde import SDES, edm, flow, log_snr, vp
-from score_sde.time_samplers import TIME_SAMPLERS, check_time_sampler, fractions
+from score_sde.time_samplers import TIME_SAMPLERS, check_time_sampler, uniform_quantiles
 
 SDE, T_MIN = vp(), 1e-3
 
@@ -17,16 +17,17 @@ SDE, T_MIN = vp(), 1e-3
 def first_times(name, sde, t_min, n=4000, **kwargs):
     """The first example's (time, factor) over n steps; all are independent."""
     sampler = TIME_SAMPLERS[name](**kwargs)
-    return jax.vmap(lambda step: sampler(make_draw(jax.random.key(0), step, jnp.arange(2), 16), sde, t_min))(
+    return jax.vmap(lambda step: sampler(make_example_rngs(jax.random.key(0), step, jnp.arange(2), 16), sde, t_min))(
         jnp.arange(n)
     )
 
 
 def test_a_draw_does_not_depend_on_how_the_batch_is_split():
-    whole = make_draw(jax.random.key(3), 17, jnp.arange(8), 8)
+    whole = make_example_rngs(jax.random.key(3), 17, jnp.arange(8), 8)
     for make in TIME_SAMPLERS.values():
         halves = [
-            make()(make_draw(jax.random.key(3), 17, jnp.arange(first, first + 4), 8), SDE, T_MIN) for first in (0, 4)
+            make()(make_example_rngs(jax.random.key(3), 17, jnp.arange(first, first + 4), 8), SDE, T_MIN)
+            for first in (0, 4)
         ]
         for half, full in zip(zip(*halves, strict=True), make()(whole, SDE, T_MIN), strict=True):
             np.testing.assert_array_equal(np.concatenate(half), full)
@@ -71,7 +72,9 @@ def test_times_have_the_stated_law(name, sde_name, x64):
 @pytest.mark.parametrize("stratified", [False, True])
 def test_fractions_are_uniform(stratified):
     steps = jnp.arange(4000)
-    found = jax.vmap(lambda n: fractions(make_draw(jax.random.key(0), n, jnp.arange(2), 16), stratified))(steps)
+    found = jax.vmap(
+        lambda n: uniform_quantiles(make_example_rngs(jax.random.key(0), n, jnp.arange(2), 16), stratified)
+    )(steps)
     assert found.min() >= 0
     assert found.max() < 1
     for example in found.T:
@@ -81,8 +84,8 @@ def test_fractions_are_uniform(stratified):
 
 @pytest.mark.parametrize("name", ["log_normal", "logit_normal", "importance", "uniform"])
 def test_stratified_draws_put_one_in_each_stratum(name):
-    draw = make_draw(jax.random.key(0), 5, jnp.arange(64), 64)
-    np.testing.assert_array_equal(np.sort(np.floor(np.asarray(fractions(draw, True)) * 64)), np.arange(64))
+    draw = make_example_rngs(jax.random.key(0), 5, jnp.arange(64), 64)
+    np.testing.assert_array_equal(np.sort(np.floor(np.asarray(uniform_quantiles(draw, True)) * 64)), np.arange(64))
     times, _ = TIME_SAMPLERS[name](stratified=True)(draw, edm(), T_MIN)
     rank = np.asarray(LAWS[name](np.asarray(times, np.float64), edm()))
     assert np.abs(np.sort(rank) * 64 - np.arange(64) - 0.5).max() < 0.51
@@ -98,7 +101,7 @@ def batch_means(name, f, batch=32, draws=4000, **kwargs):
     sampler = TIME_SAMPLERS[name](**kwargs)
 
     def mean(n):
-        t, factor = sampler(make_draw(jax.random.key(0), n, jnp.arange(batch), batch), SDE, T_MIN)
+        t, factor = sampler(make_example_rngs(jax.random.key(0), n, jnp.arange(batch), batch), SDE, T_MIN)
         return jnp.mean(factor * f(t))
 
     return np.asarray(jax.vmap(mean)(jnp.arange(draws)), np.float64)
@@ -151,11 +154,11 @@ def test_stratified_times_lower_the_variance_of_the_loss():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: check_time_sampler("uniform", vp(), 2.0), "need 0 <= t_min < 1.0"),
-        (lambda: check_time_sampler("importance", vp(), 0.0), "infinite at t = 0.0 .set --config.loss.t_min"),
-        (lambda: check_time_sampler("importance", flow(), 1e-3), "infinite at t = 1.0 .set --config.sde.name"),
-        (lambda: TIME_SAMPLERS["log_normal"](std=0.0), "log_normal: need std > 0"),
-        (lambda: TIME_SAMPLERS["logit_normal"](std=-1.0), "logit_normal: need std > 0"),
+        (lambda: check_time_sampler("uniform", vp(), 2.0), "expected 0 <= t_min < 1.0"),
+        (lambda: check_time_sampler("importance", vp(), 0.0), "infinite at t = 0.0.*set t_min or time_sampler"),
+        (lambda: check_time_sampler("importance", flow(), 1e-3), "infinite at t = 1.0.*set sde or time_sampler"),
+        (lambda: TIME_SAMPLERS["log_normal"](std=0.0), "log_normal: expected std > 0"),
+        (lambda: TIME_SAMPLERS["logit_normal"](std=-1.0), "logit_normal: expected std > 0"),
     ],
 )
 def test_what_has_no_law_is_refused(call, words):

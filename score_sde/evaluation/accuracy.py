@@ -12,7 +12,7 @@ from score_sde.data import Source, images_of, to_unit_range
 from score_sde.model import NoisyClassifier
 from score_sde.randomness import noise
 from score_sde.runtime.disk import replacing
-from score_sde.sde import log_snr, marginal
+from score_sde.sde import add_noise, log_snr
 
 NUM_LEVELS = 11
 
@@ -43,7 +43,7 @@ def accuracy(
     @jax.jit
     def measure(params, x0, labels, indices, t):
         keys = jax.vmap(partial(jax.random.fold_in, key))(indices)
-        logits = classifier.logits(params)(marginal(sde, x0, noise(keys, x0), t), t)
+        logits = classifier.logits(params)(add_noise(sde, x0, noise(keys, x0), t), t)
         log_prob = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)[:, 0]
         return jnp.argmax(logits, axis=1) == labels, -log_prob
 

@@ -10,7 +10,7 @@ from PIL import Image
 from score_sde.data import Source, images_of, to_levels, to_unit_range
 from score_sde.errors import not_none
 from score_sde.evaluation.image_grid import save_grid
-from score_sde.operators import gain
+from score_sde.operators import regularized_pinv
 from score_sde.runtime.disk import replacing
 from score_sde.sampling import InverseTask, Sampler
 
@@ -42,7 +42,7 @@ def save_restorations(path: Path, task: InverseTask, restored: Restorations) -> 
     """Write a PNG with the truth, the measurement and the completions of an image per row, and all arrays as .npz."""
     measured = restored.measured
     if measured.shape != restored.truth.shape:  # show the smallest image with this measurement
-        measured = np.asarray(gain(not_none(task.operator), jnp.asarray(measured), 1.0, 0.0))
+        measured = np.asarray(regularized_pinv(not_none(task.operator), jnp.asarray(measured), 1.0, 0.0))
     columns = np.concatenate([restored.truth[:, None], measured[:, None], restored.completions], axis=1)[:NUM_ROWS]
     cells = to_levels(columns.reshape(-1, *restored.truth.shape[1:]), 256)
     with replacing(path.with_suffix(".npz")) as partial:

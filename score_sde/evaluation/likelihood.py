@@ -15,7 +15,7 @@ from score_sde.data import Source, images_of, to_unit_range
 from score_sde.errors import UserError
 from score_sde.evaluation.options import LikelihoodOptions
 from score_sde.evaluation.results import mean_of
-from score_sde.likelihood import bits_per_dim, centred_range, dequantize, log_likelihood, truncation
+from score_sde.likelihood import bits_per_dim, centered_range, dequantize, log_likelihood, truncation
 from score_sde.model import DiffusionModel
 from score_sde.parameterization import VariancePrediction
 from score_sde.randomness import fold_each
@@ -86,7 +86,7 @@ def _flow_parts(model: DiffusionModel, options: LikelihoodOptions, levels: int |
 
     def once(denoiser, images, keys):
         first, second, third = (fold_each(keys, n) for n in range(3))
-        x0 = images if levels is None else dequantize(first, images, levels, centred_range(levels))
+        x0 = images if levels is None else dequantize(first, images, levels, centered_range(levels))
         x, term = truncation(sde, denoiser, x0, second)
         flow = log_likelihood(sde, denoiser, x, third, **integration)
         return {
@@ -207,7 +207,7 @@ def breakdown(parts: dict[str, np.ndarray], event_shape: tuple[int, ...], levels
         figures["log_prob_nats"]["standard_error_of_probes"] = float(np.sqrt(np.mean(probes**2) / len(probes)))
     if levels is None:
         return figures | {f"{name}_nats": mean_of(values) for name, values in parts.items() if name != "log_prob"}
-    to_bits = partial(bits_per_dim, event_shape=event_shape, levels=levels, data_range=centred_range(levels))
+    to_bits = partial(bits_per_dim, event_shape=event_shape, levels=levels, data_range=centered_range(levels))
     figures["bits_per_dim"] = mean_of(to_bits(parts["log_prob"]))
     volume = float(to_bits(np.zeros(())))  # the density of an even spread over a level
     figures["bits_per_dim_account"] = {"dequantization": {"mean": volume, "standard_error": 0.0}} | {

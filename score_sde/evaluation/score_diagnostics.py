@@ -18,13 +18,13 @@ from score_sde.data import Source, images_of, to_unit_range
 from score_sde.errors import UserError
 from score_sde.evaluation.options import EvaluationOptions
 from score_sde.evaluation.results import mean_of
-from score_sde.likelihood import centred_range, dequantize
+from score_sde.likelihood import centered_range, dequantize
 from score_sde.model import DiffusionModel
 from score_sde.parameterization import Denoiser, score_fn
-from score_sde.randomness import fold_each, noise, signs
+from score_sde.randomness import fold_each, noise, rademacher
 from score_sde.runtime import distributed
 from score_sde.runtime.disk import replacing
-from score_sde.sde import SDE, log_snr, marginal, slope, t_from_log_snr
+from score_sde.sde import SDE, add_noise, log_snr, t_from_log_snr, time_derivative
 from score_sde.training.metrics import progress_bar
 
 EXACT = 16  # dimensions up to which a divergence is taken along every axis
@@ -83,7 +83,7 @@ def curl(sde: SDE, denoiser: Denoiser, x: jax.Array, t: jax.Array, keys: jax.Arr
     def epsilon(x):
         return denoiser(x, t).epsilon
 
-    direction = signs(keys, x)
+    direction = rademacher(keys, x)
     _, forward = jax.jvp(epsilon, (x,), (direction,))
     _, pull = jax.vjp(epsilon, x)
     (backward,) = pull(direction)
@@ -117,7 +117,7 @@ def fokker_planck(sde: SDE, denoiser: Denoiser, x: jax.Array, t: jax.Array, keys
         return half * (divergence + jnp.sum(here**2)) - jnp.sum(sde.drift(x, t) * here)
 
     _, moved = jax.jvp(lambda t: score(x, t), (t,), (jnp.ones_like(t),))
-    scale = sde.sigma(t) / slope(lambda t: log_snr(sde, t), t)
+    scale = sde.sigma(t) / time_derivative(lambda t: log_snr(sde, t), t)
     residuals = [scale * (moved - jax.grad(potential)(x, directions)) for directions in _two_sets(keys, x)]
     return per_dimension(residuals[0] * residuals[1])
 
@@ -155,7 +155,7 @@ def _two_sets(keys: jax.Array, x: jax.Array) -> list[list[jax.Array]]:
     if size <= EXACT:
         axes = [jnp.broadcast_to(axis.reshape(x.shape[1:]), x.shape) for axis in jnp.eye(size, dtype=x.dtype)]
         return [axes, axes]
-    return [[signs(fold_each(keys, PROBES * n + i), x) for i in range(PROBES)] for n in (0, 1)]
+    return [[rademacher(fold_each(keys, PROBES * n + i), x) for i in range(PROBES)] for n in (0, 1)]
 
 
 def score_diagnostics(
@@ -246,7 +246,7 @@ def measure(
     @jax.jit
     def look(x0, labels, t, keys):
         epsilon = noise(fold_each(keys, 0), x0)
-        x = marginal(sde, x0, epsilon, t)
+        x = add_noise(sde, x0, epsilon, t)
         seen = denoiser(labels)(x, t)
         found = {"loss": per_dimension((seen.epsilon - epsilon) ** 2)}
         if truth is not None:
@@ -322,7 +322,7 @@ def _examples(source: Source, limit: int, dequantize_pixels: bool, key: jax.Arra
     if source.levels is None:
         return images, labels
     if dequantize_pixels:
-        return np.asarray(dequantize(key, images, source.levels, centred_range(source.levels))), labels
+        return np.asarray(dequantize(key, images, source.levels, centered_range(source.levels))), labels
     return np.asarray(to_unit_range(images, source.levels)), labels
 
 

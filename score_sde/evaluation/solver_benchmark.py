@@ -220,7 +220,7 @@ def brownian_noise(sde: SDE, keys: jax.Array, x: jax.Array, times: np.ndarray, f
 
 def _runs(solver: Solver, sde: SDE) -> bool:
     try:
-        check_times(np.array([sde.t_max, sde.t_min]), sde, solver.needs_signal)
+        check_times(np.array([sde.t_max, sde.t_min]), sde, solver.requires_nonzero_alpha)
     except UserError:
         return False  # alpha = 0 at t_max
     return True

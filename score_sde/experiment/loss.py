@@ -11,7 +11,7 @@ from score_sde.errors import UserError, call, lookup
 from score_sde.experiment.flags import build_part, flags, plain
 from score_sde.experiment.model import exact_denoiser
 from score_sde.model import DiffusionModel, NoisyClassifier
-from score_sde.randomness import make_draw
+from score_sde.randomness import make_example_rngs
 from score_sde.score_matching import OBJECTIVES
 from score_sde.time_samplers import TIME_SAMPLERS, check_time_sampler
 from score_sde.training.loss import (
@@ -74,7 +74,7 @@ def build_loss(
 def _check_trace(config: ConfigDict, model: DiffusionModel | NoisyClassifier, loss_fn: LossFn, params: Any) -> None:
     """Raise UserError if the loss can't be computed, as with a word in place of a number, by tracing it."""
     x0 = jax.ShapeDtypeStruct((2, *model.event_shape), jnp.float32)
-    draw = make_draw(jax.random.key(0), 0, jnp.arange(2), 2)
+    draw = make_example_rngs(jax.random.key(0), 0, jnp.arange(2), 2)
     labels = jnp.zeros(2, int) if isinstance(model, NoisyClassifier) else None
     try:
         # Any number of levels serves, since only shapes are traced.

@@ -12,7 +12,7 @@ from score_sde.experiment.flags import flags
 from score_sde.likelihood import DIVERGENCES
 from score_sde.model import DiffusionModel
 from score_sde.sde import SDE
-from score_sde.solvers import METHODS, SPACINGS
+from score_sde.solvers import ODE_METHODS, SPACINGS
 
 
 def check_numbers(config: ConfigDict) -> None:
@@ -45,7 +45,7 @@ def check_likelihood(config: ConfigDict, sde: SDE) -> None:
         check_number("likelihood", name, options[name])
     with flags(config, "likelihood"):
         lookup("divergence", dict.fromkeys(DIVERGENCES), options.divergence)
-        lookup("method", METHODS, options.method)
+        lookup("method", ODE_METHODS, options.method)
     if not (options.rtol > 0 and options.atol > 0 and options.chain_steps >= 0):
         raise UserError(
             f"likelihood: need rtol > 0, atol > 0 and chain_steps >= 0, got {options.rtol}, {options.atol} and "

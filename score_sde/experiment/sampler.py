@@ -17,7 +17,7 @@ from score_sde.experiment.guides import build_guidance, load_guide
 from score_sde.experiment.tasks import build_task, measure
 from score_sde.model import DiffusionModel
 from score_sde.sampling import InverseTask, Measured, Sampler, check_sampling, sample
-from score_sde.solvers import ADAPTIVE, SOLVERS, Solver, evaluation_times, time_grid, to_chain
+from score_sde.solvers import ADAPTIVE, SOLVERS, Solver, evaluation_times, snap_to_timesteps, time_grid
 from score_sde.thresholding import THRESHOLDS, Threshold
 
 MEASUREMENT = 2**31 - 1  # folded into the key of the measurements, an index that no sample has
@@ -125,7 +125,7 @@ def build_times(config: ConfigDict, model: DiffusionModel, solver: Any, task: In
         times = time_grid(model.sde, options.num_steps, options.spacing, options.end, spacing_kwargs=spacing_kwargs)
         if schedule is None:
             return times
-        times = to_chain(times, len(schedule.betas))
+        times = snap_to_timesteps(times, len(schedule.betas))
     index = evaluation_times(solver, model.sde, times) * (len(schedule.betas) - 1)
     if np.abs(index - np.rint(index)).max() > 1e-2:
         raise _between_timesteps(config, len(schedule.betas))

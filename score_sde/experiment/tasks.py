@@ -13,7 +13,7 @@ from score_sde import operators
 from score_sde.data.decoding import decode
 from score_sde.errors import UserError, lookup, not_none
 from score_sde.experiment.flags import build_part, flags, plain
-from score_sde.inverse import METHODS, check_strength
+from score_sde.inverse import INVERSE_METHODS, check_strength
 from score_sde.operators import Operator
 from score_sde.sampling import InverseTask
 
@@ -50,7 +50,7 @@ def sdedit(event_shape: Shape, strength: float = 0.5) -> float:
 
 TASKS: dict[str, Callable[..., Any]] = {
     "inpaint": inpaint,
-    "colorize": operators.grey,
+    "colorize": operators.grayscale,
     "super_resolve": super_resolve,
     "deblur": deblur,
     "sdedit": sdedit,
@@ -71,7 +71,7 @@ def build_task(config: ConfigDict, event_shape: Shape) -> InverseTask | None:
         return None
     with flags(config, "sampling"):
         lookup("task", TASKS, name)
-        lookup("method", METHODS, options.method)
+        lookup("method", INVERSE_METHODS, options.method)
     if len(event_shape) != 3:
         raise UserError(f"tasks are of images, the data have the shape {event_shape}", "--config.sampling.task=''")
     table = {known: partial(make, event_shape) for known, make in TASKS.items()}

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 
-from score_sde.solvers.adaptive import METHODS, adaptive, solve_adaptive
+from score_sde.solvers.adaptive import ODE_METHODS, adaptive, solve_adaptive
 from score_sde.solvers.adaptive_sde import adaptive_sde, solve_adaptive_sde
 from score_sde.solvers.ancestral import ancestral, exponential_sde, reverse_diffusion
 from score_sde.solvers.base import (
     Solution,
     Solver,
     check_finite,
-    check_memoryless,
+    check_one_step,
     check_times,
     evaluation_times,
     most_evaluations,
@@ -24,7 +24,7 @@ from score_sde.solvers.langevin import annealed_langevin, langevin
 from score_sde.solvers.predictor_corrector import predictor_corrector
 from score_sde.solvers.runge_kutta import euler, heun, rk4
 from score_sde.solvers.stochastic_runge_kutta import stochastic_runge_kutta
-from score_sde.solvers.time_grids import SPACINGS, time_grid, to_chain
+from score_sde.solvers.time_grids import SPACINGS, snap_to_timesteps, time_grid
 from score_sde.solvers.unipc import unipc
 
 SOLVERS: dict[str, Callable[..., Solver]] = {
@@ -54,7 +54,7 @@ ADAPTIVE: dict[str, Callable[..., Callable[..., Solution]]] = {"adaptive": adapt
 
 __all__ = [
     "ADAPTIVE",
-    "METHODS",
+    "ODE_METHODS",
     "SOLVERS",
     "SPACINGS",
     "Solution",
@@ -64,7 +64,7 @@ __all__ = [
     "ancestral",
     "annealed_langevin",
     "check_finite",
-    "check_memoryless",
+    "check_one_step",
     "check_times",
     "ddim",
     "deis",
@@ -86,6 +86,6 @@ __all__ = [
     "solve_adaptive_sde",
     "stochastic_runge_kutta",
     "time_grid",
-    "to_chain",
+    "snap_to_timesteps",
     "unipc",
 ]

@@ -12,10 +12,10 @@ from score_sde.conditioned import map_examples
 from score_sde.errors import UserError, lookup
 from score_sde.parameterization import Denoiser, velocity_fn
 from score_sde.sde import SDE
-from score_sde.solvers.base import NOT_ARRIVED, Solution, most_evaluations
+from score_sde.solvers.base import MAX_STEPS_EXCEEDED, Solution, most_evaluations
 
 FIRST_STEP = 0.01  # as a part of the whole way
-METHODS: dict[str, Callable[[], diffrax.AbstractSolver]] = {
+ODE_METHODS: dict[str, Callable[[], diffrax.AbstractSolver]] = {
     "tsit5": diffrax.Tsit5,
     "dopri5": diffrax.Dopri5,
     "dopri8": diffrax.Dopri8,
@@ -31,7 +31,7 @@ CONTROLLERS: dict[str, dict[str, Any]] = {
 }
 
 
-class How(NamedTuple):
+class IntegratorOptions(NamedTuple):
     """How an initial value problem is integrated."""
 
     rtol: float
@@ -63,7 +63,7 @@ def solve_adaptive(
       denoiser: (x, t) -> Prediction, with t: (batch,); each example is evaluated with its row of the conditioning.
       x: (batch, *event) at t0.
       rtol, atol: the error of a step may be atol + rtol |x|.
-      method: a key of `METHODS`.
+      method: a key of `ODE_METHODS`.
       t0, t1: where it starts and ends; None: sde.t_max and sde.t_min. Ascending times encode.
       controller: how the next step follows from the errors, a key of `CONTROLLERS`.
       max_steps: steps an example may take, accepted and rejected.
@@ -76,29 +76,29 @@ def solve_adaptive(
       UserError: method or controller is unknown, a time is out of range, or an example took max_steps or met NaN.
         Under `jax.jit` such an example is NaN: `check_finite` looks at what comes out.
     """
-    how = How(rtol, atol, method, controller, max_steps)
+    options = IntegratorOptions(rtol, atol, method, controller, max_steps)
     t0, t1 = (end if given is None else given for given, end in ((t0, sde.t_max), (t1, sde.t_min)))
-    check_how(how)
+    check_options(options)
     check_ends(sde, t0, t1)
 
     def one(velocity, x):
-        return integrate(lambda t, x: velocity(x, t), x, t0, t1, how)
+        return integrate(lambda t, x: velocity(x, t), x, t0, t1, options)
 
     result, steps = map_examples(one, velocity_fn(denoiser, sde), x)
     nfe = None if steps is None else steps * most_evaluations(denoiser, t0, t1)
-    solution = Solution(result, nfe, None, broken(result))
+    solution = Solution(result, nfe, None, nonfinite_time(result))
     if not isinstance(result, jax.core.Tracer):
-        check_arrived(solution, max_steps)
+        check_converged(solution, max_steps)
     return solution
 
 
-def integrate(velocity, y, t0: float, t1: float, how: How):
+def integrate(velocity, y, t0: float, t1: float, options: IntegratorOptions):
     """dy/dt = velocity(t, y) from t0 to t1, for any pytree y of one example.
 
     Returns:
       (y at t1, evaluations): NaN where the steps didn't suffice; evaluations is None of an implicit method.
     """
-    method = METHODS[how.method]()
+    method = ODE_METHODS[options.method]()
     dtype = jax.tree.leaves(y)[0].dtype
     first, last = jnp.asarray(t0, dtype), jnp.asarray(t1, dtype)
     result = diffrax.diffeqsolve(
@@ -108,8 +108,10 @@ def integrate(velocity, y, t0: float, t1: float, how: How):
         t1=last,
         dt0=FIRST_STEP * (last - first),
         y0=y,
-        stepsize_controller=diffrax.PIDController(rtol=how.rtol, atol=how.atol, **CONTROLLERS[how.controller]),
-        max_steps=how.max_steps,
+        stepsize_controller=diffrax.PIDController(
+            rtol=options.rtol, atol=options.atol, **CONTROLLERS[options.controller]
+        ),
+        max_steps=options.max_steps,
         throw=False,
     )
     arrived = result.result == diffrax.RESULTS.successful
@@ -124,13 +126,13 @@ def _evaluations(method, steps):
     return method.tableau.fsal + steps * (method.tableau.num_stages - method.tableau.fsal)
 
 
-def check_how(how: How, where: str = "--config.sampling.kwargs") -> None:
+def check_options(options: IntegratorOptions, where: str = "--config.sampling.kwargs") -> None:
     """Refuses an unknown method or controller, or a number out of range, before anything is compiled."""
-    lookup("method", METHODS, how.method, f"{where}.method")
-    lookup("controller", CONTROLLERS, how.controller, f"{where}.controller")
-    if not (how.rtol > 0 and how.atol > 0 and how.max_steps >= 1):
+    lookup("method", ODE_METHODS, options.method, f"{where}.method")
+    lookup("controller", CONTROLLERS, options.controller, f"{where}.controller")
+    if not (options.rtol > 0 and options.atol > 0 and options.max_steps >= 1):
         raise UserError(
-            f"adaptive: need rtol > 0, atol > 0 and max_steps >= 1, got {how.rtol}, {how.atol} and {how.max_steps} "
+            f"adaptive: need rtol > 0, atol > 0 and max_steps >= 1, got {options.rtol}, {options.atol} and {options.max_steps} "
             f"(set {where})"
         )
 
@@ -141,12 +143,12 @@ def check_ends(sde: SDE, t0: float, t1: float) -> None:
         raise UserError(f"times must differ and lie within [0, {sde.t_max}], got {t0} and {t1}")
 
 
-def broken(x: jax.Array) -> jax.Array:
-    """NOT_ARRIVED if a number of x is NaN or infinite, else NaN: the `broken_at` of a solution."""
-    return jnp.where(jnp.all(jnp.isfinite(x)), jnp.nan, NOT_ARRIVED)
+def nonfinite_time(x: jax.Array) -> jax.Array:
+    """MAX_STEPS_EXCEEDED if a number of x is NaN or infinite, else NaN: the `nonfinite_at` of a solution."""
+    return jnp.where(jnp.all(jnp.isfinite(x)), jnp.nan, MAX_STEPS_EXCEEDED)
 
 
-def check_arrived(solution: Solution, max_steps: int) -> None:
+def check_converged(solution: Solution, max_steps: int) -> None:
     """Refuses a solution with examples that didn't arrive.
 
     Raises:
@@ -164,7 +166,7 @@ def adaptive(
     rtol: float = 1e-5, atol: float = 1e-5, method: str = "tsit5", controller: str = "i", max_steps: int = 4096
 ) -> Callable[..., Solution]:
     """`solve_adaptive` as a sampler: (sde, denoiser, x, keys) -> Solution; its arguments and errors."""
-    check_how(How(rtol, atol, method, controller, max_steps))
+    check_options(IntegratorOptions(rtol, atol, method, controller, max_steps))
     return lambda sde, denoiser, x, keys: solve_adaptive(
         sde, denoiser, x, rtol, atol, method, controller=controller, max_steps=max_steps
     )

@@ -11,7 +11,7 @@ from score_sde.errors import UserError
 from score_sde.parameterization import Denoiser
 from score_sde.randomness import sample_keys
 from score_sde.sde import SDE, lift, reverse_sde_epsilon
-from score_sde.solvers.adaptive import FIRST_STEP, broken, check_arrived
+from score_sde.solvers.adaptive import FIRST_STEP, check_converged, nonfinite_time
 from score_sde.solvers.base import Solution, check_times, most_evaluations
 
 SAFETY, EXPONENT = 0.9, 0.9
@@ -55,7 +55,7 @@ def solve_adaptive_sde(
     """
     t0, t1 = (end if given is None else given for given, end in ((t0, sde.t_max), (t1, sde.t_min)))
     _check_numbers(rtol, atol, max_steps)
-    check_times(np.array([t0, t1]), sde, needs_signal=True)
+    check_times(np.array([t0, t1]), sde, requires_nonzero_alpha=True)
     drift, diffusion = reverse_sde_epsilon(sde, lambda x, t: denoiser(x, t).epsilon)
     keys = sample_keys(key, x.shape[0])
     increments = jax.vmap(_brownian(t0, t1, x), in_axes=(0, 0, 0))
@@ -92,9 +92,9 @@ def solve_adaptive_sde(
     state = x, x, batch, FIRST_STEP * (batch - t1), jnp.zeros(x.shape[:1], jnp.int32)
     result, _, t, _, steps = jax.lax.while_loop(unfinished, attempt, state)
     result = jnp.where(lift(t <= t1, x), result, jnp.nan)
-    solution = Solution(result, 2 * steps * most_evaluations(denoiser, t1, t0), None, broken(result))
+    solution = Solution(result, 2 * steps * most_evaluations(denoiser, t1, t0), None, nonfinite_time(result))
     if not isinstance(result, jax.core.Tracer):
-        check_arrived(solution, max_steps)
+        check_converged(solution, max_steps)
     return solution
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from score_sde.parameterization import VariancePrediction, reverse_log_variance
 from score_sde.randomness import noise
 from score_sde.sde import SDE, log_snr
-from score_sde.solvers.base import Memoryless, Solver
+from score_sde.solvers.base import OneStepState, Solver
 
 
 def transition(sde: SDE, s, t):
@@ -26,7 +26,7 @@ def ancestral() -> Solver:
     and Section 4).
     """
 
-    def step(sde, denoiser, state, t, t_next, source):
+    def step(sde, denoiser, state, t, t_next, rng):
         r, renewed = transition(sde, t_next, t)
         sigma = sde.sigma(t_next)
         pair = denoiser(state.x, t)
@@ -35,9 +35,9 @@ def ancestral() -> Solver:
         if isinstance(pair, VariancePrediction):
             ends = (jnp.log(renewed * level**2) for level in (sigma, sde.sigma(t)))
             std = jnp.exp(0.5 * reverse_log_variance(pair.v, *ends))
-        return Memoryless(mean + std * noise(source, state.x))
+        return OneStepState(mean + std * noise(rng, state.x))
 
-    return Solver(init=Memoryless, step=step, nfe_per_step=1, stochastic=True)
+    return Solver(init=OneStepState, step=step, nfe_per_step=1, stochastic=True)
 
 
 def reverse_diffusion() -> Solver:
@@ -47,13 +47,13 @@ def reverse_diffusion() -> Solver:
     interval. Weak order 1.
     """
 
-    def step(sde, denoiser, state, t, t_next, source):
+    def step(sde, denoiser, state, t, t_next, rng):
         r, renewed = transition(sde, t_next, t)
         sigma, x = sde.sigma(t), state.x
         score_term = -renewed * sigma * denoiser(x, t).epsilon  # v score = -v / sigma eps
-        return Memoryless((2 - r) * x + score_term + jnp.sqrt(renewed) * sigma * noise(source, x))
+        return OneStepState((2 - r) * x + score_term + jnp.sqrt(renewed) * sigma * noise(rng, x))
 
-    return Solver(init=Memoryless, step=step, nfe_per_step=1, stochastic=True, needs_signal=True)
+    return Solver(init=OneStepState, step=step, nfe_per_step=1, stochastic=True, requires_nonzero_alpha=True)
 
 
 def exponential_sde() -> Solver:
@@ -64,11 +64,11 @@ def exponential_sde() -> Solver:
     with x0 held.
     """
 
-    def step(sde, denoiser, state, t, t_next, source):
+    def step(sde, denoiser, state, t, t_next, rng):
         h = 0.5 * (log_snr(sde, t_next) - log_snr(sde, t))
         sigma, x = sde.sigma(t_next), state.x
-        drawn = jnp.sqrt(jnp.expm1(2 * h)) * noise(source, x)
+        drawn = jnp.sqrt(jnp.expm1(2 * h)) * noise(rng, x)
         kept = sde.alpha(t_next) / sde.alpha(t) * x
-        return Memoryless(kept - sigma * (2 * jnp.expm1(h) * denoiser(x, t).epsilon - drawn))
+        return OneStepState(kept - sigma * (2 * jnp.expm1(h) * denoiser(x, t).epsilon - drawn))
 
-    return Solver(init=Memoryless, step=step, nfe_per_step=1, stochastic=True, needs_signal=True)
+    return Solver(init=OneStepState, step=step, nfe_per_step=1, stochastic=True, requires_nonzero_alpha=True)

@@ -14,17 +14,19 @@ from score_sde.randomness import fold_each, sample_keys
 from score_sde.sde import SDE, log_snr
 
 NO_SIGNAL = -30.0  # a log-SNR below which nothing of the data is left: 1 / alpha is no longer a number to work with
-NOT_ARRIVED = -1.0  # in place of a time, see `Solution`
+MAX_STEPS_EXCEEDED = -1.0  # in place of a time, see `Solution`
 
 
 class Solver(NamedTuple):
     """A reverse-time method, as pure functions; it sees two neighbouring times and never their number."""
 
     init: Callable[[jax.Array], Any]  # x -> state; a state is a pytree with an attribute x
-    step: Callable[..., Any]  # step(sde, denoiser, state, t, t_next, source) -> state at t_next; source: see `noise`
+    step: Callable[..., Any]  # step(sde, denoiser, state, t, t_next, rng) -> state at t_next; rng: see `noise`
     nfe_per_step: int  # evaluations of the denoiser in a step
     stochastic: bool = False  # whether a step draws noise, and so needs keys
-    needs_signal: bool = False  # whether a step divides by alpha, or follows drift and diffusion, infinite at alpha = 0
+    requires_nonzero_alpha: bool = (
+        False  # whether a step divides by alpha, or follows drift and diffusion, infinite at alpha = 0
+    )
 
 
 class Solution(NamedTuple):
@@ -34,11 +36,11 @@ class Solution(NamedTuple):
     nfe: int | jax.Array | None  # network evaluations per sample, a guided step of two counted as two; (batch,) of
     # an adaptive solver
     trajectory: jax.Array | None  # (num_steps + 1, batch, *event) from the first time to the last, if it was asked for
-    broken_at: jax.Array | None = None  # () the time of the first step that gave NaN or infinity; NaN: none
+    nonfinite_at: jax.Array | None = None  # () the time of the first step that gave NaN or infinity; NaN: none
     # did; -1: some examples of an adaptive solver didn't arrive
 
 
-class Memoryless(NamedTuple):
+class OneStepState(NamedTuple):
     """The state of a solver that remembers nothing but where it is."""
 
     x: jax.Array
@@ -86,7 +88,7 @@ def solve(
         stochastic solver has no key, or the denoiser gave NaN. Under `jax.jit` the last can't be known: `check_finite`
         looks at what comes out.
     """
-    check_times(times, sde, solver.needs_signal)
+    check_times(times, sde, solver.requires_nonzero_alpha)
     to_data = _ends_at_data(times, sde, to_data)
     nfe = _count_evaluations(solver, sde, denoiser, times, to_data, denoise)
     if isinstance(times, jax.core.Tracer):  # `check_times` could not look at them
@@ -100,36 +102,36 @@ def solve(
     stepped = times[:-1] if to_data else times
 
     def advance(carry, interval):
-        state, broken_at = carry
+        state, nonfinite_at = carry
         n, t, t_next = interval
-        source = noise[n] if noise is not None else None if keys is None else fold_each(keys, n)
-        state = solver.step(sde, denoiser, state, t, t_next, source)
-        first = jnp.isnan(broken_at) & ~jnp.all(jnp.isfinite(state.x))
-        return (state, jnp.where(first, t, broken_at)), state.x if trajectory else None
+        rng = noise[n] if noise is not None else None if keys is None else fold_each(keys, n)
+        state = solver.step(sde, denoiser, state, t, t_next, rng)
+        first = jnp.isnan(nonfinite_at) & ~jnp.all(jnp.isfinite(state.x))
+        return (state, jnp.where(first, t, nonfinite_at)), state.x if trajectory else None
 
     intervals = jnp.arange(len(stepped) - 1), stepped[:-1], stepped[1:]
     carry = solver.init(x), jnp.full((), jnp.nan, x.dtype)
     path = x[None][:0]
     if len(stepped) > 1:
         carry, path = jax.lax.scan(advance, carry, intervals)
-    (state, broken_at), last_t = carry, stepped[-1]
+    (state, nonfinite_at), last_t = carry, stepped[-1]
     last = denoiser(state.x, last_t).x0 if to_data or denoise else state.x
-    broken_at = jnp.where(jnp.isnan(broken_at) & ~jnp.all(jnp.isfinite(last)), last_t, broken_at)
+    nonfinite_at = jnp.where(jnp.isnan(nonfinite_at) & ~jnp.all(jnp.isfinite(last)), last_t, nonfinite_at)
     if trajectory:
         path = jnp.concatenate([x[None], path if to_data else path[:-1], last[None]])
-    solution = Solution(last, nfe, path if trajectory else None, broken_at)
-    if not isinstance(broken_at, jax.core.Tracer):
+    solution = Solution(last, nfe, path if trajectory else None, nonfinite_at)
+    if not isinstance(nonfinite_at, jax.core.Tracer):
         check_finite(solution)
     return solution
 
 
-def check_memoryless(solver: Solver, name: str, argument: str = "solver") -> None:
+def check_one_step(solver: Solver, name: str, argument: str = "solver") -> None:
     """Refuses a multistep solver where x is changed between its steps.
 
     Raises:
       UserError: with what changes x.
     """
-    if jax.eval_shape(solver.init, jnp.zeros((1, 1))).__class__ is not Memoryless:
+    if jax.eval_shape(solver.init, jnp.zeros((1, 1))).__class__ is not OneStepState:
         raise UserError(
             f"{name} changes x between steps, and a multistep method computes x anew from what it remembers, which "
             "undoes that; choose another, or its multistep=False",
@@ -143,15 +145,15 @@ def check_finite(solution: Solution) -> None:
     Raises:
       UserError: with the time of the step at which it first appeared.
     """
-    broken_at = float(np.nanmax(np.asarray(solution.broken_at), initial=-np.inf))  # of several devices the first
-    if broken_at == NOT_ARRIVED:
+    nonfinite_at = float(np.nanmax(np.asarray(solution.nonfinite_at), initial=-np.inf))  # of several devices the first
+    if nonfinite_at == MAX_STEPS_EXCEEDED:
         raise UserError(
             "some examples didn't arrive within max_steps, or the denoiser gave NaN or infinity on the way (set "
             "--config.sampling.kwargs.max_steps, larger tolerances, or another method)"
         )
-    if broken_at >= 0:
+    if nonfinite_at >= 0:
         raise UserError(
-            f"the denoiser gave NaN or infinity: x was last finite at t = {broken_at:.6g} (a training that diverged, "
+            f"the denoiser gave NaN or infinity: x was last finite at t = {nonfinite_at:.6g} (a training that diverged, "
             "or a guidance or step too large there; --config.sampling.threshold=clip, another solver or more "
             "num_steps may help)"
         )
@@ -195,7 +197,7 @@ def _count_evaluations(solver: Solver, sde: SDE, denoiser: Denoiser, times, to_d
     return int(count_evaluations(denoiser, called).sum()) + (calls - len(called)) * int(costs.max())
 
 
-def check_times(times: jax.Array | np.ndarray, sde: SDE, needs_signal: bool) -> None:
+def check_times(times: jax.Array | np.ndarray, sde: SDE, requires_nonzero_alpha: bool) -> None:
     """Refuses times that a solver can't step through.
 
     Raises:
@@ -212,7 +214,7 @@ def check_times(times: jax.Array | np.ndarray, sde: SDE, needs_signal: bool) -> 
     slack = 1e-6 * sde.t_max  # the ends of a float32 grid are rounded
     if values[0] > sde.t_max + slack or values[-1] < 0:
         raise UserError(f"times must lie within [0, {sde.t_max}], got {values[0]} down to {values[-1]}")
-    if not needs_signal:
+    if not requires_nonzero_alpha:
         return
     with jax.ensure_compile_time_eval():
         first = jnp.float32(values[0])

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from score_sde.errors import UserError
 from score_sde.randomness import noise
 from score_sde.sde import log_snr
-from score_sde.solvers.base import Memoryless, Solver
+from score_sde.solvers.base import OneStepState, Solver
 
 
 def ddim(eta: float = 0.0) -> Solver:
@@ -23,13 +23,13 @@ def ddim(eta: float = 0.0) -> Solver:
     if not 0.0 <= eta <= 1.0:
         raise UserError(f"ddim: need 0 <= eta <= 1, got {eta}", "eta")
 
-    def step(sde, denoiser, state, t, t_next, source):
+    def step(sde, denoiser, state, t, t_next, rng):
         pair = denoiser(state.x, t)
         alpha, sigma = sde.alpha(t_next), sde.sigma(t_next)
         if eta == 0.0:
-            return Memoryless(alpha * pair.x0 + sigma * pair.epsilon)
+            return OneStepState(alpha * pair.x0 + sigma * pair.epsilon)
         variance = -jnp.expm1(log_snr(sde, t) - log_snr(sde, t_next)) * sigma**2
         kept = jnp.sqrt(jnp.maximum(sigma**2 - eta**2 * variance, 0.0))
-        return Memoryless(alpha * pair.x0 + kept * pair.epsilon + eta * jnp.sqrt(variance) * noise(source, state.x))
+        return OneStepState(alpha * pair.x0 + kept * pair.epsilon + eta * jnp.sqrt(variance) * noise(rng, state.x))
 
-    return Solver(init=Memoryless, step=step, nfe_per_step=1, stochastic=eta > 0.0)
+    return Solver(init=OneStepState, step=step, nfe_per_step=1, stochastic=eta > 0.0)

@@ -4,14 +4,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_sde.errors import lookup
-from score_sde.sde import slope
+from score_sde.sde import time_derivative
 from score_sde.solvers.base import Solver
-from score_sde.solvers.exponential import REACH, check_method, combine, half_log_snr, past_nodes, remember, start
+from score_sde.solvers.exponential import (
+    DEFAULT_REACH,
+    check_method,
+    combine,
+    half_log_snr,
+    init_history,
+    past_nodes,
+    push_history,
+)
 
 ROOTS, WEIGHTS = np.polynomial.legendre.leggauss(16)  # exact for polynomials of degree 31
 
 
-def deis(order: int = 3, corrected_start: bool = True, variable: str = "log_snr", reach: float = REACH) -> Solver:
+def deis(
+    order: int = 3, corrected_start: bool = True, variable: str = "log_snr", reach: float = DEFAULT_REACH
+) -> Solver:
     """DEIS of order 1 (which is DDIM), 2 or 3; 1 NFE a step (Zhang and Chen 2023, eq. 14 and 15).
 
     With rho = sigma / alpha the flow is d(x / alpha) = eps d rho, so x' / alpha' = x / alpha + sum_k w_k eps_k with the
@@ -36,13 +46,13 @@ def deis(order: int = 3, corrected_start: bool = True, variable: str = "log_snr"
     def noise_step(sde, x, t, t_next, integral):
         return sde.alpha(t_next) / sde.alpha(t) * x + sde.alpha(t_next) * integral
 
-    def place(sde, t):
+    def coord(sde, t):
         return t if in_t else half_log_snr(sde, t)
 
     def weights_of(sde, t, t_next, past, steps):
         u = jnp.asarray(0.5 * (1 + ROOTS), t.dtype)
-        first, width = place(sde, t), place(sde, t_next) - place(sde, t)
-        change = slope(lambda t: rho(sde, t), first + u * width) if in_t else -jnp.exp(-(first + u * width))
+        first, width = coord(sde, t), coord(sde, t_next) - coord(sde, t)
+        change = time_derivative(lambda t: rho(sde, t), first + u * width) if in_t else -jnp.exp(-(first + u * width))
         density = jnp.asarray(0.5 * WEIGHTS, t.dtype) * change * width
         whole = rho(sde, t_next) - rho(sde, t)
 
@@ -64,16 +74,16 @@ def deis(order: int = 3, corrected_start: bool = True, variable: str = "log_snr"
             weights = [jnp.where((steps >= count) & near, b, a) for a, b in zip(weights, more, strict=True)]
         return weights
 
-    def step(sde, denoiser, state, t, t_next, source):
+    def step(sde, denoiser, state, t, t_next, rng):
         epsilon, x = denoiser(state.x, t).epsilon, state.x
         if order == 3 and corrected_start:
             middle = 0.5 * (rho(sde, t) - rho(sde, state.t_before)) * (state.values[0] + epsilon)
             again = noise_step(sde, state.x_before, state.t_before, t, middle)
             x = jnp.where((state.steps == 1) | (state.steps == 2), again, x)
         weights = weights_of(
-            sde, t, t_next, past_nodes(state, place(sde, t), place(sde, t_next) - place(sde, t)), state.steps
+            sde, t, t_next, past_nodes(state, coord(sde, t), coord(sde, t_next) - coord(sde, t)), state.steps
         )
         x_next = noise_step(sde, x, t, t_next, combine(weights, (epsilon, *state.values)))
-        return remember(state, x_next, x, epsilon, place(sde, t), t)
+        return push_history(state, x_next, x, epsilon, coord(sde, t), t)
 
-    return Solver(init=start(order - 1), step=step, nfe_per_step=1, needs_signal=True)
+    return Solver(init=init_history(order - 1), step=step, nfe_per_step=1, requires_nonzero_alpha=True)

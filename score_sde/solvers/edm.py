@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from score_sde.errors import UserError
 from score_sde.randomness import noise
 from score_sde.sde import t_from_log_snr
-from score_sde.solvers.base import Memoryless, Solver
+from score_sde.solvers.base import OneStepState, Solver
 from score_sde.solvers.exponential import half_log_snr
 from score_sde.solvers.runge_kutta import heun_step
-from score_sde.solvers.time_grids import noisiest
+from score_sde.solvers.time_grids import max_noise_level
 
 RHO = 7.0  # of the grid on which the churn is spread evenly
 
@@ -42,11 +42,11 @@ def edm_stochastic(s_churn: float = 0.0, s_min: float = 0.0, s_max: float = math
         return jnp.exp(-half_log_snr(sde, t))
 
     def place(sde, t):  # on EDM's grid
-        return jnp.minimum(level(sde, jnp.asarray(t)), noisiest(sde)) ** (1 / RHO)
+        return jnp.minimum(level(sde, jnp.asarray(t)), max_noise_level(sde)) ** (1 / RHO)
 
-    def step(sde, denoiser, state, t, t_next, source):
+    def step(sde, denoiser, state, t, t_next, rng):
         if s_churn == 0:
-            return Memoryless(heun_step(sde, denoiser, state.x, t, t_next))
+            return OneStepState(heun_step(sde, denoiser, state.x, t, t_next))
         share = (place(sde, t) - place(sde, t_next)) / (place(sde, sde.t_max) - place(sde, sde.t_min))
         s, alpha = level(sde, t), sde.alpha(t)
         # Where alpha = 0 there is nothing but noise already, and t_max is the noisiest time.
@@ -57,7 +57,7 @@ def edm_stochastic(s_churn: float = 0.0, s_min: float = 0.0, s_max: float = math
         s_hat = jnp.where(gamma > 0, level(sde, t_hat), s)  # what is left of it below t_max
         scale = jnp.where(gamma > 0, sde.alpha(t_hat) / alpha, 1.0)
         added = s_noise * jnp.where(gamma > 0, sde.alpha(t_hat) * jnp.sqrt(jnp.maximum(s_hat**2 - s**2, 0.0)), 0.0)
-        x_hat = scale * state.x + added * noise(source, state.x)
-        return Memoryless(heun_step(sde, denoiser, x_hat, t_hat, t_next))
+        x_hat = scale * state.x + added * noise(rng, state.x)
+        return OneStepState(heun_step(sde, denoiser, x_hat, t_hat, t_next))
 
-    return Solver(init=Memoryless, step=step, nfe_per_step=2, stochastic=s_churn > 0)
+    return Solver(init=OneStepState, step=step, nfe_per_step=2, stochastic=s_churn > 0)

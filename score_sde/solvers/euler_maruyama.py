@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from score_sde.randomness import noise
 from score_sde.sde import lift, reverse_sde_epsilon
-from score_sde.solvers.base import Memoryless, Solver
+from score_sde.solvers.base import OneStepState, Solver
 
 
 def euler_maruyama() -> Solver:
@@ -13,11 +13,11 @@ def euler_maruyama() -> Solver:
     Weak order 1: the law of the result is wrong by O(dt), so it is not for few steps.
     """
 
-    def step(sde, denoiser, state, t, t_next, source):
+    def step(sde, denoiser, state, t, t_next, rng):
         x = state.x
         drift, diffusion = reverse_sde_epsilon(sde, lambda x, t: denoiser(x, t).epsilon)
         dt = t_next - t
-        brownian = jnp.sqrt(-dt) * noise(source, x)
-        return Memoryless(x + drift(x, t) * dt + lift(diffusion(t), x) * brownian)
+        brownian = jnp.sqrt(-dt) * noise(rng, x)
+        return OneStepState(x + drift(x, t) * dt + lift(diffusion(t), x) * brownian)
 
-    return Solver(init=Memoryless, step=step, nfe_per_step=1, stochastic=True, needs_signal=True)
+    return Solver(init=OneStepState, step=step, nfe_per_step=1, stochastic=True, requires_nonzero_alpha=True)

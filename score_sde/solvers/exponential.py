@@ -10,7 +10,7 @@ with x0 replaced by a polynomial in u through known predictions: the integral be
 With zero terminal SNR lambda starts at -inf, and the steps after the first stay long in it however fine the grid is:
 log 2, log 3/2, ..., on an even grid of `flow`, which leaves methods of order 3 with order 2. There they take the
 coordinate log(1 + alpha / sigma) instead, which is finite and smooth at alpha = 0, and tends to lambda near the data.
-The same integral then has the factor alpha' + sigma' in place of alpha'.
+The same integral then has the factor alpha' + sigma' in coord of alpha'.
 """
 
 import math
@@ -24,11 +24,11 @@ from score_sde.errors import UserError
 from score_sde.sde import SDE, log_snr, t_from_log_snr
 from score_sde.solvers.base import NO_SIGNAL
 
-REACH = 4.0  # how far multistep methods extrapolate by default, see `reach` there
+DEFAULT_REACH = 4.0  # how far multistep methods extrapolate by default, see `reach` there
 FLOOR = -20.0  # of lambda: below it x0 no longer depends on it (e^-20 = 2e-9), and at alpha = 0 it is -inf
 
 
-def check_method(name: str, order: int, known: Sequence[int], reach: float = REACH) -> None:
+def check_method(name: str, order: int, known: Sequence[int], reach: float = DEFAULT_REACH) -> None:
     """Refuses an order that a method hasn't, and a reach that would leave it none."""
     if order not in known or not isinstance(order, int):
         raise UserError(f"{name}: the order must be one of {known}, got {order}", "order")
@@ -54,9 +54,9 @@ def coordinate(sde: SDE, t: jax.Array, c: float) -> jax.Array:
     return jnp.log1p(sde.alpha(t) / sde.sigma(t)) if c else half_log_snr(sde, t)
 
 
-def time_at(sde: SDE, place: jax.Array, c: float) -> jax.Array:
+def time_at(sde: SDE, coord: jax.Array, c: float) -> jax.Array:
     """The inverse of `coordinate`."""
-    return t_from_log_snr(sde, 2 * (jnp.log(jnp.expm1(place)) if c else place))
+    return t_from_log_snr(sde, 2 * (jnp.log(jnp.expm1(coord)) if c else coord))
 
 
 def moments(h: jax.Array, count: int) -> list[jax.Array]:
@@ -104,40 +104,42 @@ def data_step(sde: SDE, x, t, t_next, integral, c: float = 0.0) -> jax.Array:
 
 
 class History(NamedTuple):
-    """The state of a multistep method; what hasn't happened yet is zeros, at distinct places."""
+    """The state of a multistep method; what hasn't happened yet is zeros, at distinct coordinates."""
 
     x: jax.Array  # (batch, *event)
     x_before: jax.Array  # at the time before
     values: tuple[jax.Array, ...]  # the predictions before, the latest first
-    places: tuple[jax.Array, ...]  # where in lambda or t they were made
+    coordinates: tuple[jax.Array, ...]  # where in lambda or t they were made
     t_before: jax.Array
     steps: jax.Array  # taken so far
 
 
-def start(count: int):
+def init_history(count: int):
     """init of a method that remembers `count` predictions."""
 
     def init(x):
         zeros = jnp.zeros_like(x)
-        places = tuple(jnp.asarray(-k - 1.0, x.dtype) for k in range(count))
-        return History(x, zeros, (zeros,) * count, places, jnp.ones((), x.dtype), jnp.zeros((), jnp.int32))
+        coordinates = tuple(jnp.asarray(-k - 1.0, x.dtype) for k in range(count))
+        return History(x, zeros, (zeros,) * count, coordinates, jnp.ones((), x.dtype), jnp.zeros((), jnp.int32))
 
     return init
 
 
-def remember(state: History, x_next, x, value, place, t) -> History:
+def push_history(state: History, x_next, x, value, coord, t) -> History:
     """The state after a step from x at t, where `value` was predicted, to x_next."""
     count = len(state.values)
     return History(
         x=x_next,
         x_before=x,
         values=(value, *state.values)[:count],
-        places=(place, *state.places)[:count],
+        coordinates=(coord, *state.coordinates)[:count],
         t_before=t,
         steps=state.steps + 1,
     )
 
 
-def past_nodes(state: History, place, width) -> list[jax.Array]:
-    """Where the predictions before were made, in units of a step that starts at `place`; distinct dummies for none."""
-    return [jnp.where(state.steps > k, (before - place) / width, -1.0 - k) for k, before in enumerate(state.places)]
+def past_nodes(state: History, coord, width) -> list[jax.Array]:
+    """Where the predictions before were made, in units of a step that starts at `coord`; distinct dummies for none."""
+    return [
+        jnp.where(state.steps > k, (before - coord) / width, -1.0 - k) for k, before in enumerate(state.coordinates)
+    ]

@@ -4,9 +4,9 @@ import jax.numpy as jnp
 
 from score_sde.errors import UserError, lookup
 from score_sde.parameterization import score_fn
-from score_sde.randomness import noise, parts
+from score_sde.randomness import noise, split_rng
 from score_sde.sde import lift
-from score_sde.solvers.base import Memoryless, Solver
+from score_sde.solvers.base import OneStepState, Solver
 
 NORMS = ("example", "batch")
 
@@ -64,15 +64,15 @@ def _kept(sde, t, t_next):
 
 
 def _dynamics(size, num_steps: int) -> Solver:
-    def step(sde, denoiser, state, t, t_next, source):
+    def step(sde, denoiser, state, t, t_next, rng):
         x = state.x
-        for part in parts(source, num_steps):
+        for part in split_rng(rng, num_steps):
             score, z = score_fn(denoiser, sde)(x, t_next), noise(part, x)
             length = lift(size(sde, score, z, t, t_next), x)
             x = x + length * score + jnp.sqrt(2 * length) * z
-        return Memoryless(x)
+        return OneStepState(x)
 
-    return Solver(init=Memoryless, step=step, nfe_per_step=num_steps, stochastic=True)
+    return Solver(init=OneStepState, step=step, nfe_per_step=num_steps, stochastic=True)
 
 
 def _check(name: str, snr: float, num_steps: int) -> None:

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from score_sde.errors import build
-from score_sde.randomness import parts
+from score_sde.randomness import split_rng
 from score_sde.solvers.ancestral import ancestral, exponential_sde, reverse_diffusion
-from score_sde.solvers.base import Solver, check_memoryless
+from score_sde.solvers.base import Solver, check_one_step
 from score_sde.solvers.ddim import ddim
 from score_sde.solvers.dpm_solver import dpm_solver_pp
 from score_sde.solvers.edm import edm_stochastic
@@ -56,10 +56,10 @@ def predictor_corrector(
         )
     )
 
-    check_memoryless(predict, "predictor_corrector's corrector", "predictor")
+    check_one_step(predict, "predictor_corrector's corrector", "predictor")
 
-    def step(sde, denoiser, state, t, t_next, source):
-        first, second = _share(source, predict.stochastic, correct.stochastic)
+    def step(sde, denoiser, state, t, t_next, rng):
+        first, second = _share(rng, predict.stochastic, correct.stochastic)
         state = predict.step(sde, denoiser, state, t, t_next, first)
         corrected = correct.step(sde, denoiser, correct.init(state.x), t, t_next, second)
         return state._replace(x=corrected.x)
@@ -69,11 +69,11 @@ def predictor_corrector(
         step=step,
         nfe_per_step=predict.nfe_per_step + correct.nfe_per_step,
         stochastic=predict.stochastic or correct.stochastic,
-        needs_signal=predict.needs_signal or correct.needs_signal,
+        requires_nonzero_alpha=predict.requires_nonzero_alpha or correct.requires_nonzero_alpha,
     )
 
 
-def _share(source, *wanted: bool) -> list:
-    """A source of noise for each that wants one."""
-    shares = iter(parts(source, sum(wanted)) if any(wanted) else ())
+def _share(rng, *wanted: bool) -> list:
+    """A rng of noise for each that wants one."""
+    shares = iter(split_rng(rng, sum(wanted)) if any(wanted) else ())
     return [next(shares) if wants else None for wants in wanted]

@@ -1,25 +1,25 @@
 """Runge-Kutta methods on the probability flow in t, dx/dt = alpha' x0 + sigma' eps."""
 
 from score_sde.parameterization import velocity_fn
-from score_sde.solvers.base import Memoryless, Solver
+from score_sde.solvers.base import OneStepState, Solver
 
 
 def euler() -> Solver:
     """Euler's method, order 1; 1 NFE a step."""
 
-    def step(sde, denoiser, state, t, t_next, source):
-        return Memoryless(state.x + (t_next - t) * velocity_fn(denoiser, sde)(state.x, t))
+    def step(sde, denoiser, state, t, t_next, rng):
+        return OneStepState(state.x + (t_next - t) * velocity_fn(denoiser, sde)(state.x, t))
 
-    return Solver(init=Memoryless, step=step, nfe_per_step=1)
+    return Solver(init=OneStepState, step=step, nfe_per_step=1)
 
 
 def heun() -> Solver:
     """Heun's method, order 2; 2 NFE a step (Karras et al. 2022, Algorithm 1)."""
 
-    def step(sde, denoiser, state, t, t_next, source):
-        return Memoryless(heun_step(sde, denoiser, state.x, t, t_next))
+    def step(sde, denoiser, state, t, t_next, rng):
+        return OneStepState(heun_step(sde, denoiser, state.x, t, t_next))
 
-    return Solver(init=Memoryless, step=step, nfe_per_step=2)
+    return Solver(init=OneStepState, step=step, nfe_per_step=2)
 
 
 def heun_step(sde, denoiser, x, t, t_next):
@@ -33,13 +33,13 @@ def heun_step(sde, denoiser, x, t, t_next):
 def rk4() -> Solver:
     """The classical Runge-Kutta method, order 4; 4 NFE a step."""
 
-    def step(sde, denoiser, state, t, t_next, source):
+    def step(sde, denoiser, state, t, t_next, rng):
         velocity, x, dt = velocity_fn(denoiser, sde), state.x, t_next - t
         middle = t + 0.5 * dt
         first = velocity(x, t)
         second = velocity(x + 0.5 * dt * first, middle)
         third = velocity(x + 0.5 * dt * second, middle)
         fourth = velocity(x + dt * third, t_next)
-        return Memoryless(x + dt / 6 * (first + 2 * second + 2 * third + fourth))
+        return OneStepState(x + dt / 6 * (first + 2 * second + 2 * third + fourth))
 
-    return Solver(init=Memoryless, step=step, nfe_per_step=4)
+    return Solver(init=OneStepState, step=step, nfe_per_step=4)

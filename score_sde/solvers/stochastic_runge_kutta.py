@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from score_sde.randomness import noise
 from score_sde.sde import reverse_sde_epsilon
-from score_sde.solvers.base import Memoryless, Solver
+from score_sde.solvers.base import OneStepState, Solver
 
 
 def stochastic_runge_kutta() -> Solver:
@@ -18,12 +18,12 @@ def stochastic_runge_kutta() -> Solver:
     noise (b_x g^2 dt^2 / 2) and b_xx g^2 dt^2 / 4 come out of b(x~), the change of g^2 out of the trapezoid.
     """
 
-    def step(sde, denoiser, state, t, t_next, source):
+    def step(sde, denoiser, state, t, t_next, rng):
         drift, diffusion = reverse_sde_epsilon(sde, lambda x, t: denoiser(x, t).epsilon)
         x, dt = state.x, t_next - t
-        drawn = jnp.sqrt(-0.5 * dt * (diffusion(t) ** 2 + diffusion(t_next) ** 2)) * noise(source, x)
+        drawn = jnp.sqrt(-0.5 * dt * (diffusion(t) ** 2 + diffusion(t_next) ** 2)) * noise(rng, x)
         first = drift(x, t)
         second = drift(x + dt * first + drawn, t_next)
-        return Memoryless(x + 0.5 * dt * (first + second) + drawn)
+        return OneStepState(x + 0.5 * dt * (first + second) + drawn)
 
-    return Solver(init=Memoryless, step=step, nfe_per_step=2, stochastic=True, needs_signal=True)
+    return Solver(init=OneStepState, step=step, nfe_per_step=2, stochastic=True, requires_nonzero_alpha=True)

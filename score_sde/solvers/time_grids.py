@@ -10,7 +10,9 @@ import numpy as np
 from score_sde.errors import UserError, build, lookup
 from score_sde.sde import SDE, t_from_log_snr
 
-NOISIEST = 80.0  # sigma / alpha from which noise levels are counted where the SDE's own is infinite (EDM's largest)
+MAX_NOISE_LEVEL = (
+    80.0  # sigma / alpha from which noise levels are counted where the SDE's own is infinite (EDM's largest)
+)
 
 
 def uniform():
@@ -56,16 +58,16 @@ SPACINGS = {"uniform": uniform, "quadratic": quadratic, "karras": karras, "log_s
 ENDS = ("t_min", "zero")
 
 
-def noisiest(sde: SDE) -> float:
+def max_noise_level(sde: SDE) -> float:
     """sigma / alpha at t_max, or 80 where that is infinite."""
     with np.errstate(divide="ignore"):
         level = float(_on_host(sde.sigma, sde.t_max) / _on_host(sde.alpha, sde.t_max))
-    return level if np.isfinite(level) else NOISIEST
+    return level if np.isfinite(level) else MAX_NOISE_LEVEL
 
 
 def _noise_levels(sde: SDE, t_min: float) -> np.ndarray:
     """sigma / alpha at the first and the last time."""
-    return np.array([noisiest(sde), _on_host(sde.sigma, t_min) / _on_host(sde.alpha, t_min)])
+    return np.array([max_noise_level(sde), _on_host(sde.sigma, t_min) / _on_host(sde.alpha, t_min)])
 
 
 def _times_of(sde: SDE, level: np.ndarray) -> np.ndarray:
@@ -118,7 +120,7 @@ def time_grid(
     return np.append(times, 0.0) if to_zero else times
 
 
-def to_chain(times: np.ndarray, num_indices: int) -> np.ndarray:
+def snap_to_timesteps(times: np.ndarray, num_indices: int) -> np.ndarray:
     """Moves the times of a grid to those of a chain, n / (num_indices - 1), the nearest that leave no two the same.
 
     Args:

@@ -6,23 +6,23 @@ from score_sde.errors import lookup
 from score_sde.solvers.base import Solver
 from score_sde.solvers.dpm_solver import multistep_weights
 from score_sde.solvers.exponential import (
-    REACH,
+    DEFAULT_REACH,
     check_method,
     combine,
     coordinate,
     data_step,
+    init_history,
     lagrange_weights,
     moments,
     offset,
     past_nodes,
-    remember,
-    start,
+    push_history,
 )
 
 VARIANTS = {"bh1": lambda h: h, "bh2": lambda h: -jnp.expm1(-h)}
 
 
-def unipc(order: int = 3, variant: str = "bh2", reach: float = REACH) -> Solver:
+def unipc(order: int = 3, variant: str = "bh2", reach: float = DEFAULT_REACH) -> Solver:
     """UniPC of order 1, 2 or 3 in the data prediction; 1 NFE a step (Zhao et al. 2023).
 
     Each step first corrects where the one before arrived (UniC, Section 3.1), with the prediction made there, which the
@@ -41,21 +41,21 @@ def unipc(order: int = 3, variant: str = "bh2", reach: float = REACH) -> Solver:
     check_method("unipc", order, (1, 2, 3), reach)
     half = lookup("variant", VARIANTS, variant, "variant")
 
-    def step(sde, denoiser, state, t, t_next, source):
+    def step(sde, denoiser, state, t, t_next, rng):
         c = offset(sde, order)
-        place = coordinate(sde, t, c)
-        h = coordinate(sde, t_next, c) - place
+        coord = coordinate(sde, t, c)
+        h = coordinate(sde, t_next, c) - coord
         x0 = denoiser(state.x, t).x0
-        x = correct(sde, state, x0, t, place, c)
-        weights = multistep_weights(order, h, past_nodes(state, place, h), state.steps, reach, half(h))
+        x = correct(sde, state, x0, t, coord, c)
+        weights = multistep_weights(order, h, past_nodes(state, coord, h), state.steps, reach, half(h))
         values = (x0, *state.values[: order - 1])
         x_next = data_step(sde, x, t, t_next, combine(weights, values), c)
-        return remember(state, x_next, x, x0, place, t)
+        return push_history(state, x_next, x, x0, coord, t)
 
-    def correct(sde, state, x0, t, place, c):
+    def correct(sde, state, x0, t, coord, c):
         """UniC: the step that led to t once more, with the prediction at its end."""
-        before, *older = state.places
-        h = jnp.where(state.steps >= 1, place - before, 1.0)
+        before, *older = state.coordinates
+        h = jnp.where(state.steps >= 1, coord - before, 1.0)
         nodes = [jnp.zeros_like(h), jnp.ones_like(h)]  # the step's two ends
         psi = moments(h, order + 1)
         weights = [psi[0] - 0.5 * half(h), 0.5 * half(h)]
@@ -69,4 +69,4 @@ def unipc(order: int = 3, variant: str = "bh2", reach: float = REACH) -> Solver:
         corrected = data_step(sde, state.x_before, state.t_before, t, combine(weights, now_second), c)
         return jnp.where(state.steps >= 1, corrected, state.x)
 
-    return Solver(init=start(order), step=step, nfe_per_step=1)
+    return Solver(init=init_history(order), step=step, nfe_per_step=1)

@@ -1,9 +1,9 @@
 """The per-example loss of a train step: an objective at sampled times with sampled noise.
 
-A loss is a function (params, x0, rngs, labels=None, augment=None, levels=None) -> (batch,), where x0 (batch, *event) is
-in [-1, 1], rngs are the examples' keys (`randomness.Draw`), labels (batch,) and augment (batch, augment_dim) condition
-the network, and levels is the number of pixel levels of the data. Losses of images are means over dimensions, the scale
-at which the papers clip gradients; the cross-entropy of a classifier is in nats per example.
+A loss is a function (params, x0, rngs, labels=None, augment=None, levels=None) -> (batch,). x0 (batch, *event) is in
+[-1, 1], and rngs holds the examples' keys (`randomness.ExampleRngs`). labels (batch,) and augment (batch, augment_dim)
+condition the network, and levels is the number of pixel levels of the data. Losses are means over dimensions, the scale
+at which the papers clip gradients, except the cross-entropy of a classifier, which is in nats per example.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ import optax
 from score_sde import ddpm
 from score_sde.model import DiffusionModel, NoisyClassifier
 from score_sde.randomness import fold_each, noise
-from score_sde.sde import marginal
+from score_sde.sde import add_noise
 from score_sde.time_samplers import TimeSampler
 from score_sde.weightings import Weighting
 
@@ -89,7 +89,7 @@ def classification_loss(classifier: NoisyClassifier, sample_times: TimeSampler, 
 
     def loss(params, x0, rngs, labels=None, augment=None, levels=None):
         t, factor = sample_times(rngs, classifier.sde, t_min)
-        x = marginal(classifier.sde, x0, noise(rngs.noise_keys, x0), t)
+        x = add_noise(classifier.sde, x0, noise(rngs.noise_keys, x0), t)
         logits = classifier.logits(params, dropout_keys=rngs.network_keys)(x, t)
         return factor * optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 

@@ -10,8 +10,8 @@ import optax
 from score_sde.data import to_unit_range
 from score_sde.data.augmentation import augment_each
 from score_sde.errors import not_none
-from score_sde.likelihood import centred_range, dequantize
-from score_sde.randomness import Draw, fold_each, make_draw
+from score_sde.likelihood import centered_range, dequantize
+from score_sde.randomness import ExampleRngs, fold_each, make_example_rngs
 from score_sde.training.ema import Averages, update
 from score_sde.training.loss import LossFn
 from score_sde.training.state import TrainState
@@ -60,11 +60,11 @@ def make_train_step(
     def mean_over_devices(tree):
         return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
 
-    def told(batch: Mapping[str, jax.Array], draw: Draw) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def told(batch: Mapping[str, jax.Array], draw: ExampleRngs) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The images as the network gets them, and what it is told of them."""
         if dequantized:
             number = not_none(levels)
-            x0 = dequantize(fold_each(draw.noise_keys, 1), batch["image"], number, centred_range(number))
+            x0 = dequantize(fold_each(draw.noise_keys, 1), batch["image"], number, centered_range(number))
         else:
             x0 = to_unit_range(batch["image"], levels)
         labels = {"labels": batch["label"]} if labelled else {}
@@ -84,7 +84,7 @@ def make_train_step(
         indices = device * num_local + jnp.arange(num_local)
 
         def of(batch, indices):
-            draw = make_draw(seed_key, step, indices, num_devices * num_local)
+            draw = make_example_rngs(seed_key, step, indices, num_devices * num_local)
             return jax.value_and_grad(mean_loss)(params, batch, draw)
 
         return _over_parts(of, (batch, indices), accumulate)

@@ -8,7 +8,7 @@ import pytest
 from score_sde.evaluation import score_diagnostics as diagnostics
 from score_sde.evaluation.score_diagnostics import PANELS, make_empirical, measure, save_health
 from score_sde.parameterization import Prediction
-from score_sde.sde import SDES, log_snr, marginal, slope
+from score_sde.sde import SDES, add_noise, log_snr, time_derivative
 from tests import mixtures
 
 N = 400
@@ -91,10 +91,10 @@ def test_fokker_planck_of_a_scaled_gaussian_score_is_known(name, dimensions, key
     sde, std, c = SDES[name](), 0.6, 0.2
     x0 = std * jax.random.normal(jax.random.key(1), (32, dimensions))
     for t in (jnp.float64(0.3), jnp.float64(0.8)):
-        x = marginal(sde, x0, jax.random.normal(jax.random.key(2), x0.shape), t)
+        x = add_noise(sde, x0, jax.random.normal(jax.random.key(2), x0.shape), t)
         variance = sde.alpha(t) ** 2 * std**2 + sde.sigma(t) ** 2
         left = sde.diffusion(t) ** 2 * c * (1 + c) * x / variance**2
-        scale = sde.sigma(t) / slope(lambda t: log_snr(sde, t), t)
+        scale = sde.sigma(t) / time_derivative(lambda t: log_snr(sde, t), t)
         expected = jnp.mean((scale * left) ** 2, axis=1)
         found = diagnostics.fokker_planck(sde, gaussian(sde, std, 1 + c), x, t, keys[:32])
         np.testing.assert_allclose(found, expected, rtol=1e-8)
@@ -118,7 +118,7 @@ def test_an_estimated_divergence_adds_noise_but_no_bias(keys, x64):
     rng = np.random.default_rng(0)
     x0 = 0.2 * rng.standard_normal((N, 20)) + rng.choice([-1, 1], (N, 1)) * diagonal
     t = jnp.float64(0.3)
-    x = marginal(sde, x0, rng.standard_normal(x0.shape), t)
+    x = add_noise(sde, x0, rng.standard_normal(x0.shape), t)
     found = np.asarray(diagnostics.fokker_planck(sde, denoise, x, t, keys))
     assert found.std() > 1e-9
     assert abs(found.mean()) < 4 * found.std() / np.sqrt(N)

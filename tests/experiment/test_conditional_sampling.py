@@ -15,7 +15,7 @@ from score_sde.evaluation.image_grid import by_class
 from score_sde.evaluation.inverse_problems import Restorations, bicubic, psnr, restoration_metrics
 from score_sde.experiment import make_experiment
 from score_sde.model import NoisyClassifier
-from score_sde.randomness import make_draw
+from score_sde.randomness import make_example_rngs
 from score_sde.sampling import sample_batches
 from score_sde.sde import prior_sample
 from score_sde.solvers import ddim, solve, time_grid
@@ -112,7 +112,7 @@ def test_a_classifier_learns_and_its_loss_is_the_cross_entropy():
     params = experiment.training.init_params()
     clean = experiment.model.logits(params)(x0, experiment.model.sde.t_min)
     assert clean.shape == (64, 10)
-    draw_of = make_draw(jax.random.key(0), 0, jnp.arange(64), 64)
+    draw_of = make_example_rngs(jax.random.key(0), 0, jnp.arange(64), 64)
     loss = jax.jit(
         jax.value_and_grad(lambda params: experiment.training.loss_fn(params, x0, draw_of, labels=labels).mean())
     )

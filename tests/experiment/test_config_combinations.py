@@ -12,7 +12,7 @@ from score_sde.errors import UserError
 from score_sde.evaluation.comparison import compare_points
 from score_sde.experiment import make_experiment
 from score_sde.parameterization import PREDICTIONS
-from score_sde.randomness import make_draw
+from score_sde.randomness import make_example_rngs
 from score_sde.sde import SDES
 from score_sde.time_samplers import TIME_SAMPLERS
 from score_sde.training.setup import build_train_step, check_data
@@ -42,7 +42,7 @@ def train_and_sample(experiments, num_steps=3):
     def train(params, experiment):
         state = optimizer.init(params)
         for step in range(num_steps):
-            draw = make_draw(experiment.training.key, step, jnp.arange(8), 8)
+            draw = make_example_rngs(experiment.training.key, step, jnp.arange(8), 8)
 
             def loss(params, draw=draw, step=step):
                 return jnp.mean(experiment.training.loss_fn(params, IMAGES[step], draw))
@@ -170,7 +170,7 @@ def test_decoder_term_needs_pixels_on_levels(levels, values, words):
 )
 def test_the_configs_build(config):
     experiment = make_experiment(config.get_config(), jax.devices()[:1])
-    draw = make_draw(experiment.training.key, 0, jnp.arange(4), 4)
+    draw = make_example_rngs(experiment.training.key, 0, jnp.arange(4), 4)
     params = jax.eval_shape(experiment.training.init_params)
     losses = jax.eval_shape(
         lambda params: experiment.training.loss_fn(params, jnp.ones((4, *experiment.model.event_shape)), draw), params
@@ -186,7 +186,7 @@ def test_explicit_score_matching_trains_on_a_mixture():
         config.loss.objective = objective
         experiment = make_experiment(config, jax.devices()[:1])
         x0 = jnp.asarray(experiment.load("train").examples.images[:64])
-        draw = make_draw(experiment.training.key, 0, jnp.arange(64), 64)
+        draw = make_example_rngs(experiment.training.key, 0, jnp.arange(64), 64)
         losses[objective] = experiment.training.loss_fn({}, x0, draw)
     assert losses["explicit"].max() < 1e-6
     assert losses["denoising"].mean() > 0.05
@@ -218,7 +218,7 @@ def test_exact_networks_are_shown_what_they_need():
 def test_labels_reach_the_network_in_training_and_are_hidden_by_option():
     """The labels change the loss of a network with classes, but not where all are hidden; without classes none does."""
     kwargs = {"channels": 4, "multipliers": (1,), "num_res_blocks": 1, "attention_resolutions": (), "dropout": 0.0}
-    draw = make_draw(jax.random.key(0), 0, jnp.arange(8), 8)
+    draw = make_example_rngs(jax.random.key(0), 0, jnp.arange(8), 8)
     labels = jnp.arange(8)
 
     def losses(**options):

@@ -7,7 +7,7 @@ import pytest
 
 from score_sde.errors import UserError
 from score_sde.models import create
-from score_sde.parameterization import PREDICTIONS, make_denoiser, score_fn, through
+from score_sde.parameterization import PREDICTIONS, make_denoiser, round_trip_prediction, score_fn
 from score_sde.sde import SDES, flow, log_snr, vp
 from tests import mixtures
 
@@ -32,7 +32,7 @@ def test_it_is_the_mixtures_denoiser_under_every_sde_and_prediction(name, x64):
     np.testing.assert_allclose(score_fn(denoiser, sde)(x, t), mixtures.score(sde)(x, t), rtol=1e-8, atol=1e-10)
     expected = mixtures.denoiser(sde)(x, t)
     for prediction in PREDICTIONS:
-        found = through(denoiser, sde, prediction)(x, t)
+        found = round_trip_prediction(denoiser, sde, prediction)(x, t)
         np.testing.assert_allclose(found.x0, expected.x0, rtol=1e-6, atol=1e-7)
         np.testing.assert_allclose(found.epsilon, expected.epsilon, rtol=1e-6, atol=1e-7)
 

@@ -22,7 +22,7 @@ def denoiser(sde):
     return denoise
 
 
-def marginal(sde, t):
+def add_noise(sde, t):
     """Mean and standard deviation of x_t."""
     alpha, sigma = (np.float64(f(jnp.asarray(t, float))) for f in (sde.alpha, sde.sigma))
     return alpha * M, np.sqrt(alpha**2 * S**2 + sigma**2)
@@ -34,7 +34,7 @@ def moments(solver, sde, times):
     The result is a x + sum_n b_n z_n + c: a, c and every b_n come from one solve with a batch of unit vectors.
     """
     n = len(times) - 1
-    mean, std = marginal(sde, times[0])
+    mean, std = add_noise(sde, times[0])
     x = np.zeros((n + 2, 1))
     x[0] = mean
     x[1] = mean + std
@@ -44,12 +44,12 @@ def moments(solver, sde, times):
     run = jax.jit(lambda x, noise: solve(solver, sde, denoiser(sde), x, times, noise=noise))
     result = run(jnp.asarray(x), jnp.asarray(noise))
     end = np.asarray(result.x)[:, 0]
-    assert np.isnan(result.broken_at)
+    assert np.isnan(result.nonfinite_at)
     return end[0], np.sqrt(np.sum((end[1:] - end[0]) ** 2))
 
 
 def error(solver, sde, times):
     """How far the mean and the standard deviation of the result are from the truth, in standard deviations."""
     mean, std = moments(solver, sde, times)
-    true_mean, true_std = marginal(sde, times[-1])
+    true_mean, true_std = add_noise(sde, times[-1])
     return max(abs(mean - true_mean), abs(std - true_std)) / true_std

@@ -91,7 +91,7 @@ def test_a_corrector_mends_a_predictor_that_is_too_coarse():
         predictor_corrector("reverse_diffusion", "annealed_langevin", corrector_kwargs={"num_steps": 3}),
     ):
         result = solve(solver, sde, gaussian.denoiser(sde), x, times, jax.random.key(1)).x
-        errors.append(abs(float(result.std()) / gaussian.marginal(sde, sde.t_min)[1] - 1))
+        errors.append(abs(float(result.std()) / gaussian.add_noise(sde, sde.t_min)[1] - 1))
     sampling = 1 / np.sqrt(2 * 2000 * 16)  # of a standard deviation
     assert errors[1] < errors[0] - 4 * sampling
 
@@ -99,12 +99,12 @@ def test_a_corrector_mends_a_predictor_that_is_too_coarse():
 def test_predictor_corrector_composes_any_two():
     sde, times, x = vp(), time_grid(vp(), 3), jnp.ones((2, 4))
     composed = predictor_corrector(ancestral(), annealed_langevin(num_steps=2))
-    assert (composed.nfe_per_step, composed.stochastic, composed.needs_signal) == (3, True, False)
+    assert (composed.nfe_per_step, composed.stochastic, composed.requires_nonzero_alpha) == (3, True, False)
     named = predictor_corrector("ancestral", "annealed_langevin", corrector_kwargs={"num_steps": 2})
     key = jax.random.key(0)
     data = gaussian.denoiser(sde)
     np.testing.assert_array_equal(solve(composed, sde, data, x, times, key).x, solve(named, sde, data, x, times, key).x)
-    assert predictor_corrector(reverse_diffusion(), langevin()).needs_signal
+    assert predictor_corrector(reverse_diffusion(), langevin()).requires_nonzero_alpha
     # A corrector of vanishing size is no corrector.
     still = predictor_corrector(euler(), annealed_langevin(snr=1e-6))
     np.testing.assert_allclose(

@@ -18,9 +18,9 @@ from score_sde.solvers import (
     heun,
     reverse_diffusion,
     rk4,
+    snap_to_timesteps,
     solve,
     time_grid,
-    to_chain,
     unipc,
 )
 from tests import mixtures
@@ -107,7 +107,7 @@ def test_chain_and_continuous_vp_agree(x64):
         schedule = ddpm.linear_schedule(length, 0.1 / length, 20.0 / length)
         chain = ddpm.to_sde(schedule)
         x = jnp.linspace(-2.0, 2.0, 5)[:, None]
-        times = to_chain(np.linspace(1.0, 0.02, 51), length)
+        times = snap_to_timesteps(np.linspace(1.0, 0.02, 51), length)
         results = [solve(ddim(), sde, denoiser(sde), x, times).x for sde in (chain, vp())]
         differences.append(float(np.abs(results[0] - results[1]).max()))
     assert abs(np.polyfit(np.log([500, 1000, 2000]), np.log(differences), 1)[0] + 1) < 0.1

@@ -26,9 +26,9 @@ from score_sde.solvers import (
     heun,
     predictor_corrector,
     reverse_diffusion,
+    snap_to_timesteps,
     solve,
     time_grid,
-    to_chain,
     unipc,
 )
 from tests.solvers import gaussian
@@ -222,13 +222,13 @@ def test_ve_ends_at_zero_with_a_step_like_any_other():
 
 def test_a_grid_moved_to_a_chain_is_the_nearest_without_repeats():
     times = time_grid(SDE, 37)
-    on_chain = to_chain(times, 1000)
+    on_chain = snap_to_timesteps(times, 1000)
     index = on_chain * 999
     np.testing.assert_allclose(index, np.rint(index), atol=1e-9)
     assert np.abs(on_chain - times).max() <= 0.5 / 999 + 1e-12
-    quadratic = to_chain(time_grid(SDE, 500, "quadratic"), 1000)  # finer than the chain near the data
+    quadratic = snap_to_timesteps(time_grid(SDE, 500, "quadratic"), 1000)  # finer than the chain near the data
     assert (np.diff(quadratic * 999) < -0.5).all()
-    np.testing.assert_allclose(to_chain(time_grid(SDE, 999), 1000) * 999, np.arange(999, -1, -1), atol=1e-9)
+    np.testing.assert_allclose(snap_to_timesteps(time_grid(SDE, 999), 1000) * 999, np.arange(999, -1, -1), atol=1e-9)
 
 
 def test_the_times_a_solver_asks_for_are_found():
@@ -290,7 +290,7 @@ def test_a_solver_that_follows_the_sde_does_not_start_where_it_is_infinite(sde):
         (lambda x: solve(euler_maruyama(), SDE, denoiser, x, np.array([0.5, 0.1])), "stochastic"),
         (lambda x: ddim(eta=2.0), "0 <= eta <= 1"),
         (lambda x: time_grid(SDE, 0), "at least 1 step"),
-        (lambda x: to_chain(time_grid(SDE, 50), 50), "at most 49"),
+        (lambda x: snap_to_timesteps(time_grid(SDE, 50), 50), "at most 49"),
         (lambda x: time_grid(SDE, 5, "quadratc"), "Did you mean 'quadratic'"),
         (lambda x: time_grid(SDE, 5, end="zer"), "Did you mean 'zero'"),
         (lambda x: time_grid(SDE, 5, "karras", spacing_kwargs={"rh": 3}), "Did you mean 'rho'"),
@@ -305,7 +305,7 @@ def test_a_solver_that_follows_the_sde_does_not_start_where_it_is_infinite(sde):
         (lambda x: solve(ancestral(), SDE, denoiser, x, np.array([0.5, 0.1]), noise=jnp.ones((2, 2, 1))), "num_steps"),
         (
             lambda x: solve(predictor_corrector(), SDE, denoiser, x, np.array([0.5, 0.1]), noise=jnp.ones((1, 2, 1))),
-            "draws 2 times a step",
+            "draws noise 2 times per step",
         ),
         (lambda x: predictor_corrector("ancestrl"), "Did you mean 'ancestral'"),
         (lambda x: predictor_corrector("dpm_solver_pp"), "a multistep method computes x anew"),
