@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from score_sde import ddpm
 from score_sde.conditioned import Conditioned
+from score_sde.errors import UserError
 from score_sde.models.mixture import Mixture
 from score_sde.models.network import network
 from score_sde.parameterization import (
@@ -92,6 +93,15 @@ class DiffusionModel(NamedTuple):
     def check(self) -> None:
         """Raise UserError unless prediction and preconditioning work with the process."""
         check_parameterization(self.sde, self.prediction, "none" if self.is_exact else self.preconditioning)
+
+
+def check_continuous_time(model: DiffusionModel, purpose: str) -> None:
+    """Raise UserError if a model is of discrete time, for a purpose that evaluates it between its timesteps."""
+    if model.timesteps is not None:
+        raise UserError(
+            f"{purpose} evaluates the network at any time, and this one was trained at the timesteps of a chain only",
+            "off_grid=True if it may be evaluated between them",
+        )
 
 
 class NoisyClassifier(NamedTuple):

@@ -122,12 +122,15 @@ def test_learned_variance_from_config_to_export(tmp_path):
     config.loss.objective = "denoising"
     config.model.pretrained, config.model.kwargs = str(tmp_path / "hybrid.safetensors"), {}
     loaded = make_experiment(config, jax.devices()[:1])
-    assert loaded.knows_the_chain_alone and loaded.config["loss"]["objective"] == "ddpm_hybrid"
+    assert loaded.model.timesteps is not None and loaded.config["loss"]["objective"] == "ddpm_hybrid"
     before, after = (next(trained.sampler.batches(each, 2)).x for each in (params, shifted))
     assert np.abs(before - after).max() > 0.1
     np.testing.assert_array_equal(next(loaded.sampler.batches(loaded.training.init_params(), 2)).x, after)
     images, labels, keys = jnp.zeros((2, 8, 8, 1), jnp.uint8), jnp.zeros(2, int), jax.random.split(jax.random.key(0), 2)
-    bounds = [_chain_bound(trained, 17)(each, images, labels, keys)["bits"] for each in (params, shifted)]
+    bounds = [
+        _chain_bound(trained.model, trained.schedule, 17)(each, images, labels, keys)["bits"]
+        for each in (params, shifted)
+    ]
     assert np.all(np.abs(bounds[0] - bounds[1]) > 0.01)
 
 

@@ -19,7 +19,7 @@ from score_sde.errors import UserError
 from score_sde.evaluation.options import EvaluationOptions
 from score_sde.evaluation.results import mean_of
 from score_sde.likelihood import centered_range, dequantize
-from score_sde.model import DiffusionModel
+from score_sde.model import DiffusionModel, check_continuous_time
 from score_sde.parameterization import Denoiser, score_fn
 from score_sde.randomness import fold_each, noise, rademacher
 from score_sde.runtime import distributed
@@ -186,11 +186,7 @@ def score_diagnostics(
     Raises:
       UserError: if the network was trained at discrete timesteps only.
     """
-    if model.timesteps is not None:
-        raise UserError(
-            "health asks the network at every noise level, and this one was trained at a chain's steps alone",
-            "off_grid=True if it may be asked between them",
-        )
+    check_continuous_time(model, "health")
     key = jax.random.key(seed)
     sets = {split: _examples(load(split), options.num_real, dequantize_pixels, key) for split in ("train", "test")}
     number = min(options.health_images, *(len(x0) for x0, _ in sets.values()))

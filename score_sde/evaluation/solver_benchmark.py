@@ -16,7 +16,7 @@ import numpy as np
 
 from score_sde.errors import UserError
 from score_sde.evaluation.options import BenchmarkOptions
-from score_sde.model import DiffusionModel
+from score_sde.model import DiffusionModel, check_continuous_time
 from score_sde.runtime.disk import replacing
 from score_sde.sde import SDE, prior_sample
 from score_sde.solvers import (
@@ -82,11 +82,7 @@ def certify(
     Raises:
       UserError: if the network was trained at discrete timesteps only, or gives NaN.
     """
-    if model.timesteps is not None:
-        raise UserError(
-            "certify refines grids, and this network was trained at a chain's steps alone",
-            "off_grid=True if it may be asked between them",
-        )
+    check_continuous_time(model, "certify")
     sde = model.sde
     keys = jax.random.split(jax.random.key(seed), options.num_samples)
     x = jax.vmap(lambda key: prior_sample(sde, key, model.event_shape))(keys)

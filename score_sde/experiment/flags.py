@@ -1,5 +1,6 @@
 """The border between config and library: errors that name arguments come out naming flags."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -65,12 +66,13 @@ def plain(value: Any) -> Any:
 def _flag(config: ConfigDict, places: tuple[str, ...], paths: Mapping[str, str], argument: str) -> str:
     if argument.startswith("--"):
         return argument  # an inner border has named the flag
-    name, equals, value = argument.partition("=")
+    name = re.split(r"\W", argument)[0]  # of `name`, `name=value` or `name to ...`
+    rest = argument[len(name) :]
     if name in paths:
-        return f"--config.{paths[name]}{equals}{value}"
+        return f"--config.{paths[name]}{rest}"
     if name in COMMAND_LINE:
-        return f"--{name}{equals}{value}"
+        return f"--{name}{rest}"
     for place in places:
         if place.endswith("kwargs") or name in get(config, place):
-            return f"--config.{place}.{name}{equals}{value}"
+            return f"--config.{place}.{name}{rest}"
     return argument

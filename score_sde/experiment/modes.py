@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from score_sde.errors import UserError, not_none
 from score_sde.experiment import Experiment
 from score_sde.experiment.flags import flags
-from score_sde.model import DiffusionModel, NoisyClassifier
+from score_sde.model import DiffusionModel, NoisyClassifier, check_continuous_time
 from score_sde.runtime import distributed
 
 
@@ -91,6 +91,7 @@ def certify(experiment: Experiment, workdir: Path) -> str:
     from score_sde.evaluation.solver_benchmark import certify
 
     check_results_file(workdir)
+    check_continuous_time(_diffusion_model(experiment), "certify")  # before the checkpoint is read
     params, step = _load_params(experiment, workdir)
     labels = not_none(experiment.sampler).labels
     plot = workdir / "certify.png"
@@ -201,6 +202,7 @@ def _accuracy(experiment: Experiment, workdir: Path) -> dict[str, Any]:
 def _score_diagnostics(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     from score_sde.evaluation.score_diagnostics import score_diagnostics
 
+    check_continuous_time(_diffusion_model(experiment), "health")
     params, step = _load_params(experiment, workdir)
     results = score_diagnostics(
         _diffusion_model(experiment),

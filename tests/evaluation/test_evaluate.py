@@ -119,7 +119,7 @@ def test_what_is_not_there_is_refused_before_anything_is_drawn(run):
     workdir, experiment = run
     with pytest.raises(UserError, match="checkpoints of the steps 10, 20, 30, not of 25"):
         evaluate(experiment(steps=(20, 25)), workdir)
-    with pytest.raises(UserError, match=r"no average of decay 0\.9 is kept.*evaluation\.ema_decays"):
+    with pytest.raises(UserError, match=r"no average of decay 0\.9 is kept.*set ema_decays"):
         evaluate(experiment(ema_decays=(0.9,)), workdir)
     with pytest.raises(UserError, match="can be chosen"):
         experiment(steps=(20,), every_checkpoint=True)

@@ -66,7 +66,7 @@ def test_missing_and_other_weights_are_told_apart(tmp_path, monkeypatch):
     shape = (8, 8, 3)
     source = Source(Arrays(np.zeros((2, *shape), np.uint8), np.zeros(2)), shape, 256, 10)
     for name, library in (("inception", inception), ("dinov2", dinov2)):
-        with pytest.raises(UserError, match=f"download {library.SOURCE}.*put it there.*--config.evaluation.{name}"):
+        with pytest.raises(UserError, match=f"download {library.SOURCE}.*put it there.*set {name}"):
             choose((name,), source, {name: ""})
         with pytest.raises(UserError, match="not at nowhere"):
             choose((name,), source, {name: "nowhere"})

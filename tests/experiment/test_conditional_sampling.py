@@ -176,7 +176,7 @@ def test_a_guide_of_another_process_shape_or_kind_is_refused(tmp_path):
     )
     assert "label 10" in words(label=10)
 
-    levels = accuracy(classifier, params)
+    levels = accuracy(classifier.model, params, classifier.load("test"), seed=0, batch_size=64, num_images=50_000)
     assert len(levels) == 11 and levels[0]["num_images"] == 297
     assert all(0 <= level["accuracy"] <= 1 and level["cross_entropy"] > 0 for level in levels)
 
@@ -210,7 +210,7 @@ INPAINT = {"task": "inpaint", "completions": 5}
         ({}, INPAINT | {"task_kwargs": {"share": 0}}, "need 0 < share < 1, got 0"),
         ({}, {"task": "super_resolve", "task_kwargs": {"factor": 3}}, r"got 3 for \(8, 8, 1\)"),
         ({}, {"task": "super_resolve", "task_kwargs": {"fctor": 2}}, "Did you mean 'factor'"),
-        ({}, {"task": "colorize"}, r"images of the shape \(8, 8, 1\) have no colours"),
+        ({}, {"task": "colorize"}, r"images of the shape \(8, 8, 1\) have no colors"),
         ({}, {"task": "deblur", "task_kwargs": {"std": "wide"}}, "need std > 0 and a size"),
         ({}, {"task": "sdedit", "task_kwargs": {"strength": 2}}, "0 < strength <= 1, got 2"),
         ({}, INPAINT | {"method": "pidgm"}, "unknown method 'pidgm'.*Did you mean 'pigdm'"),
