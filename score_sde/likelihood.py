@@ -1,11 +1,11 @@
-"""log p(x) by the probability flow, bits per dimension, and what an invertible map between data and noise allows.
+"""Log-likelihood by the probability flow, bits per dimension, encoding, decoding and interpolation.
 
 Along the flow d log p_t(x_t) / dt = -div v(x_t, t) (Song et al. 2021, Section 4.3 and eq. 39), so
 
-    log p(x) = log p_T(z) + integral of div v over [t_min, t_max],    x at t_min flowing to z at t_max
+    log p(x) = log p_T(z) + integral of div v over [t_min, t_max],    where x at t_min flows to z at t_max
 
-log p is a density's: of continuous data it may be positive and bits/dim negative. Of discrete data only a density of
-dequantized data says anything, as a bound on their probability (Theis et al. 2016).
+log p is a log-density. For continuous data it may be positive, and bits/dim may be negative. For discrete data the
+density of the dequantized data gives a bound on the probability (Theis et al. 2016).
 """
 
 from typing import NamedTuple, TypeVar
@@ -17,7 +17,7 @@ import numpy as np
 from score_sde.conditioned import map_examples
 from score_sde.errors import UserError, lookup, not_none
 from score_sde.parameterization import Denoiser, velocity_fn
-from score_sde.randomness import fold_each, noise, sample_keys
+from score_sde.randomness import fold_each, noise, rademacher, sample_keys
 from score_sde.sde import SDE, add_noise, lift, prior_log_prob, sum_event
 from score_sde.solvers import solve_adaptive
 from score_sde.solvers.adaptive import IntegratorOptions, check_ends, check_options, integrate
@@ -25,18 +25,18 @@ from score_sde.solvers.base import most_evaluations
 
 Nats = TypeVar("Nats", jax.Array, np.ndarray)
 DIVERGENCES = ("hutchinson", "exact")
-PROBES = ("rademacher", "gaussian")
+PROBES = {"rademacher": rademacher, "gaussian": noise}
 
 
 class Likelihood(NamedTuple):
-    """log p of each example, in nats, with its account: log_prob = prior + divergence."""
+    """Log-likelihood of each example in nats, log_prob = prior + divergence."""
 
     log_prob: jax.Array  # (batch,)
-    latent: jax.Array  # (batch, *event), where x flows to at t_max
-    nfe: jax.Array | None  # (batch,) network evaluations, each with its derivative along the probes counted once
+    latent: jax.Array  # (batch, *event), x at t_max
+    nfe: jax.Array | None  # (batch,) network evaluations; one with its derivatives along all probes counts once
     prior: jax.Array  # (batch,) log N(latent; 0, sigma(t_max)^2)
-    divergence: jax.Array  # (batch,) the integral, its mean over probes
-    standard_error: jax.Array  # (batch,) of the divergence, from the spread over probes; NaN of one probe, 0 if exact
+    divergence: jax.Array  # (batch,) integral of the divergence, averaged over probes
+    standard_error: jax.Array  # (batch,) standard error of the divergence over probes; NaN for one probe, 0 if exact
 
 
 def log_likelihood(
@@ -52,54 +52,58 @@ def log_likelihood(
     method: str = "tsit5",
     max_steps: int = 4096,
 ) -> Likelihood:
-    """log p(x) of x taken to be at t_min, by the instantaneous change of variables (Song et al. 2021, eq. 39 and 40).
+    """Return log p(x) of x at t_min, by the instantaneous change of variables (Song et al. 2021, eq. 39 and 40).
 
-    The probes of Hutchinson's estimate are drawn once for the whole way: drawn anew at every evaluation they would be
-    noise to an adaptive method, which then never converges. Their derivatives are taken in forward mode, and are part
-    of what the error is measured of.
+    The probes are fixed for the whole solve: resampling them would make the integrand discontinuous for an adaptive
+    solver. The divergence is part of the state whose local error is controlled. Derivatives use forward mode.
 
     Args:
-      sde: the forward process.
-      denoiser: (x, t) -> Prediction, with t: (batch,); each example is evaluated with its row of the conditioning, so
-        that with labels this is log p(x | y).
-      x: (batch, *event) real numbers at t_min: continuous data, or pixels after `dequantize`.
-      key: one typed key, folded by the example's position, or (batch,) keys; for the probes.
-      divergence: "hutchinson", unbiased, or "exact", which costs as many derivatives as there are dimensions.
-      num_probes: of Hutchinson's estimate.
-      rtol, atol: the error of a step may be atol + rtol |.|, of x and of the integral.
-      probe: "rademacher" (signs, of the smallest variance) or "gaussian".
-      method: as of `solve_adaptive`.
-      max_steps: steps an example may take.
+      sde: Forward process.
+      denoiser: Denoiser (x, t) -> Prediction with t: (batch,). Each example is evaluated with its row of the
+        conditioning, so that with labels the result is log p(x | y).
+      x: Real numbers at t_min, (batch, *event): continuous data, or pixels after `dequantize`.
+      key: PRNG key of the probes, folded with the example's position, or one key per example, (batch,).
+      divergence: "hutchinson" for an unbiased estimate, or "exact", which costs one derivative per dimension.
+      num_probes: Number of Hutchinson probes per example.
+      rtol: Relative tolerance for both x and the divergence integral.
+      atol: Absolute tolerance for both.
+      probe: Distribution of the probes, "rademacher", which has the smallest variance, or "gaussian".
+      method: Runge-Kutta method, see `solve_adaptive`.
+      max_steps: Maximum number of steps per example.
 
     Returns:
-      A Likelihood; under `jax.jit` NaN where an example didn't arrive within max_steps.
+      Likelihood. Under `jax.jit` it is NaN for examples that exceeded max_steps.
 
     Raises:
-      UserError: x are integers or lie on a grid (not dequantized), a name is unknown, a key is missing, or an example
-        didn't arrive.
+      UserError: if x are integers or lie on a grid (not dequantized), a name is unknown, the key is missing, or an
+        example exceeded max_steps or diverged.
     """
     lookup("divergence", dict.fromkeys(DIVERGENCES), divergence, "divergence")
-    lookup("probe", dict.fromkeys(PROBES), probe, "probe")
+    sample_probe = lookup("probe", PROBES, probe, "probe")
     options = IntegratorOptions(rtol, atol, method, "i", max_steps)
-    check_options(options, "--config.likelihood")
+    check_options(options)
     check_ends(sde, sde.t_min, sde.t_max)
     check_continuous(x)
     exact = divergence == "exact"
     if not exact and (key is None or num_probes < 1):
-        raise UserError(f"Hutchinson's estimate needs a key and num_probes >= 1, got num_probes={num_probes}")
+        raise UserError(
+            f"log_likelihood: Hutchinson's estimate needs a key and num_probes >= 1, got num_probes={num_probes}",
+            "num_probes",
+        )
     shape = x.shape[1:]
     if exact:
         probes = jnp.zeros((len(x), 0, *shape))
     else:
-        probes = _probes(sample_keys(not_none(key), len(x)), num_probes, x, probe)
+        keys = sample_keys(not_none(key), len(x))
+        probes = jnp.stack([sample_probe(fold_each(keys, n), x) for n in range(num_probes)], axis=1)
 
     def one(velocity, x, probes):
         def augmented(t, state):
             x, _ = state
             directions = jnp.eye(x.size, dtype=x.dtype).reshape(-1, *shape) if exact else probes
-            value, slopes = _along(lambda x: velocity(x, t), x, directions)
-            parts = jnp.sum((directions * slopes).reshape(len(directions), -1), axis=1)
-            return value, jnp.sum(parts, keepdims=True) if exact else parts
+            value, derivatives = _directional_derivatives(lambda x: velocity(x, t), x, directions)
+            products = jnp.sum((directions * derivatives).reshape(len(directions), -1), axis=1)  # v^T (dv/dx) v
+            return value, jnp.sum(products, keepdims=True) if exact else products
 
         integrals = jnp.zeros(1 if exact else num_probes, x.dtype)
         return integrate(augmented, (x, integrals), sde.t_min, sde.t_max, options)
@@ -108,29 +112,21 @@ def log_likelihood(
     nfe = None if steps is None else steps * most_evaluations(denoiser, sde.t_min, sde.t_max)
     if not isinstance(latent, jax.core.Tracer) and not np.isfinite(np.asarray(latent)).all():
         raise UserError(
-            f"an example didn't arrive within max_steps={max_steps}, or met NaN on the way (set "
-            "--config.likelihood.max_steps, or larger --config.likelihood.rtol and atol)"
+            f"log_likelihood: an example exceeded max_steps={max_steps} or diverged; allow more steps or larger "
+            "tolerances",
+            "max_steps",
+            "rtol",
+            "atol",
         )
     prior, mean = prior_log_prob(sde, latent), jnp.mean(integrals, axis=1)
     error = jnp.zeros_like(mean) if exact else _standard_error(integrals, axis=1)
     return Likelihood(prior + mean, latent, nfe, prior, mean, error)
 
 
-def _along(function, x, directions):
-    """function(x), and its derivatives along several directions, in forward mode."""
+def _directional_derivatives(function, x, directions):
+    """Return function(x) and its derivatives along several directions, in forward mode."""
     value, linear = jax.linearize(function, x)
     return value, jax.vmap(linear)(directions)
-
-
-def _probes(keys, num_probes: int, x, probe: str):
-    """(batch, num_probes, *event) with E[e e^T] = I."""
-
-    def draw(keys):
-        if probe == "gaussian":
-            return noise(keys, x)
-        return jax.vmap(lambda key: jax.random.rademacher(key, x.shape[1:], x.dtype))(keys)
-
-    return jnp.stack([draw(fold_each(keys, n)) for n in range(num_probes)], axis=1)
 
 
 def _standard_error(values, axis: int):
@@ -141,13 +137,11 @@ def _standard_error(values, axis: int):
 
 
 def check_continuous(x) -> None:
-    """Refuses what is not dequantized.
-
-    Raises:
-      UserError: x are integers, or take few values that lie on a grid, as pixels do that were only scaled.
-    """
+    """Raise UserError if x is discrete: integers, or few values on a grid, like pixels that are not dequantized."""
     if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise UserError(f"log p of discrete data ({x.dtype}) means nothing: dequantize(key, images, levels) first")
+        raise UserError(
+            f"log_likelihood: expected continuous data, got {x.dtype}; dequantize(key, images, levels) first"
+        )
     if isinstance(x, jax.core.Tracer) or x.size < 64:
         return
     values = np.unique(np.asarray(x[: max(1, 4096 * len(x) // x.size)], np.float64))
@@ -156,8 +150,8 @@ def check_continuous(x) -> None:
         gaps / gaps.min(), np.rint(gaps / gaps.min()), atol=1e-3
     ):
         raise UserError(
-            f"the data take only {len(values)} values, on a grid of {gaps.min():.3g}: pixels that were scaled but not "
-            "dequantized, of which log p means nothing; dequantize(key, images, levels) first"
+            f"log_likelihood: expected continuous data, got {len(values)} values on a grid of {gaps.min():.3g}, like "
+            "pixels that were scaled but not dequantized; dequantize(key, images, levels) first"
         )
 
 
@@ -167,16 +161,16 @@ def bits_per_dim(
     levels: int = 256,
     data_range: tuple[float, float] = (-1.0, 1.0),
 ) -> Nats:
-    """-log2 of the probability of discrete data, a dimension, of the shape of log_prob.
+    """Return the bits per dimension of discrete data, an upper bound on -log2 P / d, of the shape of log_prob.
 
-    The data were mapped from [0, levels] to data_range, so a density in nats gains log of the slope a dimension:
-    P(v) >= p(x) (width / levels)^d.
+    The data were mapped from [0, levels] to data_range, which multiplies the density by (width / levels)^d:
+    P(v) >= p(x) (width / levels)^d on average over the dequantization noise.
 
     Args:
-      log_prob: log density of the dequantized data, in nats.
-      event_shape: of one example.
-      levels: the data are integers 0 .. levels - 1.
-      data_range: where [0, levels] was mapped to, as by `dequantize`.
+      log_prob: Log-density of the dequantized data in nats.
+      event_shape: Shape of one example.
+      levels: Number of levels; the data are integers 0 .. levels - 1.
+      data_range: Image of [0, levels] under `dequantize`.
     """
     d = np.prod(event_shape)
     return -(log_prob / d + np.log((data_range[1] - data_range[0]) / levels)) / np.log(2.0)
@@ -185,26 +179,26 @@ def bits_per_dim(
 def dequantize(
     key: jax.Array, images: jax.Array | np.ndarray, levels: int = 256, data_range: tuple[float, float] = (-1.0, 1.0)
 ) -> jax.Array:
-    """Adds uniform noise of one level and maps [0, levels] to data_range (Uria et al. 2013; Theis et al. 2016).
+    """Add uniform noise of one level and map [0, levels] to data_range (Uria et al. 2013; Theis et al. 2016).
 
     Args:
-      key: one typed key, folded by the example's position, or (batch,) keys.
-      images: (batch, *event) integers 0 .. levels - 1.
-      levels: their number.
-      data_range: where [0, levels] goes.
+      key: PRNG key, folded with the example's position, or one key per example, (batch,).
+      images: Integers 0 .. levels - 1, (batch, *event).
+      levels: Number of levels.
+      data_range: Image of [0, levels].
 
     Returns:
-      float32 of the same shape.
+      Dequantized images in float32, of the same shape.
 
     Raises:
-      UserError: images are not integers, or not of these levels.
+      UserError: unless images are integers 0 .. levels - 1.
     """
     if not jnp.issubdtype(images.dtype, jnp.integer):
-        raise UserError(f"dequantize takes integers 0 .. {levels - 1}, got {images.dtype}")
+        raise UserError(f"dequantize: expected integers 0 .. {levels - 1}, got {images.dtype}")
     if not isinstance(images, jax.core.Tracer):
-        least, most = int(np.min(images)), int(np.max(images))  # of JAX's uint8, 256 would wrap around to 0
+        least, most = int(np.min(images)), int(np.max(images))  # Python integers, because 256 overflows uint8
         if least < 0 or most >= levels:
-            raise UserError(f"dequantize takes integers 0 .. {levels - 1}, got {least} .. {most}")
+            raise UserError(f"dequantize: expected integers 0 .. {levels - 1}, got {least} .. {most}")
     keys = sample_keys(key, len(images))
     uniform = jax.vmap(lambda key: jax.random.uniform(key, images.shape[1:]))(keys)
     low, high = data_range
@@ -212,24 +206,26 @@ def dequantize(
 
 
 def centered_range(levels: int) -> tuple[float, float]:
-    """The data range in which level v covers 2 v / (levels - 1) - 1, as `to_unit_range`, and half a level around it."""
+    """Return the data range where level v is an interval centered at 2 v / (levels - 1) - 1 (`to_unit_range`)."""
     half = 1.0 / (levels - 1)
     return -1.0 - half, 1.0 + half
 
 
 def truncation(sde: SDE, denoiser: Denoiser, x0: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """What it costs to start at t_min instead of 0: x at t_min, and the term that makes log p(x0)'s bound of log p(x).
+    """Return x at t_min and the truncation term, which turns log p(x) into a lower bound on log p(x0).
 
     log p(x0) >= E[log p(x) + log p(x0 | x) - log q(x | x0)] with x ~ q(x | x0) = N(alpha x0, sigma^2) and the decoder
     N(E[x0 | x], (sigma / alpha)^2) (Song, Durkan et al. 2021, "Maximum Likelihood Training ...", Section 5). With x =
-    alpha x0 + sigma eps the last two are d log alpha + (|eps|^2 - |eps - eps_hat|^2) / 2.
+    alpha x0 + sigma eps the last two terms are d log alpha + (|eps|^2 - |eps - eps_hat|^2) / 2.
 
     Args:
-      x0: (batch, *event) data.
-      key: one typed key, or (batch,) keys.
+      sde: Forward process.
+      denoiser: Denoiser (x, t) -> Prediction.
+      x0: Data, (batch, *event).
+      key: PRNG key, or one key per example, (batch,).
 
     Returns:
-      (x (batch, *event), term (batch,) in nats).
+      Pair (x (batch, *event), term (batch,) in nats).
     """
     epsilon = noise(sample_keys(key, len(x0)), x0)
     t = jnp.full(len(x0), sde.t_min, x0.dtype)
@@ -238,26 +234,30 @@ def truncation(sde: SDE, denoiser: Denoiser, x0: jax.Array, key: jax.Array) -> t
     return x, x0[0].size * jnp.log(sde.alpha(t)) + 0.5 * sum_event(epsilon**2 - error**2)
 
 
-def encode(sde: SDE, denoiser: Denoiser, x: jax.Array, **how) -> jax.Array:
-    """The latent at t_max that x at t_min flows to; `how` as for `solve_adaptive` (rtol, atol, method, max_steps)."""
-    return solve_adaptive(sde, denoiser, x, t0=sde.t_min, t1=sde.t_max, **how).x
+def encode(sde: SDE, denoiser: Denoiser, x: jax.Array, **kwargs) -> jax.Array:
+    """Return the latent at t_max to which x flows from t_min; kwargs are those of `solve_adaptive` (rtol, ...)."""
+    return solve_adaptive(sde, denoiser, x, t0=sde.t_min, t1=sde.t_max, **kwargs).x
 
 
-def decode(sde: SDE, denoiser: Denoiser, z: jax.Array, temperature: float = 1.0, **how) -> jax.Array:
-    """What temperature * z flows to at t_min: `encode`'s inverse at temperature 1."""
-    return solve_adaptive(sde, denoiser, temperature * z, t0=sde.t_max, t1=sde.t_min, **how).x
+def decode(sde: SDE, denoiser: Denoiser, z: jax.Array, temperature: float = 1.0, **kwargs) -> jax.Array:
+    """Return x at t_min to which temperature * z flows from t_max; at temperature 1 the inverse of `encode`."""
+    return solve_adaptive(sde, denoiser, temperature * z, t0=sde.t_max, t1=sde.t_min, **kwargs).x
 
 
 def interpolate(z0: jax.Array, z1: jax.Array, weights: jax.Array, kind: str = "spherical") -> jax.Array:
-    """Points between two latents: of the same weight in the prior (spherical), or on the straight line (linear).
+    """Interpolate between two latents.
+
+    Spherical interpolation, sin((1 - w) a) / sin(a) z0 + sin(w a) / sin(a) z1 with the angle a between z0 and z1, keeps
+    the norm typical of the prior (Shoemake 1985).
 
     Args:
-      z0, z1: (batch, *event).
-      weights: (k,), 0 is z0 and 1 is z1.
-      kind: "spherical", sin((1 - w) a) / sin(a) z0 + sin(w a) / sin(a) z1 with a the angle between them, or "linear".
+      z0: Latents at weight 0, (batch, *event).
+      z1: Latents at weight 1, (batch, *event).
+      weights: Weights w, (k,).
+      kind: "spherical" or "linear".
 
     Returns:
-      (k, batch, *event).
+      Interpolated latents, (k, batch, *event).
     """
     spherical = lookup("interpolation", {"spherical": True, "linear": False}, kind)
     weights = jnp.reshape(jnp.asarray(weights, z0.dtype), (-1,) + (1,) * z0.ndim)

@@ -217,13 +217,13 @@ def test_interpolation():
     ("call", "words"),
     [
         (lambda run: run(jnp.ones((2, 2), jnp.uint8)), "dequantize"),
-        (lambda run: run(jnp.round(jax.random.uniform(jax.random.key(0), (20, 64)) * 16) / 8 - 1), "only 17 values"),
+        (lambda run: run(jnp.round(jax.random.uniform(jax.random.key(0), (20, 64)) * 16) / 8 - 1), "got 17 values"),
         (lambda run: run(jnp.ones((2, 2)), key=None), "needs a key"),
         (lambda run: run(jnp.ones((2, 2)), num_probes=0), "num_probes >= 1"),
         (lambda run: run(jnp.ones((2, 2)), divergence="exat"), "Did you mean 'exact'"),
         (lambda run: run(jnp.ones((2, 2)), probe="gauss"), "Did you mean 'gaussian'"),
         (lambda run: run(jnp.ones((2, 2)), method="tsit"), "Did you mean 'tsit5'"),
-        (lambda run: dequantize(jax.random.key(0), jnp.ones((2, 2)), 17), "takes integers"),
+        (lambda run: dequantize(jax.random.key(0), jnp.ones((2, 2)), 17), "dequantize: expected integers"),
         (lambda run: interpolate(jnp.ones((1, 2)), jnp.ones((1, 2)), jnp.ones(1), "sphere"), "unknown interpolation"),
     ],
 )
@@ -238,7 +238,7 @@ def test_wrong_arguments_are_refused(call, words):
 def test_what_does_not_arrive_has_no_likelihood():
     sde = vp()
     x = jax.random.normal(jax.random.key(0), (2, 2))
-    with pytest.raises(UserError, match="didn't arrive within max_steps=2"):
+    with pytest.raises(UserError, match="exceeded max_steps=2"):
         log_likelihood(sde, gaussian.denoiser(sde), x, divergence="exact", key=None, max_steps=2)
 
 

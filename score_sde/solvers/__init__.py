@@ -1,4 +1,4 @@
-"""Reverse-time solvers, one family a file. A new one is a function that makes a `Solver`, and an entry of `SOLVERS`."""
+"""Reverse-time solvers, one family per file. A new one is a function that returns a `Solver`, and a `SOLVERS` entry."""
 
 from collections.abc import Callable
 
@@ -49,7 +49,7 @@ SOLVERS: dict[str, Callable[..., Solver]] = {
     "annealed_langevin": annealed_langevin,
     "predictor_corrector": predictor_corrector,
 }
-# choose their own times: run(sde, denoiser, x, keys)
+# Solvers with adaptive step sizes, called as run(sde, denoiser, x, keys).
 ADAPTIVE: dict[str, Callable[..., Callable[..., Solution]]] = {"adaptive": adaptive, "adaptive_sde": adaptive_sde}
 
 __all__ = [
@@ -81,11 +81,11 @@ __all__ = [
     "predictor_corrector",
     "reverse_diffusion",
     "rk4",
+    "snap_to_timesteps",
     "solve",
     "solve_adaptive",
     "solve_adaptive_sde",
     "stochastic_runge_kutta",
     "time_grid",
-    "snap_to_timesteps",
     "unipc",
 ]

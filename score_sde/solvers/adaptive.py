@@ -1,4 +1,4 @@
-"""The probability flow with steps chosen by the error, each example's own, through Diffrax."""
+"""The probability flow with adaptive step sizes per example, by Diffrax."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,13 +14,13 @@ from score_sde.parameterization import Denoiser, velocity_fn
 from score_sde.sde import SDE
 from score_sde.solvers.base import MAX_STEPS_EXCEEDED, Solution, most_evaluations
 
-FIRST_STEP = 0.01  # as a part of the whole way
+FIRST_STEP = 0.01  # fraction of the integration interval
 ODE_METHODS: dict[str, Callable[[], diffrax.AbstractSolver]] = {
     "tsit5": diffrax.Tsit5,
     "dopri5": diffrax.Dopri5,
     "dopri8": diffrax.Dopri8,
     "heun": diffrax.Heun,
-    "kvaerno3": diffrax.Kvaerno3,  # implicit, for stiff flows of few dimensions: a step solves with the Jacobian
+    "kvaerno3": diffrax.Kvaerno3,  # implicit, for stiff flows in few dimensions; solves with the Jacobian
     "kvaerno5": diffrax.Kvaerno5,
 }
 # Soderlind 2003, "Digital filters in adaptive time-stepping": I, H211PI, H312PID
@@ -32,7 +32,7 @@ CONTROLLERS: dict[str, dict[str, Any]] = {
 
 
 class IntegratorOptions(NamedTuple):
-    """How an initial value problem is integrated."""
+    """Tolerances, method and step-size controller of an initial value problem."""
 
     rtol: float
     atol: float
@@ -53,28 +53,31 @@ def solve_adaptive(
     controller: str = "i",
     max_steps: int = 4096,
 ) -> Solution:
-    """The probability flow from x at t0 to t1, in one compiled loop.
+    """Integrate the probability flow from x at t0 to t1 in one compiled loop.
 
-    Each example has its own steps, accepted by its own error (root mean square over its numbers); the loop runs until
-    the last example arrives, and those that have arrived stand still.
+    Step sizes are chosen per example from the root mean square of its local error. The loop runs until the last example
+    has finished; finished examples do not change.
 
     Args:
-      sde: the forward process.
-      denoiser: (x, t) -> Prediction, with t: (batch,); each example is evaluated with its row of the conditioning.
-      x: (batch, *event) at t0.
-      rtol, atol: the error of a step may be atol + rtol |x|.
-      method: a key of `ODE_METHODS`.
-      t0, t1: where it starts and ends; None: sde.t_max and sde.t_min. Ascending times encode.
-      controller: how the next step follows from the errors, a key of `CONTROLLERS`.
-      max_steps: steps an example may take, accepted and rejected.
+      sde: Forward process.
+      denoiser: Denoiser (x, t) -> Prediction with t: (batch,). Each example is evaluated with its row of the
+        conditioning.
+      x: Points at t0, (batch, *event).
+      rtol: Relative tolerance; the local error is at most atol + rtol |x|.
+      atol: Absolute tolerance.
+      method: Runge-Kutta method, a key of `ODE_METHODS`.
+      t0: Start time; None is sde.t_max.
+      t1: End time; None is sde.t_min. Ascending times encode.
+      controller: Step-size controller, a key of `CONTROLLERS`.
+      max_steps: Maximum number of accepted and rejected steps per example.
 
     Returns:
-      A Solution whose nfe is (batch,), exact; None of an implicit method, because Diffrax doesn't tell how many
-      iterations its equations took.
+      Solution with exact nfe per example, (batch,). For implicit methods nfe is None, because Diffrax does not report
+      the number of iterations.
 
     Raises:
-      UserError: method or controller is unknown, a time is out of range, or an example took max_steps or met NaN.
-        Under `jax.jit` such an example is NaN: `check_finite` looks at what comes out.
+      UserError: if method or controller is unknown, a time is out of range, or an example exceeded max_steps or
+        diverged. Under `jax.jit` such an example is NaN, which `check_finite` reports.
     """
     options = IntegratorOptions(rtol, atol, method, controller, max_steps)
     t0, t1 = (end if given is None else given for given, end in ((t0, sde.t_max), (t1, sde.t_min)))
@@ -93,10 +96,10 @@ def solve_adaptive(
 
 
 def integrate(velocity, y, t0: float, t1: float, options: IntegratorOptions):
-    """dy/dt = velocity(t, y) from t0 to t1, for any pytree y of one example.
+    """Integrate dy/dt = velocity(t, y) from t0 to t1, for a pytree y of one example.
 
     Returns:
-      (y at t1, evaluations): NaN where the steps didn't suffice; evaluations is None of an implicit method.
+      Pair (y at t1, evaluations). y is NaN if max_steps was exceeded. evaluations is None for implicit methods.
     """
     method = ODE_METHODS[options.method]()
     dtype = jax.tree.leaves(y)[0].dtype
@@ -114,58 +117,58 @@ def integrate(velocity, y, t0: float, t1: float, options: IntegratorOptions):
         max_steps=options.max_steps,
         throw=False,
     )
-    arrived = result.result == diffrax.RESULTS.successful
-    end = jax.tree.map(lambda path: jnp.where(arrived, path[-1], jnp.nan), result.ys)
+    successful = result.result == diffrax.RESULTS.successful
+    end = jax.tree.map(lambda path: jnp.where(successful, path[-1], jnp.nan), result.ys)
     return end, _evaluations(method, result.stats["num_steps"])
 
 
 def _evaluations(method, steps):
-    """The stages of every step, and 1 at first where a step's first stage is the last of the step before."""
+    """Return the number of stages; with FSAL the first stage of a step is the last of the previous step."""
     if isinstance(method, diffrax.AbstractImplicitSolver):
         return None
     return method.tableau.fsal + steps * (method.tableau.num_stages - method.tableau.fsal)
 
 
-def check_options(options: IntegratorOptions, where: str = "--config.sampling.kwargs") -> None:
-    """Refuses an unknown method or controller, or a number out of range, before anything is compiled."""
-    lookup("method", ODE_METHODS, options.method, f"{where}.method")
-    lookup("controller", CONTROLLERS, options.controller, f"{where}.controller")
+def check_options(options: IntegratorOptions) -> None:
+    """Raise UserError unless method and controller are known and the numbers are in range."""
+    lookup("method", ODE_METHODS, options.method)
+    lookup("controller", CONTROLLERS, options.controller)
     if not (options.rtol > 0 and options.atol > 0 and options.max_steps >= 1):
         raise UserError(
-            f"adaptive: need rtol > 0, atol > 0 and max_steps >= 1, got {options.rtol}, {options.atol} and {options.max_steps} "
-            f"(set {where})"
+            "adaptive: expected rtol > 0, atol > 0 and max_steps >= 1, got "
+            f"{options.rtol}, {options.atol} and {options.max_steps}"
         )
 
 
 def check_ends(sde: SDE, t0: float, t1: float) -> None:
-    """Refuses times outside the SDE's, or two that are the same."""
+    """Raise UserError unless the two times differ and are within the range of the SDE."""
     if t0 == t1 or min(t0, t1) < 0 or max(t0, t1) > sde.t_max * (1 + 1e-6):
-        raise UserError(f"times must differ and lie within [0, {sde.t_max}], got {t0} and {t1}")
+        raise UserError(f"solve_adaptive: expected different times within [0, {sde.t_max}], got {t0} and {t1}")
 
 
 def nonfinite_time(x: jax.Array) -> jax.Array:
-    """MAX_STEPS_EXCEEDED if a number of x is NaN or infinite, else NaN: the `nonfinite_at` of a solution."""
+    """Return the `nonfinite_at` of a solution: MAX_STEPS_EXCEEDED if x has NaN or infinity, otherwise NaN."""
     return jnp.where(jnp.all(jnp.isfinite(x)), jnp.nan, MAX_STEPS_EXCEEDED)
 
 
 def check_converged(solution: Solution, max_steps: int) -> None:
-    """Refuses a solution with examples that didn't arrive.
-
-    Raises:
-      UserError: with how many, and what may help.
-    """
+    """Raise UserError unless all examples of a solution are finite, with the number of those that are not."""
     finite = np.isfinite(np.asarray(solution.x)).reshape(len(solution.x), -1).all(1)
     if not finite.all():
         raise UserError(
-            f"{(~finite).sum()} of {len(finite)} examples didn't arrive within max_steps={max_steps}, or met NaN on "
-            "the way (set --config.sampling.kwargs.max_steps, larger tolerances, or another method)"
+            f"{(~finite).sum()} of {len(finite)} examples exceeded max_steps={max_steps} or diverged; allow more "
+            "steps, larger tolerances or another method",
+            "max_steps",
+            "rtol",
+            "atol",
+            "method",
         )
 
 
 def adaptive(
     rtol: float = 1e-5, atol: float = 1e-5, method: str = "tsit5", controller: str = "i", max_steps: int = 4096
 ) -> Callable[..., Solution]:
-    """`solve_adaptive` as a sampler: (sde, denoiser, x, keys) -> Solution; its arguments and errors."""
+    """Return `solve_adaptive` as a sampler (sde, denoiser, x, keys) -> Solution; see there for arguments and errors."""
     check_options(IntegratorOptions(rtol, atol, method, controller, max_steps))
     return lambda sde, denoiser, x, keys: solve_adaptive(
         sde, denoiser, x, rtol, atol, method, controller=controller, max_steps=max_steps

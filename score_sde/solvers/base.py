@@ -1,4 +1,4 @@
-"""What a solver is, and `solve`, which scans one over a grid of times."""
+"""The `Solver` interface, and `solve`, which scans a solver over a time grid."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,35 +13,33 @@ from score_sde.parameterization import Denoiser, Prediction
 from score_sde.randomness import fold_each, sample_keys
 from score_sde.sde import SDE, log_snr
 
-NO_SIGNAL = -30.0  # a log-SNR below which nothing of the data is left: 1 / alpha is no longer a number to work with
-MAX_STEPS_EXCEEDED = -1.0  # in place of a time, see `Solution`
+NO_SIGNAL = -30.0  # log-SNR below which alpha counts as 0, because 1 / alpha amplifies rounding errors
+MAX_STEPS_EXCEEDED = -1.0  # value of `Solution.nonfinite_at`
 
 
 class Solver(NamedTuple):
-    """A reverse-time method, as pure functions; it sees two neighbouring times and never their number."""
+    """A reverse-time method as pure functions; a step depends on its two times, not on the grid."""
 
     init: Callable[[jax.Array], Any]  # x -> state; a state is a pytree with an attribute x
-    step: Callable[..., Any]  # step(sde, denoiser, state, t, t_next, rng) -> state at t_next; rng: see `noise`
-    nfe_per_step: int  # evaluations of the denoiser in a step
-    stochastic: bool = False  # whether a step draws noise, and so needs keys
-    requires_nonzero_alpha: bool = (
-        False  # whether a step divides by alpha, or follows drift and diffusion, infinite at alpha = 0
-    )
+    # step(sde, denoiser, state, t, t_next, rng) -> state at t_next; rng: see `randomness.noise`
+    step: Callable[..., Any]
+    nfe_per_step: int  # evaluations of the denoiser per step
+    stochastic: bool = False  # whether a step draws noise
+    requires_nonzero_alpha: bool = False  # whether a step divides by alpha or evaluates drift and diffusion
 
 
 class Solution(NamedTuple):
-    """What `solve` returns."""
+    """Result of `solve`."""
 
     x: jax.Array  # (batch, *event), at the last time
-    nfe: int | jax.Array | None  # network evaluations per sample, a guided step of two counted as two; (batch,) of
-    # an adaptive solver
-    trajectory: jax.Array | None  # (num_steps + 1, batch, *event) from the first time to the last, if it was asked for
-    nonfinite_at: jax.Array | None = None  # () the time of the first step that gave NaN or infinity; NaN: none
-    # did; -1: some examples of an adaptive solver didn't arrive
+    nfe: int | jax.Array | None  # network evaluations per sample; (batch,) for adaptive solvers
+    trajectory: jax.Array | None  # (num_steps + 1, batch, *event) from the first time to the last, if requested
+    # (): time of the first step with NaN or infinity; NaN if there is none; MAX_STEPS_EXCEEDED for adaptive solvers
+    nonfinite_at: jax.Array | None = None
 
 
 class OneStepState(NamedTuple):
-    """The state of a solver that remembers nothing but where it is."""
+    """State of a one-step method, which has no history."""
 
     x: jax.Array
 
@@ -58,46 +56,45 @@ def solve(
     noise: jax.Array | None = None,
     to_data: bool | None = None,
 ) -> Solution:
-    """Runs a solver from x at times[0] down to times[-1], as one `lax.scan`.
+    """Run a solver from x at times[0] down to times[-1] as one `lax.scan`.
 
-    Where the grid ends at sigma = 0 the last step is x = E[x0 | x], 1 NFE, whatever the solver: there x is x0 (Karras
+    If the grid ends at sigma = 0, the last step of every solver is x = E[x0 | x], 1 NFE, because there x is x0 (Karras
     et al. 2022, Algorithm 1, and DDIM's last step).
 
     Args:
-      solver: what `SOLVERS` makes.
-      sde: the forward process.
-      denoiser: (x, t) -> Prediction.
-      x: (batch, *event) at times[0].
-      times: (num_steps + 1,) strictly descending, within [0, sde.t_max]. If they are traced, as an argument of a
-        `jax.jit`ted function, `to_data` must be given, and times that do not descend give NaN.
-      key: one typed key, folded by the sample's position in the batch, or (batch,) keys, one a sample. Step n of a
-        sample draws with its key folded by n, so that a sample never depends on its batch. None for a deterministic
-        solver.
-      trajectory: also return x at every time.
-      denoise: replace the last x by its denoised E[x0 | x] (Tweedie's formula), one more evaluation; of a grid that
-        ends at sigma = 0 the last step is that already.
-      noise: (num_steps, batch, *event) standard normal noise to use in place of a key's, as for refining one Brownian
-        path; for solvers that draw once a step.
-      to_data: whether the grid ends at sigma = 0; None: read from the times, which must then be known while tracing.
+      solver: Solver, see `SOLVERS`.
+      sde: Forward process.
+      denoiser: Denoiser (x, t) -> Prediction.
+      x: Points at times[0], (batch, *event).
+      times: Strictly descending times within [0, sde.t_max], (num_steps + 1,). If they are traced, `to_data` is
+        required, and times that do not descend give NaN.
+      key: PRNG key, folded with the sample's position in the batch, or one key per sample, (batch,). Step n of a sample
+        uses its key folded with n, so that a sample never depends on its batch. None for deterministic solvers.
+      trajectory: Whether to return x at every time.
+      denoise: Whether to replace the last x by E[x0 | x] (Tweedie's formula), 1 NFE. It has no effect if the grid ends
+        at sigma = 0.
+      noise: Standard normal noise to use instead of a key, (num_steps, batch, *event), for example to refine a Brownian
+        path. It requires a solver that draws noise once per step.
+      to_data: Whether the grid ends at sigma = 0. None infers it from the times, which must not be traced.
 
     Returns:
-      A Solution.
+      Solution at times[-1].
 
     Raises:
       UserError: if times are not descending or out of the SDE's range, `to_data` is missing or contradicts them, a
-        stochastic solver has no key, or the denoiser gave NaN. Under `jax.jit` the last can't be known: `check_finite`
-        looks at what comes out.
+        stochastic solver has no key, or x became NaN or infinite. Under `jax.jit` the latter is reported only by
+        `check_finite`.
     """
     check_times(times, sde, solver.requires_nonzero_alpha)
     to_data = _ends_at_data(times, sde, to_data)
     nfe = _count_evaluations(solver, sde, denoiser, times, to_data, denoise)
-    if isinstance(times, jax.core.Tracer):  # `check_times` could not look at them
+    if isinstance(times, jax.core.Tracer):  # `check_times` can't check traced times
         x = jnp.where(jnp.all(jnp.diff(times) < 0), x, jnp.nan)
     times = jnp.asarray(times, x.dtype)
     if solver.stochastic and key is None and noise is None:
-        raise UserError("this solver is stochastic: solve(...) needs key, a jax.random.key or one a sample")
+        raise UserError("solve: this solver is stochastic: solve(...) needs key, a PRNG key or one per sample", "key")
     if noise is not None and noise.shape != (len(times) - 1, *x.shape):
-        raise UserError(f"noise must be (num_steps, *x.shape) = {(len(times) - 1, *x.shape)}, got {noise.shape}")
+        raise UserError(f"noise: expected (num_steps, *x.shape) = {(len(times) - 1, *x.shape)}, got {noise.shape}")
     keys = None if key is None else sample_keys(key, x.shape[0])
     stepped = times[:-1] if to_data else times
 
@@ -126,41 +123,48 @@ def solve(
 
 
 def check_one_step(solver: Solver, name: str, argument: str = "solver") -> None:
-    """Refuses a multistep solver where x is changed between its steps.
+    """Raise UserError if the solver is a multistep method, for methods that change x between steps.
+
+    Args:
+      solver: Solver to check.
+      name: Name of the method that changes x, for the message.
+      argument: Argument that holds the solver, for the message.
 
     Raises:
-      UserError: with what changes x.
+      UserError: if the solver's state is not a `OneStepState`.
     """
     if jax.eval_shape(solver.init, jnp.zeros((1, 1))).__class__ is not OneStepState:
         raise UserError(
-            f"{name} changes x between steps, and a multistep method computes x anew from what it remembers, which "
-            "undoes that; choose another, or its multistep=False",
+            f"{name} changes x between steps, but a multistep method recomputes x from its history, which undoes the "
+            "change; choose a one-step method, or multistep=False",
             argument,
         )
 
 
 def check_finite(solution: Solution) -> None:
-    """Refuses a solution with NaN or infinity.
-
-    Raises:
-      UserError: with the time of the step at which it first appeared.
-    """
-    nonfinite_at = float(np.nanmax(np.asarray(solution.nonfinite_at), initial=-np.inf))  # of several devices the first
+    """Raise UserError if a solution has NaN or infinity, with the time at which it first appeared."""
+    nonfinite_at = float(np.nanmax(np.asarray(solution.nonfinite_at), initial=-np.inf))  # the first of several devices
     if nonfinite_at == MAX_STEPS_EXCEEDED:
         raise UserError(
-            "some examples didn't arrive within max_steps, or the denoiser gave NaN or infinity on the way (set "
-            "--config.sampling.kwargs.max_steps, larger tolerances, or another method)"
+            "solve: some examples exceeded max_steps, or the denoiser gave NaN or infinity; allow more steps, larger "
+            "tolerances or another method",
+            "max_steps",
+            "rtol",
+            "atol",
+            "method",
         )
     if nonfinite_at >= 0:
         raise UserError(
-            f"the denoiser gave NaN or infinity: x was last finite at t = {nonfinite_at:.6g} (a training that diverged, "
-            "or a guidance or step too large there; --config.sampling.threshold=clip, another solver or more "
-            "num_steps may help)"
+            f"solve: the denoiser gave NaN or infinity: x was last finite at t = {nonfinite_at:.6g}; training may have "
+            "diverged, or guidance or step size may be too large there",
+            "threshold=clip",
+            "solver",
+            "num_steps",
         )
 
 
 def _ends_at_data(times, sde: SDE, to_data: bool | None = None) -> bool:
-    """Returns whether a grid ends where sigma = 0.
+    """Return whether a grid ends at sigma = 0.
 
     Raises:
       UserError: if the times are traced and to_data is None, or to_data contradicts known times.
@@ -169,7 +173,8 @@ def _ends_at_data(times, sde: SDE, to_data: bool | None = None) -> bool:
         if to_data is None:
             raise UserError(
                 "solve: expected times that are known while tracing, got an argument of a compiled function, so that "
-                "it is unknown whether they end at sigma = 0 (close over a NumPy array, or give to_data=True or False)"
+                "it is unknown whether they end at sigma = 0 (close over a NumPy array, or give to_data=True or False)",
+                "to_data",
             )
         return to_data
     with jax.ensure_compile_time_eval():
@@ -180,12 +185,12 @@ def _ends_at_data(times, sde: SDE, to_data: bool | None = None) -> bool:
 
 
 def most_evaluations(denoiser: Denoiser, t0: float, t1: float) -> int:
-    """Returns the network evaluations of a call at the most expensive time in [t0, t1]."""
+    """Return the network evaluations per call at the most expensive time in [t0, t1]."""
     return int(np.max(count_evaluations(denoiser, np.linspace(t0, t1, 1025))))
 
 
 def _count_evaluations(solver: Solver, sde: SDE, denoiser: Denoiser, times, to_data: bool, denoise: bool) -> int:
-    """Returns the network evaluations per sample of `solve`: the solver's calls, each at its time's cost."""
+    """Return the network evaluations per sample of `solve`, with the cost of each call at its time."""
     calls = (len(times) - 1 - to_data) * solver.nfe_per_step + int(to_data or denoise)
     costs = count_evaluations(denoiser, np.linspace(sde.t_min, sde.t_max, 1025))
     if isinstance(times, jax.core.Tracer) or np.ptp(costs) == 0:
@@ -193,27 +198,31 @@ def _count_evaluations(solver: Solver, sde: SDE, denoiser: Denoiser, times, to_d
     called = evaluation_times(solver, sde, np.asarray(times))
     if denoise and not to_data:
         called = np.append(called, times[-1])
-    # Solvers that evaluate their own denoiser, as for a gradient, are charged the most for these calls.
+    # Calls that are not at these times, for example of a gradient, count with the largest cost.
     return int(count_evaluations(denoiser, called).sum()) + (calls - len(called)) * int(costs.max())
 
 
 def check_times(times: jax.Array | np.ndarray, sde: SDE, requires_nonzero_alpha: bool) -> None:
-    """Refuses times that a solver can't step through.
+    """Raise UserError unless a solver can step through the times.
+
+    Args:
+      times: Times, (num_steps + 1,). The values of traced times are not checked.
+      sde: Forward process.
+      requires_nonzero_alpha: Whether alpha must be positive at the first time.
 
     Raises:
-      UserError: times are not descending or out of the SDE's range, or the solver needs signal and starts where there
-        is none.
+      UserError: if times are not descending or out of the SDE's range, or if alpha is 0 at the first time.
     """
     if jnp.ndim(times) != 1 or len(times) < 2:
-        raise UserError(f"times must be (num_steps + 1,) with at least one step, got the shape {jnp.shape(times)}")
+        raise UserError(f"times: expected shape (num_steps + 1,) with at least one step, got {jnp.shape(times)}")
     if isinstance(times, jax.core.Tracer):
-        return  # their values are not known while tracing
+        return  # values are unknown while tracing
     values = np.asarray(times)
     if not np.all(np.diff(values) < 0):
-        raise UserError(f"times must descend strictly from the prior to the data, got {values[:3]} ... {values[-1]}")
+        raise UserError(f"times: expected strictly descending times, got {values[:3]} ... {values[-1]}")
     slack = 1e-6 * sde.t_max  # the ends of a float32 grid are rounded
     if values[0] > sde.t_max + slack or values[-1] < 0:
-        raise UserError(f"times must lie within [0, {sde.t_max}], got {values[0]} down to {values[-1]}")
+        raise UserError(f"times: expected times within [0, {sde.t_max}], got {values[0]} down to {values[-1]}")
     if not requires_nonzero_alpha:
         return
     with jax.ensure_compile_time_eval():
@@ -221,29 +230,31 @@ def check_times(times: jax.Array | np.ndarray, sde: SDE, requires_nonzero_alpha:
         diffusion, signal = float(sde.diffusion(first)), float(log_snr(sde, first))
     if not (np.isfinite(diffusion) and signal > NO_SIGNAL):
         raise UserError(
-            f"this solver steps along the SDE's drift and diffusion or divides by alpha, but g({values[0]:g}) = "
-            f"{diffusion:.3g} and log-SNR {signal:.3g}: alpha reaches 0 there (set --config.sampling.solver=ddim, with "
-            "--config.sampling.kwargs.eta=1 to draw noise, or dpm_solver_pp or unipc, or another --config.sde.name)"
+            f"this solver evaluates the SDE's drift and diffusion or divides by alpha, but g({values[0]:g}) = "
+            f"{diffusion:.3g} and log-SNR {signal:.3g}: alpha reaches 0 there; the solvers ddim (with eta=1 if it "
+            "should draw noise), dpm_solver_pp and unipc work",
+            "solver=ddim",
+            "sde",
         )
 
 
 def evaluation_times(solver: Solver, sde: SDE, times: np.ndarray) -> np.ndarray:
-    """The times (evaluations,) at which a solver asks its denoiser, found by running it on zeros."""
+    """Return the times, (evaluations,), at which a solver evaluates its denoiser, recorded from a run on zeros."""
 
     def advance(state, interval):
-        asked = []
+        recorded = []
 
         def denoiser(x, t):
-            asked.append(jnp.asarray(t, x.dtype))
+            recorded.append(jnp.asarray(t, x.dtype))
             return Prediction(jnp.zeros_like(x), jnp.zeros_like(x))
 
         state = solver.step(sde, denoiser, state, *interval, sample_keys(jax.random.key(0), 1))
-        return state, jnp.stack(asked)
+        return state, jnp.stack(recorded)
 
     stepped = np.asarray(times[:-1] if _ends_at_data(times, sde) else times, np.float32)
-    last = stepped[-1:][: len(times) - len(stepped)]  # of a grid that ends at sigma = 0
+    last = stepped[-1:][: len(times) - len(stepped)]  # empty unless the grid ends at sigma = 0
     if len(stepped) == 1:
         return last
     with jax.ensure_compile_time_eval():
-        asked = jax.lax.scan(advance, solver.init(jnp.zeros((1, 1))), (stepped[:-1], stepped[1:]))[1]
-    return np.concatenate([np.asarray(asked).ravel(), last])
+        recorded = jax.lax.scan(advance, solver.init(jnp.zeros((1, 1))), (stepped[:-1], stepped[1:]))[1]
+    return np.concatenate([np.asarray(recorded).ravel(), last])

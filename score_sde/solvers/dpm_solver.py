@@ -1,4 +1,4 @@
-"""DPM-Solver++: exponential integrators of the probability flow, and of the reverse SDE, in the data prediction.
+"""DPM-Solver++: exponential integrators of the probability flow and the reverse SDE in the data prediction.
 
 Lu et al. 2022, "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models".
 """
@@ -27,30 +27,36 @@ from score_sde.solvers.exponential import (
 def dpm_solver_pp(
     order: int = 2, multistep: bool = True, corrected_start: bool = True, reach: float = DEFAULT_REACH
 ) -> Solver:
-    """DPM-Solver++ of order 1 (which is DDIM), 2 or 3 on the probability flow.
+    """Return DPM-Solver++ of order 1 (DDIM), 2 or 3 on the probability flow.
 
-    Multistep (2M: Algorithm 2; 3M: with the exact integral of the parabola through three predictions): 1 NFE a step.
-    Singlestep (2S: Algorithm 1 with r = 1/2; 3S: nodes at 1/3 and 2/3 of the step in log-SNR): `order` NFE a step.
+    Multistep methods need 1 NFE per step: 2M is Algorithm 2, and 3M uses the exact integral of the parabola through
+    three predictions. Singlestep methods need `order` NFE per step: 2S is Algorithm 1 with r = 1/2, and 3S has nodes at
+    1/3 and 2/3 of the step in log-SNR. Algorithm 2, with r = h_before / h, is
 
-    3M would be of order 2 if it started with a plain step of order 1. Here the first two steps are corrected by the
-    trapezoidal rule in alpha / sigma as soon as the step after has made the prediction that this needs: order 3 at no
-    evaluation more. With zero terminal SNR order 3 takes the coordinate log(1 + alpha / sigma) in coord of lambda (see
-    `exponential`), in which it is of order 3 there too; in lambda it would be of order 2.
+        D = (1 + 1 / (2 r)) x0 - 1 / (2 r) x0_before
+        x' = (sigma' / sigma) x - alpha' (e^-h - 1) D
+
+    3M with a first step of order 1 has only order 2. Therefore the first two steps are corrected by the trapezoidal
+    rule in alpha / sigma, once the next step has evaluated the network. This gives order 3 without extra evaluations.
+    With zero terminal SNR order 3 uses the coordinate log(1 + alpha / sigma) instead of lambda (see `exponential`),
+    because in lambda it would have order 2.
 
     Args:
-      order: 1, 2 or 3.
-      multistep: use the predictions of the steps before instead of further ones within the step.
-      corrected_start: False starts 3M with plain steps of order 1 and 2, as other libraries do.
-      reach: multistep steps take a lower order where the absolute weights of their predictions would add up to more
-        than `reach` times those of order 1: where a step is so long, in itself or beside the one before, that they
-        would extrapolate far. Short even steps need 2 for order 2 and 3.67 for order 3; infinity never lowers.
+      order: Order 1, 2 or 3.
+      multistep: Whether to use predictions of previous steps instead of further evaluations within the step.
+      corrected_start: Whether 3M corrects its first two steps; False is as in other libraries.
+      reach: Limit of extrapolation for multistep methods. A step uses a lower order if the sum of its absolute weights
+        would exceed `reach` times that of order 1, which happens for long steps and after short ones. Short uniform
+        steps need 2 for order 2 and 3.67 for order 3. Infinity disables the limit.
 
     Raises:
-      UserError: another order, or reach below 1.
+      UserError: if order is another number, reach is below 1, or an argument has no effect.
     """
     check_method("dpm_solver_pp", order, (1, 2, 3), reach)
     if not multistep and (reach != DEFAULT_REACH or not corrected_start):
-        raise UserError("dpm_solver_pp: with multistep=False nothing reads corrected_start and reach")
+        raise UserError(
+            "dpm_solver_pp: with multistep=False corrected_start and reach have no effect", "multistep=True"
+        )
     if not multistep:
         return Solver(init=OneStepState, step=_singlestep(order), nfe_per_step=order)
 
@@ -66,53 +72,64 @@ def dpm_solver_pp(
     return Solver(init=init_history(order - 1), step=step, nfe_per_step=1)
 
 
-def multistep_weights(order: int, h, past, steps, reach: float, half=None) -> list:
-    """The weights of the latest predictions: of the parabola through three, of eq. 17 through two, or of one.
+def multistep_weights(order: int, h, past, steps, reach: float, b_of_h=None) -> list:
+    """Return the weights of the latest predictions in the integral of `exponential`.
 
-    Of the highest order that the steps taken allow and whose weights stay within `reach`; `half` is UniPC's B(h), in
-    coord of the 1 - e^-h of eq. 17.
+    The order is the highest for which there are enough previous steps and the weights are within `reach`. One
+    prediction has the weight 1 - e^-h. Two have those of 2M, which evaluates the line through them at the middle of the
+    step, D = x0 + (x0 - x0_before) / (2 r) with r = h_before / h. Three have those of the parabola's exact integral.
 
-    Eq. 17 (2M) extrapolates to the middle of the step, x0 + (x0 - x0_before) / (2 r) with r = h_before / h, the
-    integral's order being the same as that of the line's exact integral.
+    Args:
+      order: Largest order.
+      h: Step size in the coordinate.
+      past: Coordinates of the previous predictions in units of h, so that past[0] = -r.
+      steps: Number of steps taken.
+      reach: Limit of extrapolation, see `dpm_solver_pp`.
+      b_of_h: UniPC's B(h) of the second-order correction; None is the 1 - e^-h of 2M.
     """
-    psi = moments(h, 3)
+    psi = moments(h, 3)  # psi[0] = 1 - e^-h
     zero = jnp.zeros_like(h)
-    slope = -0.5 * (psi[0] if half is None else half) / past[0] if order >= 2 else zero
+    correction = zero
+    if order >= 2:
+        r = -past[0]
+        correction = 0.5 * (psi[0] if b_of_h is None else b_of_h) / r  # (1 - e^-h) / (2 r)
     weights = [psi[0], zero, zero]
-    higher = [[psi[0] + slope, -slope, zero]]
+    higher = [[psi[0] + correction, -correction, zero]]
     if order >= 3:
         higher.append(lagrange_weights([zero, past[0], past[1]], psi))
     for count, candidate in enumerate(higher[: order - 1], start=1):
-        near = sum(jnp.abs(weight) for weight in candidate) <= reach * psi[0]
-        weights = [jnp.where((steps >= count) & near, b, a) for a, b in zip(weights, candidate, strict=True)]
+        within_reach = sum(jnp.abs(weight) for weight in candidate) <= reach * psi[0]
+        weights = [jnp.where((steps >= count) & within_reach, b, a) for a, b in zip(weights, candidate, strict=True)]
     return weights[:order]
 
 
 def trapezoid(sde, state, x0, t, c: float = 0.0):
-    """x at t, after the first and the second step corrected by the prediction x0 at it: local order 3."""
+    """Return x at t, after each of the first two steps corrected with the prediction x0 at t to local order 3."""
     _, h = _interval(sde, state.t_before, t, c)
     mean = 0.5 * (state.values[0] + x0)
-    again = data_step(sde, state.x_before, state.t_before, t, -jnp.expm1(-h) * mean, c)
-    return jnp.where((state.steps == 1) | (state.steps == 2), again, state.x)
+    corrected = data_step(sde, state.x_before, state.t_before, t, -jnp.expm1(-h) * mean, c)
+    return jnp.where((state.steps == 1) | (state.steps == 2), corrected, state.x)
 
 
 def _singlestep(order: int):
+    """Return the step of singlestep DPM-Solver++."""
+
     def step(sde, denoiser, state, t, t_next, rng):
         c = offset(sde, order)
         coord, h = _interval(sde, t, t_next, c)
         x, psi = state.x, moments(h, 2)
         first = denoiser(x, t).x0
 
-        def advance(fraction, slope_node=None, value=None):
-            """To a fraction of the step, through `first` and the middle of a line to the value at a node."""
+        def advance(fraction, node=None, value=None):
+            """Return (x, time) at a fraction of the step, with the line through `first` and the value at a node."""
             inner = time_at(sde, coord + fraction * h, c)
-            slope = 0.0 if value is None else 0.5 * fraction / slope_node * (value - first)
-            return data_step(sde, x, t, inner, -jnp.expm1(-fraction * h) * (first + slope), c), inner
+            correction = 0.0 if value is None else 0.5 * fraction / node * (value - first)
+            return data_step(sde, x, t, inner, -jnp.expm1(-fraction * h) * (first + correction), c), inner
 
         if order == 1:
             return OneStepState(data_step(sde, x, t, t_next, psi[0] * first, c))
         if order == 2:
-            second = denoiser(*advance(0.5)).x0  # eq. 15 with r = 1/2: first + (second - first) / (2 r)
+            second = denoiser(*advance(0.5)).x0  # Algorithm 1 with r = 1/2: D = first + (second - first) / (2 r)
             return OneStepState(data_step(sde, x, t, t_next, psi[0] * second, c))
         second = denoiser(*advance(1 / 3)).x0
         third = denoiser(*advance(2 / 3, 1 / 3, second)).x0
@@ -122,35 +139,38 @@ def _singlestep(order: int):
 
 
 def dpm_solver_pp_sde(order: int = 2) -> Solver:
-    """SDE-DPM-Solver++ of order 1 or 2 (multistep) on the reverse SDE; 1 NFE a step (Lu et al. 2022, eq. 19).
+    """Return SDE-DPM-Solver++ of order 1 or 2 (multistep) on the reverse SDE; 1 NFE per step (Lu et al. 2022, eq. 19).
 
-    Order 1 is ancestral sampling. Order 2 integrates the drift to second order, with r = h_before / h
+    Order 1 is ancestral sampling. Order 2, with r = h_before / h, is
 
         x' = (sigma' / sigma) e^-h x + alpha' (1 - e^-2h) (x0 + (x0 - x0_before) / (2 r)) + sigma' sqrt(1 - e^-2h) z
 
-    Of Gaussian data the moments converge with order 2; `stochastic_runge_kutta` has weak order 2 for any.
+    For Gaussian data the moments converge with order 2. `stochastic_runge_kutta` has weak order 2 for any data.
+
+    Args:
+      order: Order 1 or 2 of the drift.
 
     Raises:
-      UserError: another order.
+      UserError: if order is another number.
     """
     check_method("dpm_solver_pp_sde", order, (1, 2))
 
     def step(sde, denoiser, state, t, t_next, rng):
         coord, h = _interval(sde, t, t_next)
         x0 = denoiser(state.x, t).x0
-        latest = x0
+        d = x0
         if order == 2:
-            change = -0.5 / past_nodes(state, coord, h)[0] * (x0 - state.values[0])
-            latest = x0 + jnp.where(state.steps >= 1, change, 0.0)
-        renewed = -jnp.expm1(-2 * h)
-        drawn = sde.sigma(t_next) * jnp.sqrt(renewed) * noise(rng, state.x)
-        x_next = data_step(sde, jnp.exp(-h) * state.x, t, t_next, renewed * latest) + drawn
+            r = -past_nodes(state, coord, h)[0]
+            d = x0 + jnp.where(state.steps >= 1, 0.5 / r * (x0 - state.values[0]), 0.0)
+        variance = -jnp.expm1(-2 * h)  # 1 - e^-2h
+        scaled_noise = sde.sigma(t_next) * jnp.sqrt(variance) * noise(rng, state.x)
+        x_next = data_step(sde, jnp.exp(-h) * state.x, t, t_next, variance * d) + scaled_noise
         return push_history(state, x_next, state.x, x0, coord, t)
 
     return Solver(init=init_history(order - 1), step=step, nfe_per_step=1, stochastic=True)
 
 
 def _interval(sde, t, t_next, c: float = 0.0):
-    """The coordinate at t, and the step h in it."""
+    """Return the coordinate at t and the step size h in it."""
     coord = coordinate(sde, t, c)
     return coord, coordinate(sde, t_next, c) - coord

@@ -1,4 +1,4 @@
-"""EDM's stochastic sampler: noise is added before each step of Heun's method."""
+"""EDM's stochastic sampler: Heun's method with noise added before each step."""
 
 import math
 
@@ -12,52 +12,58 @@ from score_sde.solvers.exponential import half_log_snr
 from score_sde.solvers.runge_kutta import heun_step
 from score_sde.solvers.time_grids import max_noise_level
 
-RHO = 7.0  # of the grid on which the churn is spread evenly
+RHO = 7.0  # exponent of EDM's grid, on which every step adds the same amount of noise
 
 
 def edm_stochastic(s_churn: float = 0.0, s_min: float = 0.0, s_max: float = math.inf, s_noise: float = 1.0) -> Solver:
-    """EDM's sampler (Karras et al. 2022, Algorithm 2) on any SDE, in its s = sigma / alpha; 2 NFE a step.
+    """Return EDM's stochastic sampler for any SDE (Karras et al. 2022, Algorithm 2); 2 NFE per step.
 
-    Each step first raises the noise level from s to s_hat = s + gamma s, then takes Heun's step down from there. Here
-    s_hat is at most the level of t_max, beyond which no network was trained. With s_churn = 0 it is `heun`.
-    The paper's last step, Euler to 0, is that of every grid that ends at 0: `time_grid(..., end="zero")`.
+    With the paper's noise level s = sigma / alpha each step is
 
-    The paper's gamma is min(s_churn / N, sqrt(2) - 1). A step here doesn't know N: in its place stands the share of
-    EDM's grid (uniform in s^(1/7), from t_max to t_min) that the step covers, which is 1 / N on that grid of N steps.
-    The paper counts its last step to 0 among the N: on a grid of N steps that ends at 0 its gamma is (N - 1) / N of
-    this one, and it may churn before that step, where here is none.
+        gamma = min(S_churn / N, sqrt(2) - 1) if S_min <= s <= S_max, otherwise 0
+        s_hat = s + gamma s
+        x_hat = x + sqrt(s_hat^2 - s^2) S_noise z        (here in x_t = alpha x)
+        Heun's step from x_hat at s_hat
+
+    With S_churn = 0 it is `heun`. There are three differences. First, s_hat is at most the level of t_max, beyond which
+    no network is trained. Second, a step does not know N, so 1 / N is the fraction of EDM's grid (uniform in s^(1/7),
+    from t_max to t_min) that the step covers. On EDM's grid of N steps the two are equal. Third, the paper counts its
+    last step to 0 among the N and may add noise before it: on a grid of N steps with `end="zero"` its gamma is
+    (N - 1) / N of this one. That last step, Euler to 0, is part of `solve`.
 
     Args:
-      s_churn: how much noise is added over all steps; 0 or more.
-      s_min, s_max: noise is added where s_min <= s <= s_max.
-      s_noise: the standard deviation of the noise that is added, 1 or a little more.
+      s_churn: S_churn, the total amount of added noise, non-negative.
+      s_min: S_min, the smallest level s at which noise is added.
+      s_max: S_max, the largest level s at which noise is added.
+      s_noise: S_noise, the standard deviation of the added noise, non-negative; 1 or slightly larger.
 
     Raises:
-      UserError: s_churn or s_noise is negative.
+      UserError: if s_churn or s_noise is negative.
     """
     if s_churn < 0 or s_noise < 0:
-        raise UserError(f"edm_stochastic: need s_churn >= 0 and s_noise >= 0, got {s_churn} and {s_noise}")
+        raise UserError(f"edm_stochastic: expected s_churn >= 0 and s_noise >= 0, got {s_churn} and {s_noise}")
 
-    def level(sde, t):  # sigma / alpha
+    def level(sde, t):  # s = sigma / alpha
         return jnp.exp(-half_log_snr(sde, t))
 
-    def place(sde, t):  # on EDM's grid
+    def grid_position(sde, t):  # EDM's grid is uniform in it
         return jnp.minimum(level(sde, jnp.asarray(t)), max_noise_level(sde)) ** (1 / RHO)
 
     def step(sde, denoiser, state, t, t_next, rng):
         if s_churn == 0:
             return OneStepState(heun_step(sde, denoiser, state.x, t, t_next))
-        share = (place(sde, t) - place(sde, t_next)) / (place(sde, sde.t_max) - place(sde, sde.t_min))
+        grid_length = grid_position(sde, sde.t_max) - grid_position(sde, sde.t_min)
+        one_over_n = (grid_position(sde, t) - grid_position(sde, t_next)) / grid_length
         s, alpha = level(sde, t), sde.alpha(t)
-        # Where alpha = 0 there is nothing but noise already, and t_max is the noisiest time.
+        # At alpha = 0 x_t is pure noise, and t_max has the largest noise level.
         inside = (s >= s_min) & (s <= s_max) & (alpha > 0) & (t < sde.t_max)
-        gamma = jnp.where(inside, jnp.minimum(s_churn * share, math.sqrt(2) - 1), 0.0)
+        gamma = jnp.where(inside, jnp.minimum(s_churn * one_over_n, math.sqrt(2) - 1), 0.0)
         s_hat = s * (1 + gamma)
         t_hat = jnp.where(gamma > 0, jnp.minimum(t_from_log_snr(sde, -2 * jnp.log(s_hat)), sde.t_max), t)
-        s_hat = jnp.where(gamma > 0, level(sde, t_hat), s)  # what is left of it below t_max
+        s_hat = jnp.where(gamma > 0, level(sde, t_hat), s)  # clipped to the level of t_max
         scale = jnp.where(gamma > 0, sde.alpha(t_hat) / alpha, 1.0)
-        added = s_noise * jnp.where(gamma > 0, sde.alpha(t_hat) * jnp.sqrt(jnp.maximum(s_hat**2 - s**2, 0.0)), 0.0)
-        x_hat = scale * state.x + added * noise(rng, state.x)
+        std = s_noise * jnp.where(gamma > 0, sde.alpha(t_hat) * jnp.sqrt(jnp.maximum(s_hat**2 - s**2, 0.0)), 0.0)
+        x_hat = scale * state.x + std * noise(rng, state.x)
         return OneStepState(heun_step(sde, denoiser, x_hat, t_hat, t_next))
 
     return Solver(init=OneStepState, step=step, nfe_per_step=2, stochastic=s_churn > 0)

@@ -8,9 +8,9 @@ from score_sde.solvers.base import OneStepState, Solver
 
 
 def euler_maruyama() -> Solver:
-    """x + drift dt + g sqrt(-dt) z on the reverse SDE; 1 NFE a step (Song et al. 2021, Section 4.1).
+    """Return Euler-Maruyama, x' = x + drift dt + g sqrt(-dt) z; 1 NFE per step (Song et al. 2021, Section 4.1).
 
-    Weak order 1: the law of the result is wrong by O(dt), so it is not for few steps.
+    Weak order 1: the distribution of the samples has an error of O(dt), so it requires many steps.
     """
 
     def step(sde, denoiser, state, t, t_next, rng):

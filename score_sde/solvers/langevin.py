@@ -1,4 +1,4 @@
-"""Langevin dynamics at one noise level: correctors, and with a grid of levels annealed Langevin dynamics."""
+"""Langevin dynamics at one noise level: correctors, and annealed Langevin dynamics on a grid of levels."""
 
 import jax.numpy as jnp
 
@@ -12,64 +12,72 @@ NORMS = ("example", "batch")
 
 
 def langevin(snr: float = 0.16, num_steps: int = 1, norms: str = "example") -> Solver:
-    """Langevin steps at t_next, their size set by norms; num_steps NFE (Song et al. 2021, Algorithms 4 and 5).
+    """Return Langevin steps at t_next of normalized size; num_steps NFE (Song et al. 2021, Algorithms 4 and 5).
 
-    x <- x + step score + sqrt(2 step) z,   step = 2 a (snr |z| / |score|)^2
+        x <- x + epsilon score + sqrt(2 epsilon) z,    epsilon = 2 a (snr |z| / |score|)^2
 
-    so that |score part| / |noise part| = snr sqrt(a). a is 1 for ve (Algorithm 4). For vp the paper's Algorithm 5 has
-    a = alpha_i = 1 - beta_i of a chain, and the published code reads alpha_i from a chain of 1,000 steps, however many
-    are taken. Here it is that of the grid at hand: one step of a chain keeps x_i = sqrt(alpha_i) x_(i-1) + noise, so
-    the interval from t down to t_next keeps a = (alpha(t) / alpha(t_next))^2, which is alpha_i on the chain's own grid,
-    1 for ve, and tends to 1 as the grid is refined. Of N(0, s^2) in many dimensions such steps make N(0, s^2 (1 + a
-    snr^2)). In d dimensions a long |z| also makes its own step long: what is stationary then has E[1 / |x|^2] = 1 /
-    ((d + 2) s^2) in place of 1 / ((d - 2) s^2), wider by a factor of about (d + 2) / (d - 2). For few dimensions take
-    `annealed_langevin`. Here step multiplies the score; the step size h of `energy.langevin` is twice that.
+    The step size h of `energy.langevin` is 2 epsilon.
+
+    For ve a = 1 (Algorithm 4). For vp Algorithm 5 has a = alpha_i = 1 - beta_i of a discrete schedule, and the
+    published code uses a schedule of 1,000 timesteps for any grid. Here a = (alpha(t) / alpha(t_next))^2, the alpha_i
+    of the current grid. It equals alpha_i on the timesteps of the schedule and 1 for ve, and tends to 1 as the grid is
+    refined.
+
+    For data N(0, s^2 I) in many dimensions the stationary distribution is N(0, s^2 (1 + a snr^2) I). In d dimensions
+    the step size grows with |z|, which widens the distribution by a factor of about (d + 2) / (d - 2): E[1 / |x|^2] is
+    1 / ((d + 2) s^2) instead of 1 / ((d - 2) s^2). `annealed_langevin` is better in few dimensions.
 
     Args:
-      snr: the ratio of the two parts; positive.
-      num_steps: Langevin steps at each level; at least 1.
-      norms: "example": each example's own |z| and |score|; "batch": their means over the batch, as the published code
-        has it, so that a sample depends on its batch.
+      snr: Signal-to-noise ratio r of the paper, positive.
+      num_steps: Number of Langevin steps per noise level, at least 1.
+      norms: "example" for |z| and |score| of each example, or "batch" for their means over the batch, as in the
+        published code, which makes a sample depend on its batch.
 
     Raises:
-      UserError: snr or num_steps is out of range, or norms is unknown.
+      UserError: if snr or num_steps is out of range, or norms is unknown.
     """
     _check("langevin", snr, num_steps)
     average = lookup("norms", {"example": False, "batch": True}, norms, "norms")
 
     def norm(x):
-        each = jnp.sqrt(jnp.sum(x**2, axis=tuple(range(1, x.ndim))))
-        return jnp.mean(each) if average else each
+        example_norms = jnp.sqrt(jnp.sum(x**2, axis=tuple(range(1, x.ndim))))
+        return jnp.mean(example_norms) if average else example_norms
 
-    def size(sde, score, z, t, t_next):
-        length = norm(score)
-        length = jnp.where(length > 0, length, jnp.inf)  # at a mode there is no direction to go
-        return 2 * _kept(sde, t, t_next) * (snr * norm(z) / length) ** 2
+    def step_size(sde, score, z, t, t_next):
+        score_norm = norm(score)
+        score_norm = jnp.where(score_norm > 0, score_norm, jnp.inf)  # no step at a mode
+        return 2 * _grid_alpha(sde, t, t_next) * (snr * norm(z) / score_norm) ** 2
 
-    return _dynamics(size, num_steps)
+    return _dynamics(step_size, num_steps)
 
 
 def annealed_langevin(snr: float = 0.16, num_steps: int = 1) -> Solver:
-    """As `langevin` with step = 2 a (snr sigma)^2, no norms (Song and Ermon 2019, Algorithm 1; score_sde's "ald")."""
+    """Return Langevin steps at t_next with epsilon = 2 a (snr sigma)^2; num_steps NFE.
+
+    Song and Ermon 2019, Algorithm 1; "ald" in the code of Song et al. 2021. See `langevin` for arguments and errors.
+    """
     _check("annealed_langevin", snr, num_steps)
 
-    def size(sde, score, z, t, t_next):
-        return 2 * _kept(sde, t, t_next) * (snr * sde.sigma(t_next)) ** 2
+    def step_size(sde, score, z, t, t_next):
+        return 2 * _grid_alpha(sde, t, t_next) * (snr * sde.sigma(t_next)) ** 2
 
-    return _dynamics(size, num_steps)
+    return _dynamics(step_size, num_steps)
 
 
-def _kept(sde, t, t_next):
+def _grid_alpha(sde, t, t_next):
+    """Return a of `langevin`, the alpha_i of the grid."""
     return (sde.alpha(t) / sde.alpha(t_next)) ** 2
 
 
-def _dynamics(size, num_steps: int) -> Solver:
+def _dynamics(step_size, num_steps: int) -> Solver:
+    """Return the solver of x <- x + epsilon score + sqrt(2 epsilon) z."""
+
     def step(sde, denoiser, state, t, t_next, rng):
         x = state.x
-        for part in split_rng(rng, num_steps):
-            score, z = score_fn(denoiser, sde)(x, t_next), noise(part, x)
-            length = lift(size(sde, score, z, t, t_next), x)
-            x = x + length * score + jnp.sqrt(2 * length) * z
+        for step_rng in split_rng(rng, num_steps):
+            score, z = score_fn(denoiser, sde)(x, t_next), noise(step_rng, x)
+            epsilon = lift(step_size(sde, score, z, t, t_next), x)
+            x = x + epsilon * score + jnp.sqrt(2 * epsilon) * z
         return OneStepState(x)
 
     return Solver(init=OneStepState, step=step, nfe_per_step=num_steps, stochastic=True)
@@ -77,4 +85,4 @@ def _dynamics(size, num_steps: int) -> Solver:
 
 def _check(name: str, snr: float, num_steps: int) -> None:
     if not (snr > 0 and isinstance(num_steps, int) and num_steps >= 1):
-        raise UserError(f"{name}: need snr > 0 and num_steps >= 1, got snr={snr}, num_steps={num_steps}")
+        raise UserError(f"{name}: expected snr > 0 and num_steps >= 1, got snr={snr}, num_steps={num_steps}")

@@ -1,4 +1,4 @@
-"""Any predictor with any corrector."""
+"""Predictor-corrector sampling."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -37,20 +37,21 @@ def predictor_corrector(
     predictor_kwargs: Mapping[str, Any] | None = None,
     corrector_kwargs: Mapping[str, Any] | None = None,
 ) -> Solver:
-    """One step of the predictor from t to t_next, then the corrector at t_next (Song et al. 2021, Algorithm 1).
+    """Return a predictor step from t to t_next followed by corrector steps at t_next (Song et al. 2021, Algorithm 1).
 
     Args:
-      predictor: a solver, or a key of `PREDICTORS`.
-      corrector: a solver that stays at t_next, or a key of `CORRECTORS`.
-      predictor_kwargs, corrector_kwargs: of the function that a name stands for.
+      predictor: Solver, or a key of `PREDICTORS`.
+      corrector: Solver that stays at t_next, or a key of `CORRECTORS`.
+      predictor_kwargs: Keyword arguments of a predictor that is given by name.
+      corrector_kwargs: Keyword arguments of a corrector that is given by name.
 
     Raises:
-      UserError: an unknown name or keyword, or a predictor with memory: multistep methods compute x anew from what they
-        remember, which undoes what a corrector did.
+      UserError: if a name or keyword is unknown, or the predictor is a multistep method, which recomputes x from its
+        history and so undoes the correction.
     """
     predict, correct = (
-        part if isinstance(part, Solver) else build(role, table, part, dict(kwargs or {}))
-        for role, table, part, kwargs in (
+        solver if isinstance(solver, Solver) else build(role, table, solver, dict(kwargs or {}))
+        for role, table, solver, kwargs in (
             ("predictor", PREDICTORS, predictor, predictor_kwargs),
             ("corrector", CORRECTORS, corrector, corrector_kwargs),
         )
@@ -59,9 +60,9 @@ def predictor_corrector(
     check_one_step(predict, "predictor_corrector's corrector", "predictor")
 
     def step(sde, denoiser, state, t, t_next, rng):
-        first, second = _share(rng, predict.stochastic, correct.stochastic)
-        state = predict.step(sde, denoiser, state, t, t_next, first)
-        corrected = correct.step(sde, denoiser, correct.init(state.x), t, t_next, second)
+        predictor_rng, corrector_rng = _split_between(rng, predict.stochastic, correct.stochastic)
+        state = predict.step(sde, denoiser, state, t, t_next, predictor_rng)
+        corrected = correct.step(sde, denoiser, correct.init(state.x), t, t_next, corrector_rng)
         return state._replace(x=corrected.x)
 
     return Solver(
@@ -73,7 +74,7 @@ def predictor_corrector(
     )
 
 
-def _share(rng, *wanted: bool) -> list:
-    """A rng of noise for each that wants one."""
-    shares = iter(split_rng(rng, sum(wanted)) if any(wanted) else ())
-    return [next(shares) if wants else None for wants in wanted]
+def _split_between(rng, *stochastic: bool) -> list:
+    """Return one rng for each stochastic solver and None for the others."""
+    rngs = iter(split_rng(rng, sum(stochastic)) if any(stochastic) else ())
+    return [next(rngs) if draws_noise else None for draws_noise in stochastic]

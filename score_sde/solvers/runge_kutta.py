@@ -5,7 +5,7 @@ from score_sde.solvers.base import OneStepState, Solver
 
 
 def euler() -> Solver:
-    """Euler's method, order 1; 1 NFE a step."""
+    """Return Euler's method, order 1; 1 NFE per step."""
 
     def step(sde, denoiser, state, t, t_next, rng):
         return OneStepState(state.x + (t_next - t) * velocity_fn(denoiser, sde)(state.x, t))
@@ -14,7 +14,7 @@ def euler() -> Solver:
 
 
 def heun() -> Solver:
-    """Heun's method, order 2; 2 NFE a step (Karras et al. 2022, Algorithm 1)."""
+    """Return Heun's method, order 2; 2 NFE per step (Karras et al. 2022, Algorithm 1)."""
 
     def step(sde, denoiser, state, t, t_next, rng):
         return OneStepState(heun_step(sde, denoiser, state.x, t, t_next))
@@ -23,7 +23,7 @@ def heun() -> Solver:
 
 
 def heun_step(sde, denoiser, x, t, t_next):
-    """One step of Heun's method from x at t to t_next."""
+    """Return x at t_next after one step of Heun's method from x at t."""
     velocity, dt = velocity_fn(denoiser, sde), t_next - t
     first = velocity(x, t)
     second = velocity(x + dt * first, t_next)
@@ -31,7 +31,7 @@ def heun_step(sde, denoiser, x, t, t_next):
 
 
 def rk4() -> Solver:
-    """The classical Runge-Kutta method, order 4; 4 NFE a step."""
+    """Return the classical Runge-Kutta method, order 4; 4 NFE per step."""
 
     def step(sde, denoiser, state, t, t_next, rng):
         velocity, x, dt = velocity_fn(denoiser, sde), state.x, t_next - t

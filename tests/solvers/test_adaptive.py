@@ -118,5 +118,5 @@ def test_what_did_not_arrive_is_nan_under_jit():
 def test_too_few_steps_under_jit_are_said_by_name():
     sde = vp()
     solution = jax.jit(lambda x: solve_adaptive(sde, denoiser(sde), x, max_steps=2))(jnp.ones((2, 2)))
-    with pytest.raises(UserError, match="didn't arrive within max_steps"):
+    with pytest.raises(UserError, match="exceeded max_steps"):
         check_finite(solution)

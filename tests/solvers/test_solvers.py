@@ -311,7 +311,7 @@ def test_a_solver_that_follows_the_sde_does_not_start_where_it_is_infinite(sde):
         (lambda x: predictor_corrector("dpm_solver_pp"), "a multistep method computes x anew"),
         (lambda x: predictor_corrector(unipc()), "a multistep method computes x anew"),
         (lambda x: unipc(2.0), "order must be one of"),
-        (lambda x: dpm_solver_pp(2, multistep=False, reach=2.0), "nothing reads corrected_start and reach"),
+        (lambda x: dpm_solver_pp(2, multistep=False, reach=2.0), "corrected_start and reach have no effect"),
         (lambda x: predictor_corrector(corrector_kwargs={"snrr": 1}), "Did you mean 'snr'"),
     ],
 )
