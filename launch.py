@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-if __name__ == "__main__":  # before the imports, which take seconds
+if __name__ == "__main__":  # before the slow imports, during which Ctrl-C must work
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     while (opened := os.open(os.devnull, os.O_RDWR)) <= 2:  # a closed stderr's number would be the next file's
         pass
@@ -66,6 +66,7 @@ MODES = modes.MODES | {"plan": plan}
 
 
 def sweep(workdir: Path) -> str:
+    """Run an ablation on Ray, or list or report its trials."""
     from score_sde.sweeps.sweep import run_sweep
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # Ray ends its programs at a Ctrl-C
@@ -74,7 +75,7 @@ def sweep(workdir: Path) -> str:
 
 
 def keep_compiled_programs() -> None:
-    """On disk, for the next start; JAX_COMPILATION_CACHE_DIR chooses another folder."""
+    """Keep compiled programs on disk for the next start; JAX_COMPILATION_CACHE_DIR chooses another folder."""
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
@@ -82,7 +83,7 @@ def keep_compiled_programs() -> None:
 
 
 def compile_here(topology: str) -> None:
-    """For plan: on the CPU, even where libtpu looks for a TPU, and with as many virtual devices as are asked for."""
+    """Compile on the CPU for `plan`, even if libtpu looks for a TPU, with the virtual devices of a topology cpu:n."""
     jax.config.update("jax_platforms", "cpu")
     virtual = re.fullmatch(r"cpu:(\d+)", topology)
     if virtual and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
@@ -90,7 +91,8 @@ def compile_here(topology: str) -> None:
 
 
 def main(argv: list[str]) -> None:
-    logging.set_verbosity(logging.ERROR)  # what the libraries do is not news
+    """Run the mode of the command line."""
+    logging.set_verbosity(logging.ERROR)  # libraries report their normal work as INFO and WARNING
     keep_compiled_programs()
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}: values are given as --flag=value")
@@ -110,7 +112,7 @@ def main(argv: list[str]) -> None:
 
 
 def _check_name(workdir: Path) -> None:
-    """Refuses what no disk can name, before any work."""
+    """Raise UserError if a path has a name that no disk takes."""
     longest = max((len(os.fsencode(part)) for part in workdir.absolute().parts), default=0)
     if longest > LONGEST or "\0" in str(workdir):
         raise UserError(
@@ -119,7 +121,7 @@ def _check_name(workdir: Path) -> None:
 
 
 def _run(run: Callable[[Experiment, Path], str], name: str, workdir: Path) -> None:
-    """Runs a mode on the experiment of --config and prints its answer."""
+    """Run a mode on the experiment of --config and print its text."""
     if "trials" in FLAGS.config:
         raise UserError(f"{name} is a sweep: give --mode=sweep with it")
     distributed.initialize(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id, FLAGS.cluster)
@@ -136,11 +138,11 @@ def _run(run: Callable[[Experiment, Path], str], name: str, workdir: Path) -> No
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """absl's parser, with the keyword arguments of factories and with errors in one sentence."""
+    """Parse flags, keyword arguments of functions in the config included; errors come as one sentence."""
     argv, kwargs = _split_kwargs(argv)
     _check_config_file(argv)
     try:
-        sys.argv = argv  # where ml_collections looks for overrides
+        sys.argv = argv  # ml_collections reads overrides from here
         rest = FLAGS(argv)
     except (AttributeError, KeyError) as error:  # an unknown key
         raise UserError(_unknown_key(error)) from None
@@ -168,18 +170,18 @@ def parse_flags(argv: list[str]) -> list[str]:
     return rest
 
 
-def _in_a_sentence(words: str) -> str:
-    """An error's words; of a config file that fails, as with a variant that it doesn't know, what it says itself."""
-    if "Traceback" not in words:
-        return " ".join(words.split())
-    said = words.strip().splitlines()[-1].removeprefix(f"{UserError.__module__}.UserError: ")
-    if "get_config() takes" in said:
+def _in_a_sentence(message: str) -> str:
+    """Return an error message in one line; for a config file that fails, the last line of its traceback."""
+    if "Traceback" not in message:
+        return " ".join(message.split())
+    last = message.strip().splitlines()[-1].removeprefix(f"{UserError.__module__}.UserError: ")
+    if "get_config() takes" in last:
         return "this --config takes no variant: leave out the colon and what follows it"
-    return said
+    return last
 
 
 def _check_decided(given: list[str]) -> None:
-    """Pretrained weights decide the process and the network: what is given beside them would not be read."""
+    """Raise UserError if a flag has no effect, because pretrained weights fix the process and the network."""
     free = [f"model.kwargs.{key}" for key in FREE] + ["model.pretrained", "model.family"]
     refused = [name for name in given if name.split(".")[0] in ("sde", "model") and name not in free]
     if FLAGS.config.model.pretrained and refused:
@@ -190,7 +192,7 @@ def _check_decided(given: list[str]) -> None:
 
 
 def _unknown_key(error: Exception) -> str:
-    """ml_collections names the unknown key and the nearest known one; its two exceptions quote them in two ways."""
+    """Return a sentence on an unknown key, with the closest known one as ml_collections suggests it."""
     suggestion = re.search(r'Did you mean "(\w+)" instead of "(\w+)"', str(error))
     key = suggestion.group(2) if suggestion else re.sub(r"\W+", " ", str(error.args[0])).strip()
     question = f" Did you mean {suggestion.group(1)!r}?" if suggestion else ""
@@ -198,9 +200,9 @@ def _unknown_key(error: Exception) -> str:
 
 
 def _split_kwargs(argv: list[str]) -> tuple[list[str], list[tuple[str, str, str, object]]]:
-    """Takes --config.<group>.kwargs.<key>=<value>, or .weighting_kwargs. and so on, out of the command line.
+    """Split keyword arguments such as --config.sde.kwargs.<key>=<value> from the command line.
 
-    The chosen function knows these keys, the config does not.
+    These keys are arguments of the chosen function and are not in the config.
     """
     rest, kwargs = [], []
     words = iter(argv)
@@ -237,7 +239,7 @@ def _config_files() -> list[str]:
 
 
 def _too_long(path: str) -> str:
-    """A sentence on a path that no disk takes, with the key of the config that it comes from."""
+    """Return a sentence on a path with a name that no disk takes, and the key of the config that it comes from."""
     name = max(path.split("/"), key=len)
     config = FLAGS["config"].value  # None before the flags are parsed
     values = flatten(config.to_dict()) if config is not None else ()
@@ -246,7 +248,7 @@ def _too_long(path: str) -> str:
 
 
 def run() -> None:
-    """Runs the program; a `UserError` is printed as one sentence and exits with 2."""
+    """Run the program; a `UserError` is printed as one sentence, with the exit status 2."""
     try:
         app.run(main, flags_parser=parse_flags)
     except UserError as error:
@@ -258,7 +260,8 @@ def run() -> None:
             sys.exit(2)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        print(f"launch.py: the disk is full: {error}; what was saved before is whole, make room", file=sys.stderr)
+        advice = "earlier checkpoints are intact, free some space and resume"
+        print(f"launch.py: the disk is full: {error}; {advice}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(STOPPED, file=sys.stderr)

@@ -149,6 +149,7 @@ def _diffusion_model(experiment: Experiment) -> DiffusionModel:
 
 
 def make_pictures(experiment: Experiment, workdir: Path) -> Any:
+    """Return the callback of training that draws samples, or plots the accuracy of a classifier."""
     from score_sde.evaluation.plots import measure_and_plot, sample_and_plot, sample_path
     from score_sde.training.catch_up import Pictures
 
