@@ -20,13 +20,11 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks.report import show
-from score_sde import operators
+from score_sde import analytic, operators
+from score_sde.evaluation.metrics import sliced_wasserstein
 from score_sde.inverse import Problem, solve_inverse_problem
-from score_sde.models import create
-from score_sde.parameterization import make_denoiser
 from score_sde.sde import prior_sample, vp
 from score_sde.solvers import ddim, time_grid
-from tests import linear_gaussian, mixtures
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("samples", 4000, "samples of each posterior")
@@ -35,7 +33,8 @@ flags.DEFINE_list("dimensions", ["2", "64"], "of the Gaussian data; even")
 flags.register_validator("dimensions", lambda given: all(int(word) % 2 == 0 for word in given), "must be even")
 flags.DEFINE_bool("mixture", True, "also measure on a mixture")
 
-STD = 0.5
+STD = 0.5  # of the Gaussian data
+MEANS, STDS, WEIGHTS = np.array([[-0.8, -0.5], [0.7, -0.2], [0.1, 0.9]]), (0.1, 0.2, 0.3), (0.5, 0.3, 0.2)
 METHODS = {  # name -> (method, solver, arguments)
     "replacement": ("replacement", ddim(), {}),
     "repaint, 5 repeats": ("repaint", ddim(eta=1.0), {"repeats": 5}),
@@ -75,11 +74,11 @@ def gaussian_rows(dimension):
     for kind in ("isotropic", "correlated"):
         covariance = covariance_of(kind, dimension)
         truth = rng.multivariate_normal(mean, covariance)
-        denoiser = linear_gaussian.denoiser(sde, mean, covariance)
+        denoiser = analytic.correlated_gaussian_denoiser(sde, mean, covariance)
         for seen, a in matrices.items():
             for noise in (0.0, 0.05, 0.5):
                 y = a @ truth + noise * rng.standard_normal(len(a))
-                law = linear_gaussian.posterior(mean, covariance, a, y, noise)
+                law = analytic.gaussian_posterior(mean, covariance, a, y, noise)
                 problem = Problem(
                     operators.matrix(a, (dimension,)),
                     jnp.broadcast_to(jnp.asarray(y, x.dtype), (len(x), len(y))),
@@ -88,7 +87,7 @@ def gaussian_rows(dimension):
                 exact = np.sqrt(np.array([1, np.trace(law[1]) ** 2 / np.sum(law[1] ** 2) + 1]) / len(x))
                 row = {"d": dimension, "data": kind, "seen": seen, "noise": noise, "exact draws": _cell(exact)}
                 for name, chosen in METHODS.items():
-                    found = linear_gaussian.errors(run(*chosen, denoiser, problem, x), *law)
+                    found = analytic.moment_errors(run(*chosen, denoiser, problem, x), *law)
                     right = all(error < 3 * least for error, least in zip(found, exact, strict=True))
                     row[name] = _cell(found) + (" exact" if right else "")
                 yield row
@@ -99,11 +98,11 @@ def _cell(errors):
 
 
 def mixture_posterior(a, y, noise, n, rng):
-    """Draws of p(x0 | y) of the mixture of the tests: components with their posteriors and their evidence."""
+    """Draws of p(x0 | y) of the mixture: components with their posteriors and their evidence."""
     parts, weights = [], []
-    for mean, std, weight in zip(mixtures.MEANS, mixtures.STDS, mixtures.WEIGHTS, strict=True):
+    for mean, std, weight in zip(MEANS, STDS, WEIGHTS, strict=True):
         covariance = std**2 * np.eye(2)
-        parts.append(linear_gaussian.posterior(mean, covariance, a, y, noise))
+        parts.append(analytic.gaussian_posterior(mean, covariance, a, y, noise))
         variance = float((a @ covariance @ a.T).item() + noise**2)
         off = float((y - a @ mean).item())
         weights.append(weight * np.exp(-0.5 * off**2 / variance) / np.sqrt(variance))
@@ -113,17 +112,15 @@ def mixture_posterior(a, y, noise, n, rng):
 
 def mixture_rows():
     sde, rng = vp(), np.random.default_rng(0)
-    parts = {"means": mixtures.MEANS.tolist(), "stds": mixtures.STDS.tolist(), "weights": mixtures.WEIGHTS.tolist()}
-    exact = create("mixture", **parts)
-    denoiser = make_denoiser(lambda x, level: exact.apply({}, x, level), sde, preconditioning="log_snr")
+    denoiser = analytic.mixture_denoiser(sde, MEANS, STDS, WEIGHTS)
     x, a, y = prior_sample(sde, jax.random.key(0), (FLAGS.samples, 2)), np.array([[0.0, 1.0]]), np.array([-0.2])
     for noise in (0.0, 0.05, 0.5):
         draws = [mixture_posterior(a, y, noise, len(x), rng) for _ in range(4)]
-        own = np.mean([mixtures.sliced_wasserstein(draws[i], draws[i + 1]) for i in (0, 2)])
+        own = np.mean([sliced_wasserstein(draws[i], draws[i + 1]) for i in (0, 2)])
         problem = Problem(operators.matrix(a, (2,)), jnp.full((len(x), 1), y[0]), noise)
         row = {"noise": noise, "two exact draws": own}
         for name, chosen in METHODS.items():
-            row[name] = mixtures.sliced_wasserstein(run(*chosen, denoiser, problem, x), draws[0])
+            row[name] = sliced_wasserstein(run(*chosen, denoiser, problem, x), draws[0])
         yield row
 
 

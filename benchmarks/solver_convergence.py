@@ -17,10 +17,36 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks.report import show
+from score_sde.analytic import flow_error, solver_error
 from score_sde.sde import vp
-from score_sde.solvers import time_grid
-from tests.solvers.gaussian import error
-from tests.solvers.test_orders import DETERMINISTIC, STOCHASTIC, flow_error
+from score_sde.solvers import (
+    SOLVERS,
+    deis,
+    dpm_solver_pp,
+    dpm_solver_pp_sde,
+    edm_stochastic,
+    exponential_sde,
+    stochastic_runge_kutta,
+    time_grid,
+    unipc,
+)
+
+DATA = {"mean": 0.4, "std": 0.6}
+DETERMINISTIC = {  # name -> (solver, order)
+    **{name: (SOLVERS[name](), order) for name, order in (("euler", 1), ("heun", 2), ("rk4", 4), ("ddim", 1))},
+    **{f"dpm_solver_pp_{order}m": (dpm_solver_pp(order), order) for order in (2, 3)},
+    **{f"dpm_solver_pp_{order}s": (dpm_solver_pp(order, multistep=False), order) for order in (2, 3)},
+    **{f"unipc_{order}": (unipc(order), order) for order in (1, 2, 3)},
+    **{f"deis_{order}": (deis(order), order) for order in (1, 2, 3)},
+    "deis_3_in_t": (deis(3, variable="t"), 3),
+}
+STOCHASTIC = {
+    **{name: (SOLVERS[name](), 1) for name in ("euler_maruyama", "reverse_diffusion", "ancestral")},
+    "exponential_sde": (exponential_sde(), 1),
+    **{f"dpm_solver_pp_sde_{order}": (dpm_solver_pp_sde(order), order) for order in (1, 2)},
+    "stochastic_runge_kutta": (stochastic_runge_kutta(), 2),
+    "edm_stochastic": (edm_stochastic(s_churn=10.0), 2),
+}
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("picture", None, "where to write the plot, a PNG")
@@ -28,7 +54,7 @@ flags.DEFINE_string("picture", None, "where to write the plot, a PNG")
 
 def rows(solvers, measure, spacing, steps):
     for name, (solver, order) in solvers.items():
-        errors = [float(measure(solver, vp(), time_grid(vp(), n, spacing))) for n in steps]
+        errors = [measure(solver, vp(), time_grid(vp(), n, spacing), **DATA) for n in steps]
         slope = -np.polyfit(np.log(steps), np.log(errors), 1)[0]
         row = {"solver": name, "spacing": spacing, "NFE a step": solver.nfe_per_step, "order": order}
         yield row | {"measured": float(slope)} | {f"{n} steps": e for n, e in zip(steps, errors, strict=True)}
@@ -58,7 +84,7 @@ def main(argv):
     with jax.enable_x64(True):
         tables = (
             list(rows(DETERMINISTIC, flow_error, "log_snr", (32, 64, 128, 256, 512))),
-            list(rows(STOCHASTIC, error, "quadratic", (50, 100, 200, 400, 800))),
+            list(rows(STOCHASTIC, solver_error, "quadratic", (50, 100, 200, 400, 800))),
         )
     show("Orders on the probability flow", tables[0])
     show("Weak orders on the reverse SDE", tables[1])

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from score_sde import operators
+from score_sde import analytic, operators
 from score_sde.errors import UserError
 from score_sde.inverse import (
     INVERSE_METHODS,
@@ -23,7 +23,6 @@ from score_sde.parameterization import Prediction
 from score_sde.sde import SDES, edm, flow, prior_sample, vp
 from score_sde.solvers import SOLVERS, ancestral, ddim, solve, time_grid
 from score_sde.thresholding import clip_x0
-from tests import linear_gaussian
 
 MEAN = np.array([0.3, -0.2])
 STD = 0.5
@@ -49,7 +48,7 @@ def grid(sde, steps):
 def test_pigdm_draws_from_the_posterior_of_isotropic_gaussian_data(name, noise):
     """Exact in the limit, as its Gaussian of x0 given x_t is the true one; 4,000 draws and 200 steps of order 1."""
     sde = SDES[name]()
-    prior = linear_gaussian.denoiser(sde, MEAN, STD**2 * np.eye(2))
+    prior = analytic.correlated_gaussian_denoiser(sde, MEAN, STD**2 * np.eye(2))
     run = jax.jit(
         lambda x: (
             solve_inverse_problem(
@@ -57,8 +56,8 @@ def test_pigdm_draws_from_the_posterior_of_isotropic_gaussian_data(name, noise):
             ).x
         )
     )
-    mean, covariance = linear_gaussian.posterior(MEAN, STD**2 * np.eye(2), A, Y, noise)
-    of_mean, of_covariance = linear_gaussian.errors(run(starts(sde)), mean, covariance)
+    mean, covariance = analytic.gaussian_posterior(MEAN, STD**2 * np.eye(2), A, Y, noise)
+    of_mean, of_covariance = analytic.moment_errors(run(starts(sde)), mean, covariance)
     assert of_mean < 4 / np.sqrt(N) + 0.02
     assert of_covariance < 4 * np.sqrt(2 / N) + 0.03
 
@@ -68,7 +67,7 @@ def test_what_the_measurement_does_not_bear_on_is_drawn_from_the_prior(method, h
     """Independent features, the first seen without noise: the second keeps its law, the first is y."""
     sde = vp()
     covariance = np.diag([0.4, 0.25]) ** 2
-    prior = linear_gaussian.denoiser(sde, MEAN, covariance)
+    prior = analytic.correlated_gaussian_denoiser(sde, MEAN, covariance)
     asked = problem(N, 0.0, np.array([[1.0, 0.0]]), np.array([0.8]))
     run = jax.jit(
         lambda x: (
@@ -86,7 +85,7 @@ def test_what_the_measurement_does_not_bear_on_is_drawn_from_the_prior(method, h
 def test_a_replaced_denoiser_keeps_the_seen_part_of_x_t_at_its_marginal():
     """Along the reverse SDE it is N(alpha y, sigma^2), what score_sde draws anew; along the flow its noise is kept."""
     sde = vp()
-    prior = linear_gaussian.denoiser(sde, MEAN, np.array([[0.25, 0.2], [0.2, 0.25]]))
+    prior = analytic.correlated_gaussian_denoiser(sde, MEAN, np.array([[0.25, 0.2], [0.2, 0.25]]))
     asked = problem(N, 0.0, np.array([[1.0, 0.0]]), np.array([0.8]))
     x, times = starts(sde), time_grid(sde, 20)
     for solver, fresh in ((ddim(eta=1.0), True), (ddim(), False)):
@@ -104,9 +103,9 @@ def test_a_replaced_denoiser_keeps_the_seen_part_of_x_t_at_its_marginal():
 def test_repeats_bring_replacement_nearer_to_the_posterior():
     """Strongly correlated features, one seen: replacement alone hardly tells the other, RePaint's repeats do."""
     sde, covariance = vp(), 0.25 * np.array([[1.0, 0.9], [0.9, 1.0]])
-    prior = linear_gaussian.denoiser(sde, MEAN, covariance)
+    prior = analytic.correlated_gaussian_denoiser(sde, MEAN, covariance)
     a, y = np.array([[1.0, 0.0]]), np.array([1.0])
-    mean, _ = linear_gaussian.posterior(MEAN, covariance, a, y, 0.0)
+    mean, _ = analytic.gaussian_posterior(MEAN, covariance, a, y, 0.0)
     off = {}
     for repeats in (1, 10):
         run = jax.jit(
@@ -134,7 +133,7 @@ def test_repeats_bring_replacement_nearer_to_the_posterior():
 def test_methods_run_under_every_solver_they_may(method, solver):
     """Finite, and nearer to y than without."""
     sde, how = vp(), {"pigdm": {"sigma_data": STD}, "repaint": {"repeats": 2}}.get(method, {})
-    prior = linear_gaussian.denoiser(sde, MEAN, STD**2 * np.eye(2))
+    prior = analytic.correlated_gaussian_denoiser(sde, MEAN, STD**2 * np.eye(2))
     made = SOLVERS[solver](**({"multistep": False} if solver == "dpm_solver_pp" else {}))
     asked, x, key, times = problem(64, 0.1), starts(sde, 64), jax.random.key(2), time_grid(sde, 30)
 
@@ -156,7 +155,7 @@ def test_methods_run_under_every_solver_they_may(method, solver):
 @pytest.mark.parametrize(("method", "how"), [("replacement", {}), ("pigdm", {"sigma_data": STD})])
 def test_what_only_changes_the_denoiser_runs_under_multistep_solvers_too(method, how, solver):
     sde = edm()
-    prior = linear_gaussian.denoiser(sde, MEAN, STD**2 * np.eye(2))
+    prior = analytic.correlated_gaussian_denoiser(sde, MEAN, STD**2 * np.eye(2))
     x = solve_inverse_problem(
         SOLVERS[solver](),
         sde,
@@ -175,7 +174,7 @@ def test_what_only_changes_the_denoiser_runs_under_multistep_solvers_too(method,
 def test_ddrm_without_eta_ignores_measurement_noise(noise, mean, std):
     """Prior N(0, 0.7^2), y = 0.8: the posterior is y without noise, N(0.53, 0.41^2) with noise 0.5, which it misses."""
     sde, x = vp(), starts(vp(), 256, 1)
-    prior = linear_gaussian.denoiser(sde, np.zeros(1), 0.49 * np.eye(1))
+    prior = analytic.correlated_gaussian_denoiser(sde, np.zeros(1), 0.49 * np.eye(1))
     asked = problem(256, noise, np.eye(1), np.array([0.8]))
     grid = time_grid(sde, 1000, "quadratic")
     drawn = solve_inverse_problem(
@@ -207,7 +206,7 @@ def test_dps_reaches_the_measurement(step_size, steps):
 def test_observed_pixels_are_met_through_a_clip(method):
     """Data N(-0.9, 0.3^2), of which a third lie beyond the clip at -1: as near to y = -0.9 as without it."""
     sde = vp()
-    denoiser = linear_gaussian.denoiser(sde, -0.9 * np.ones(8), 0.09 * np.eye(8))
+    denoiser = analytic.correlated_gaussian_denoiser(sde, -0.9 * np.ones(8), 0.09 * np.eye(8))
     operator = operators.mask(np.arange(8) % 2, (8,))
     asked = Problem(operator, operator.forward(jnp.full((256, 8), -0.9)))
     x = solve_inverse_problem(
@@ -219,7 +218,7 @@ def test_observed_pixels_are_met_through_a_clip(method):
 def test_dps_takes_any_function():
     """|x0| is measured, which is not linear: samples come to lie on that circle."""
     sde = vp()
-    prior = linear_gaussian.denoiser(sde, np.zeros(2), np.eye(2))
+    prior = analytic.correlated_gaussian_denoiser(sde, np.zeros(2), np.eye(2))
     norm = operators.function(lambda x: jnp.linalg.norm(x, axis=1, keepdims=True))
     asked = Problem(norm, jnp.full((256, 1), 1.5))
     run = jax.jit(
@@ -247,14 +246,14 @@ def test_dps_takes_any_function():
 def test_a_resampled_solver_draws_from_the_same_law():
     """Steps back and forth of the exact chain leave the marginal where it is."""
     sde = vp()
-    prior = linear_gaussian.denoiser(sde, MEAN, STD**2 * np.eye(2))
+    prior = analytic.correlated_gaussian_denoiser(sde, MEAN, STD**2 * np.eye(2))
     plain, thrice = (
         solve(solver, sde, prior, starts(sde), time_grid(sde, 200), jax.random.key(3), denoise=True)
         for solver in (ancestral(), with_resampling(ancestral(), 3))
     )
     assert (plain.nfe, thrice.nfe) == (201, 601)
     (_, own), (of_mean, of_covariance) = (
-        linear_gaussian.errors(end.x, MEAN, STD**2 * np.eye(2)) for end in (plain, thrice)
+        analytic.moment_errors(end.x, MEAN, STD**2 * np.eye(2)) for end in (plain, thrice)
     )
     sampling = 4 * np.sqrt(2 / N)
     assert of_mean < 4 / np.sqrt(N) + 0.01
@@ -267,7 +266,7 @@ IMAGE = (4, 4, 3)
 def test_tasks_restore_images_of_independent_pixels():
     """Each task on pixels N(0, 0.5^2): what is measured is met, to the noise that the grid leaves."""
     sde, n = vp(), 16
-    prior_of = linear_gaussian.denoiser(sde, np.zeros(48), 0.25 * np.eye(48))
+    prior_of = analytic.correlated_gaussian_denoiser(sde, np.zeros(48), 0.25 * np.eye(48))
 
     def prior(x, t):
         return jax.tree.map(lambda part: part.reshape(x.shape), prior_of(x.reshape(len(x), -1), t))
@@ -289,7 +288,7 @@ def test_tasks_restore_images_of_independent_pixels():
 
 def test_sdedit_stays_nearer_to_its_guide_the_less_it_may_change():
     sde, n = vp(), 500
-    prior = linear_gaussian.denoiser(sde, MEAN, STD**2 * np.eye(2))
+    prior = analytic.correlated_gaussian_denoiser(sde, MEAN, STD**2 * np.eye(2))
     guide = jnp.full((n, 2), 1.5)
     ends = [
         sdedit(ddim(), sde, prior, guide, time_grid(sde, 50), jax.random.key(0), strength)
@@ -305,7 +304,7 @@ def test_sdedit_stays_nearer_to_its_guide_the_less_it_may_change():
 
 def tiny(method="pigdm", solver=None, asked=None, **kwargs):
     sde = vp()
-    prior = linear_gaussian.denoiser(sde, MEAN, np.eye(2))
+    prior = analytic.correlated_gaussian_denoiser(sde, MEAN, np.eye(2))
     asked = problem(2, 0.0) if asked is None else asked
     return solve_inverse_problem(
         solver or ddim(), sde, prior, jnp.zeros((2, 2)), time_grid(sde, 3), asked, None, method, **kwargs
@@ -349,7 +348,7 @@ def test_what_can_not_be_answered_is_refused(call, words):
 def test_times_of_each_example_are_its_own():
     """As adaptive solvers of SDEs ask, t (batch,)."""
     sde = vp()
-    prior = linear_gaussian.denoiser(sde, MEAN, STD**2 * np.eye(2))
+    prior = analytic.correlated_gaussian_denoiser(sde, MEAN, STD**2 * np.eye(2))
     _, told = apply_method(ddim(), prior, sde, problem(2, 0.1), "pigdm", sigma_data=STD)
     x, times = jax.random.normal(jax.random.key(0), (2, 2)), jnp.array([0.2, 0.7])
     together = told(x, times).x0
@@ -360,7 +359,7 @@ def test_times_of_each_example_are_its_own():
 
 def test_pigdm_is_finite_where_alpha_vanishes():
     sde = flow()
-    prior = linear_gaussian.denoiser(sde, MEAN, STD**2 * np.eye(2))
+    prior = analytic.correlated_gaussian_denoiser(sde, MEAN, STD**2 * np.eye(2))
     _, told = apply_method(ddim(), prior, sde, problem(4, 0.1), "pigdm", sigma_data=STD)
-    mean, _ = linear_gaussian.posterior(MEAN, STD**2 * np.eye(2), A, Y, 0.1)
+    mean, _ = analytic.gaussian_posterior(MEAN, STD**2 * np.eye(2), A, Y, 0.1)
     np.testing.assert_allclose(told(starts(sde, 4), 1.0).x0, np.broadcast_to(mean, (4, 2)), atol=5e-3)

@@ -8,11 +8,11 @@ import pytest
 from score_sde.errors import UserError
 from score_sde.sde import SDES, edm, flow, vp
 from score_sde.solvers import ODE_METHODS, check_finite, solve_adaptive, solve_adaptive_sde
-from tests.solvers.gaussian import add_noise, denoiser
+from tests.solvers.gaussian import denoiser, marginal
 
 
 def exact(sde, x, t0, t1):
-    (mean_0, std_0), (mean_1, std_1) = add_noise(sde, t0), add_noise(sde, t1)
+    (mean_0, std_0), (mean_1, std_1) = marginal(sde, t0), marginal(sde, t1)
     return mean_1 + std_1 / std_0 * (x - mean_0)
 
 
@@ -73,7 +73,7 @@ def test_the_adaptive_sde_solver_draws_from_the_data(name):
     x = sde.sigma(sde.t_max) * jax.random.normal(jax.random.key(0), (n, 16))
     run = jax.jit(lambda x, key: solve_adaptive_sde(sde, denoiser(sde), x, key))
     solution = run(x, jax.random.key(1))
-    mean, std = add_noise(sde, sde.t_min)
+    mean, std = marginal(sde, sde.t_min)
     assert abs(float(solution.x.mean()) - mean) < 0.02
     assert abs(float(solution.x.std()) / std - 1) < 0.02
     assert solution.nfe.min() < solution.nfe.max() < 2000

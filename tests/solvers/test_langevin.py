@@ -91,7 +91,7 @@ def test_a_corrector_mends_a_predictor_that_is_too_coarse():
         predictor_corrector("reverse_diffusion", "annealed_langevin", corrector_kwargs={"num_steps": 3}),
     ):
         result = solve(solver, sde, gaussian.denoiser(sde), x, times, jax.random.key(1)).x
-        errors.append(abs(float(result.std()) / gaussian.add_noise(sde, sde.t_min)[1] - 1))
+        errors.append(abs(float(result.std()) / gaussian.marginal(sde, sde.t_min)[1] - 1))
     sampling = 1 / np.sqrt(2 * 2000 * 16)  # of a standard deviation
     assert errors[1] < errors[0] - 4 * sampling
 

@@ -26,7 +26,7 @@ from score_sde.solvers import (
     time_grid,
     unipc,
 )
-from tests.solvers.gaussian import M, add_noise, denoiser, error
+from tests.solvers.gaussian import M, denoiser, error, flow_error
 
 DETERMINISTIC = {
     "euler": (euler(), 1),
@@ -60,15 +60,6 @@ STOCHASTIC = {
 
 def slope(steps, errors):
     return -np.polyfit(np.log(steps), np.log(errors), 1)[0]
-
-
-def flow_error(solver, sde, times):
-    """Against the exact flow alpha m + (s_t / s_T) (x_T - alpha_T m)."""
-    (mean_1, std_1), (mean_0, std_0) = add_noise(sde, times[0]), add_noise(sde, times[-1])
-    x = mean_1 + std_1 * jnp.linspace(-2.0, 2.0, 5, dtype="float64")[:, None]
-    exact = mean_0 + std_0 / std_1 * (x - mean_1)
-    result = jax.jit(lambda x: solve(solver, sde, denoiser(sde), x, times).x)(x)
-    return np.abs(result - exact).max()
 
 
 @pytest.mark.parametrize("name", DETERMINISTIC)
