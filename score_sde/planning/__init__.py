@@ -1,1 +1,1 @@
-"""Ahead-of-time plans of a training run for machines that are not at hand (`--mode=plan`)."""
+"""Ahead-of-time estimates of a training run's memory, compute and communication on machines that are not available."""

@@ -1,4 +1,4 @@
-"""What the devices send each other in a compiled program, read from its text (HLO)."""
+"""Communication volume of a compiled program, parsed from its HLO text."""
 
 import math
 import re
@@ -9,62 +9,64 @@ BYTES |= {"s64": 8, "u64": 8, "f64": 8, "c64": 8}
 
 
 def collectives(program: str) -> dict[str, float]:
-    """Bytes of the results of a program's collectives, by kind.
+    """Return the bytes of the results of a program's collectives, by kind.
 
-    An asynchronous one is counted where it starts, for its result alone; one in a loop as often as the loop is known to
-    run.
+    Only the start of an asynchronous collective counts, with its result. A collective in a loop counts once per
+    iteration if the trip count is known, otherwise once.
     """
-    parts = _computations(program)
-    entry = next((name for name, (is_entry, _) in parts.items() if is_entry), None)
+    computations = _computations(program)
+    entry = next((name for name, (is_entry, _) in computations.items() if is_entry), None)
     total = dict.fromkeys(KINDS, 0.0)
-    for name, times in _times(parts, entry).items():
-        for line in parts[name][1]:
+    for name, trips in _trip_counts(computations, entry).items():
+        for line in computations[name][1]:
             kind, size = _collective(line)
             if kind:
-                total[kind] += times * size
+                total[kind] += trips * size
     return {kind: size for kind, size in total.items() if size}
 
 
 def _computations(program: str) -> dict[str, tuple[bool, list[str]]]:
-    """Name -> (whether it is the entry, its lines)."""
-    parts: dict[str, tuple[bool, list[str]]] = {}
+    """Return the computations of a program: name -> (whether it is the entry, its lines)."""
+    computations: dict[str, tuple[bool, list[str]]] = {}
     lines: list[str] = []
     for line in program.splitlines():
         head = re.match(r"(ENTRY )?%?([\w.-]+) \(.*\{\s*$", line)
         if head:
             lines = []
-            parts[head.group(2)] = (bool(head.group(1)), lines)
+            computations[head.group(2)] = (bool(head.group(1)), lines)
         else:
             lines.append(line)
-    return parts
+    return computations
 
 
-def _times(parts: dict[str, tuple[bool, list[str]]], name: str | None, times: float = 1.0) -> dict[str, float]:
-    """How often each computation runs that this one leads to."""
-    if name not in parts:
+def _trip_counts(
+    computations: dict[str, tuple[bool, list[str]]], name: str | None, trips: float = 1.0
+) -> dict[str, float]:
+    """Return how many times a computation and those that it calls run, if it runs `trips` times."""
+    if name not in computations:
         return {}
-    found = {name: times}
-    for line in parts[name][1]:
-        repeated = re.search(r'known_trip_count"?:\s*\{"?n"?:"?(\d+)', line)
-        for role, called in re.findall(r"(body|condition|calls|to_apply|branch_computations)=\{?%?([\w.-]+)", line):
-            often = float(repeated.group(1)) if repeated and role == "body" else 1.0
-            for inner, more in _times(parts, called, times * often).items():
-                found[inner] = found.get(inner, 0.0) + more
-    return found
+    counts = {name: trips}
+    for line in computations[name][1]:
+        known = re.search(r'known_trip_count"?:\s*\{"?n"?:"?(\d+)', line)
+        for role, callee in re.findall(r"(body|condition|calls|to_apply|branch_computations)=\{?%?([\w.-]+)", line):
+            iterations = float(known.group(1)) if known and role == "body" else 1.0
+            for inner, count in _trip_counts(computations, callee, trips * iterations).items():
+                counts[inner] = counts.get(inner, 0.0) + count
+    return counts
 
 
 def _collective(line: str) -> tuple[str | None, float]:
-    found = re.match(rf"\s*(?:ROOT )?%?[\w.-]+ = (.*?) ({'|'.join(KINDS)})(-start)?\(", line)
-    if not found:
+    match = re.match(rf"\s*(?:ROOT )?%?[\w.-]+ = (.*?) ({'|'.join(KINDS)})(-start)?\(", line)
+    if not match:
         return None, 0.0
-    shape, kind, starts = found.groups()
-    if starts and kind != "all-reduce":  # (operands, results, ...)
+    shape, kind, starts = match.groups()
+    if starts and kind != "all-reduce":  # the shape is a tuple (operands, results, ...)
         shape = _elements(shape)[1]
-    return kind, sum(_size(*each) for each in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", shape))
+    return kind, sum(_size(*array) for array in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", shape))
 
 
 def _elements(shape: str) -> list[str]:
-    """The elements of a tuple's shape, outside of inner brackets."""
+    """Split the shape of a tuple into its elements, ignoring commas in inner brackets."""
     elements, depth, begin = [], 0, 1
     for i, letter in enumerate(shape):
         depth += (letter in "([{") - (letter in ")]}")
@@ -74,5 +76,5 @@ def _elements(shape: str) -> list[str]:
     return elements
 
 
-def _size(kind: str, shape: str) -> float:
-    return BYTES.get(kind, 0) * math.prod(int(size) for size in shape.split(",") if size)
+def _size(dtype: str, shape: str) -> float:
+    return BYTES.get(dtype, 0) * math.prod(int(size) for size in shape.split(",") if size)

@@ -1,4 +1,4 @@
-"""FLOPs from a traced program, loops as often as they run: XLA's cost analysis counts the body of a loop once."""
+"""FLOPs of a traced program, once per loop iteration; XLA's cost analysis counts the body of a loop only once."""
 
 import math
 from collections.abc import Callable
@@ -8,27 +8,28 @@ import jax
 from jax.extend import core
 
 
-def flops_of(function: Callable, *arguments: Any) -> float:
-    """FLOPs of all its matrix products and convolutions, loops included; of arguments, or their shapes."""
+def count_flops(function: Callable, *arguments: Any) -> float:
+    """Return the FLOPs of all matrix products and convolutions, including loops, for arguments or their shapes."""
     return 2 * _multiplications(jax.make_jaxpr(function)(*arguments).jaxpr, True)
 
 
 def flops_of_repetitions(function: Callable, *arguments: Any) -> float:
-    """FLOPs of the matrix products and convolutions in loops beyond the first time; of arguments, or their shapes."""
+    """Return the FLOPs of loop iterations after the first, for arguments or their shapes; see `count_flops`."""
     program = jax.make_jaxpr(function)(*arguments).jaxpr
     return 2 * (_multiplications(program, True) - _multiplications(program, False))
 
 
 def _multiplications(jaxpr: Any, repeated: bool) -> float:
-    """Of the matrix products and convolutions, which are all but a few."""
+    """Count the multiplications of matrix products and convolutions; others are negligible."""
     total = 0.0
     for equation in jaxpr.eqns:
-        times = equation.params["length"] if repeated and equation.primitive.name == "scan" else 1
-        total += times * (_own(equation) + sum(_multiplications(inner, repeated) for inner in _inner(equation)))
+        trips = equation.params["length"] if repeated and equation.primitive.name == "scan" else 1
+        nested = sum(_multiplications(inner, repeated) for inner in _inner(equation))
+        total += trips * (_equation_multiplications(equation) + nested)
     return total
 
 
-def _own(equation: Any) -> float:
+def _equation_multiplications(equation: Any) -> float:
     out = math.prod(equation.outvars[0].aval.shape) if equation.outvars else 0
     if equation.primitive.name == "dot_general":
         (contracted, _), _ = equation.params["dimension_numbers"]
@@ -42,11 +43,11 @@ def _own(equation: Any) -> float:
 
 
 def _inner(equation: Any) -> list[Any]:
-    """The programs inside an equation: of a branch, that for the default platform alone."""
-    found = []
+    """Return the programs inside an equation; of a branch only the one for the default platform."""
+    programs = []
     for name, value in equation.params.items():
         values = value if isinstance(value, tuple | list) else (value,)
-        inner = [getattr(each, "jaxpr", each) for each in values]
-        inner = [each for each in inner if isinstance(each, core.Jaxpr) or hasattr(each, "eqns")]
-        found += inner[-1:] if name == "branches" else inner
-    return found
+        inner = [getattr(item, "jaxpr", item) for item in values]
+        inner = [item for item in inner if isinstance(item, core.Jaxpr) or hasattr(item, "eqns")]
+        programs += inner[-1:] if name == "branches" else inner
+    return programs

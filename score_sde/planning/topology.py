@@ -1,4 +1,4 @@
-"""Machines that needn't be here: TPU slices, by the compiler that libtpu brings, and virtual CPU devices."""
+"""Topologies to compile for without their hardware: TPU slices, with the compiler in libtpu, and virtual CPUs."""
 
 import math
 import os
@@ -14,18 +14,18 @@ from score_sde.errors import UserError, lookup
 
 
 class Chip(NamedTuple):
-    """What a chip can do at most; each is one JAX device."""
+    """Peak rates and sizes of a chip; each chip is one JAX device."""
 
-    flops: float  # bfloat16, a second; XLA multiplies float32 by its default precision at the same rate
+    flops: float  # FLOP/s in bfloat16; XLA multiplies float32 at the same rate with its default precision
     memory: float  # bytes
-    bandwidth: float  # of the memory, bytes a second
-    interconnect: float  # out of a chip over all its links, bytes a second
+    bandwidth: float  # of the memory, bytes/s
+    interconnect: float  # out of a chip over all its links, bytes/s
     rank: int  # dimensions of the torus
-    options: dict[str, str]  # of the topology
+    options: dict[str, str]  # arguments of the topology for the compiler
 
 
-# Peak, HBM capacity and bandwidth, interchip interconnect: of v5e and v6e by cloud.google.com/tpu/docs/v5e and v6e, of
-# v5p as reported of its announcement; v4's bandwidth and interconnect were not checked against its page.
+# Peak rates, HBM capacity and bandwidth, and interchip interconnect. v5e, v6e: cloud.google.com/tpu/docs/v5e and v6e.
+# v5p: reports of its announcement. v4: the bandwidth and interconnect were not checked against its page.
 CHIPS = {
     "v4": Chip(275e12, 32 * 2**30, 1228e9, 2400e9 / 8, 3, {"chip_config_name": "megacore"}),
     "v5e": Chip(197e12, 16 * 2**30, 819e9, 1600e9 / 8, 2, {}),
@@ -34,43 +34,47 @@ CHIPS = {
 }
 
 
-class Machine(NamedTuple):
+class Topology(NamedTuple):
     """Devices to compile for."""
 
     name: str
     devices: list[jax.Device]
-    chip: Chip | None  # None: a CPU, of which nothing is known
+    chip: Chip | None  # None for CPUs, whose rates are unknown
 
 
-def find(topology: str) -> Machine:
-    """The devices of "v5e:16x16", "v4:2x2x4" or "cpu:8".
+def parse_topology(topology: str) -> Topology:
+    """Return the devices of a topology such as "v5e:16x16", "v4:2x2x4" or "cpu:8".
 
     Raises:
-      UserError: there is no such chip or shape, or libtpu is not installed.
+      UserError: if there is no such chip or shape, or if libtpu is not installed.
     """
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", topology)
     if not match:
         raise UserError(
-            f"no topology {topology!r}: give a chip and a shape, --topology=v5e:4x4, of {', '.join(CHIPS)}, or cpu:8"
+            f"topology: expected a chip and a shape, as in v5e:4x4 or cpu:8, got {topology!r}; the chips are "
+            f"{', '.join(CHIPS)} and cpu",
+            "topology=v5e:4x4",
         )
     kind, shape = match.group(1), [int(size) for size in match.group(2).split("x")]
     if 0 in shape:
-        raise UserError(f"--topology={topology} has no devices")
+        raise UserError(f"topology {topology} has no devices", "topology")
     if kind == "cpu":
-        return Machine(topology, _virtual(math.prod(shape)), None)
-    chip = lookup("chip", CHIPS, kind, "--topology")
+        return Topology(topology, _virtual(math.prod(shape)), None)
+    chip = lookup("chip", CHIPS, kind, "topology")
     if len(shape) != chip.rank:
         example = "x".join(["2"] * chip.rank)
-        raise UserError(f"--topology={topology}: {kind} slices have {chip.rank} dimensions, as in {kind}:{example}")
-    return Machine(topology, _slice(topology, chip), chip)
+        raise UserError(
+            f"topology {topology}: {kind} slices have {chip.rank} dimensions, as in {kind}:{example}", "topology"
+        )
+    return Topology(topology, _slice(topology, chip), chip)
 
 
 def _virtual(number: int) -> list[jax.Device]:
     devices = jax.devices("cpu")
     if len(devices) < number:
         raise UserError(
-            f"--topology=cpu:{number}: JAX has {len(devices)} CPU devices here (set "
-            f"XLA_FLAGS=--xla_force_host_platform_device_count={number})"
+            f"topology cpu:{number}: JAX has only {len(devices)} CPU devices here; set the environment variable "
+            f"XLA_FLAGS=--xla_force_host_platform_device_count={number}"
         )
     return devices[:number]
 
@@ -78,29 +82,29 @@ def _virtual(number: int) -> list[jax.Device]:
 def _slice(topology: str, chip: Chip) -> list[jax.Device]:
     from jax.experimental import topologies
 
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no metadata server to ask
-    # Its lock keeps two programs off one TPU: plans touch none, and any other JAX program here may hold it.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no metadata server
+    # The lock of libtpu is for programs that use a TPU. A plan uses none, and another program may hold the lock.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     try:
         with _silence():
-            found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **chip.options)
-    except Exception as error:  # the plugin's own kinds
+            description = topologies.get_topology_desc(platform="tpu", topology_name=topology, **chip.options)
+    except Exception as error:  # the plugin raises its own kinds
         reason = str(error).split("\n")[0]
         if "libtpu" in reason or "not found" in reason.lower():
-            reason = f"{reason}: libtpu is needed, no TPU (pip install libtpu, as requirements-tpu.txt does)"
-        raise UserError(f"--topology={topology}: {reason}") from error
-    return list(found.devices)
+            reason = f"{reason}: a plan needs libtpu, but no TPU (pip install libtpu, as in requirements-tpu.txt)"
+        raise UserError(f"topology {topology}: {reason}", "topology") from error
+    return list(description.devices)
 
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Keeps what libtpu writes to stderr when it finds no TPU; it writes below Python."""
+    """Discard what libtpu writes to stderr when it finds no TPU; it bypasses Python's sys.stderr."""
     sys.stderr.flush()
-    kept = os.dup(2)
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
+    original = os.dup(2)
+    with open(os.devnull, "w") as devnull:
+        os.dup2(devnull.fileno(), 2)
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(original, 2)
+        os.close(original)

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writes, locks, and damaged files set aside."""
+"""Atomic writes, file locks, and quarantine of damaged files."""
 
 import fcntl
 import json
@@ -14,21 +14,22 @@ from typing import Any
 
 import numpy as np
 
-LEFT_OVER = 3600.0  # seconds after which a partial file belongs to a process that was killed
-UNREADABLE = (OSError, ValueError, RecursionError)  # JSON's and UTF-8's errors are ValueErrors
+STALE_AFTER = 3600.0  # seconds; the process that wrote an older partial file was killed
+UNREADABLE = (OSError, ValueError, RecursionError)  # json and UTF-8 decoding raise ValueErrors
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Replaces a file in one step at the end of the block, after what was written has reached the disk.
+    """Replace a file atomically at the end of the block, after flushing the new content to disk.
 
     Yields:
-      A partial file's path, unique to this call and with the suffix of `path`; it is removed if the block fails.
+      Path of a partial file to write, unique to this call and with the suffix of `path`. It is removed if the block
+      fails.
     """
     name = f"partial_{{}}_{path.name}"
     for old in path.parent.glob(name.format("*")):
         with suppress(OSError):
-            if time.time() - old.stat().st_mtime > LEFT_OVER:
+            if time.time() - old.stat().st_mtime > STALE_AFTER:
                 old.unlink()
     partial = path.with_name(name.format(secrets.token_hex(6)))
     try:
@@ -37,74 +38,74 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-    with suppress(OSError):  # not every file system flushes folders
+    with suppress(OSError):  # not every file system can flush folders
         _flush(path.parent)
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replaces a file's text in one step, so that a killed run never leaves half of it."""
+    """Replace a file's text atomically, so that a killed run never leaves half of it."""
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Reads a JSON object.
+    """Return the JSON object in a file.
 
     Raises:
-      OSError, ValueError or RecursionError (`UNREADABLE`): the file can't be read, or holds something else.
+      OSError, ValueError or RecursionError (`UNREADABLE`): if the file can't be read or holds no JSON object.
     """
-    found = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(found, dict):
-        raise ValueError("it holds no JSON object")
-    return found
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"expected a JSON object, got a {type(content).__name__}")
+    return content
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
-    """Writes an .npz file for `read_arrays`, in one step."""
+    """Write an .npz file for `read_arrays` atomically."""
     with replacing(path) as partial:
         np.savez(partial, **arrays, members=np.array(sorted(arrays)))
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
-    """The arrays of an .npz file that can be made again; None where it is missing or, which is said, damaged."""
+    """Return the arrays of an .npz file; None if it is missing, or damaged, which is reported."""
     try:
         with np.load(path) as stored:
-            arrays = dict(stored)  # reading compares each member's checksum
+            arrays = dict(stored)  # reading verifies the checksum of each member
         if arrays.pop("members").tolist() != sorted(arrays):
-            raise ValueError("it lacks a part")
+            raise ValueError("an array is missing")
         return arrays
     except FileNotFoundError:
         return None
-    except Exception as error:  # of zipfile, zlib and NumPy's header, each with its own
-        report(f"{path} can't be read ({error}) and is made again")
+    except Exception as error:  # zipfile, zlib and NumPy each raise their own kinds
+        report(f"{path} can't be read ({error}) and is recomputed")
         return None
 
 
 def set_aside(path: Path, workdir: Path) -> Path:
-    """Moves a damaged file or folder of a run to DIR/damaged, and returns its new path."""
+    """Move a damaged file or folder of a run to DIR/damaged and return its new path."""
     folder = workdir / "damaged"
     folder.mkdir(exist_ok=True)
-    free = next(place for n in range(10**6) if not (place := folder / f"{path.name}.{n}").exists())
-    path.rename(free)
-    return free
+    target = next(target for n in range(10**6) if not (target := folder / f"{path.name}.{n}").exists())
+    path.rename(target)
+    return target
 
 
-def report(words: str) -> None:
-    """Prints a line on stderr."""
-    print(words, file=sys.stderr, flush=True)
+def report(message: str) -> None:
+    """Print a line to stderr."""
+    print(message, file=sys.stderr, flush=True)
 
 
 @contextmanager
 def locked(path: Path, seconds: float) -> Iterator[str | None]:
-    """Holds a file's lock for the block; the system frees it when the process ends, however it ends.
+    """Hold a file lock during the block; the system releases it when the process ends, even if it is killed.
 
     Args:
-      path: the lock's file, made if it is missing.
-      seconds: bound of the wait for another holder.
+      path: Path of the lock file, created if it is missing.
+      seconds: Longest wait for another holder.
 
     Yields:
-      None with the lock; without it the other holder, as "process 12 on host". Where the file system has no locks
-      this is said, and the block goes on.
+      None if this process holds the lock, otherwise the other holder ("process 12 on host"). If the file system has no
+      locks, a warning is printed and the block runs unlocked.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
@@ -119,9 +120,9 @@ def locked(path: Path, seconds: float) -> Iterator[str | None]:
                 yield os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
                 return
             except OSError as error:
-                report(f"{path.parent} has no locks ({error.strerror}): let no second process write to it")
+                report(f"{path.parent} has no file locks ({error.strerror}): no second process may write to it")
             break
-        with suppress(OSError):  # a full disk keeps no name
+        with suppress(OSError):  # the name does not fit on a full disk
             os.truncate(descriptor, 0)
             os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
         yield None

@@ -1,4 +1,4 @@
-"""Several processes that run one program, each with its own devices: TPU pods, Slurm, or by hand."""
+"""Multi-process runs on TPU pods, in Slurm, or started by hand."""
 
 import ctypes
 import os
@@ -21,42 +21,50 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from score_sde.errors import UserError, not_none
 from score_sde.runtime.disk import report
 
-JOINING, HEARTBEAT = 40, 40  # seconds: of waiting for the others at the start, and for a sign of life later
-UNREACHED = ("Gloo", "NCCL", "UNAVAILABLE", "heartbeat", "Barrier failed", "Connection closed by peer")
+JOIN_TIMEOUT = 40  # seconds to wait for the other processes at the start
+HEARTBEAT_TIMEOUT = 40  # seconds without a heartbeat after which a process counts as lost
+CONNECTION_ERRORS = ("Gloo", "NCCL", "UNAVAILABLE", "heartbeat", "Barrier failed", "Connection closed by peer")
 
-_LOST = threading.Event()
-_LEAVING = threading.Lock()
-_HINT: list[str] = []  # why an abort while joining may be
+_PEER_LOST = threading.Event()
+_EXIT_LOCK = threading.Lock()
+_JOIN_HINT: list[str] = []  # likely reason of an abort, while joining
 
 
 def initialize(coordinator: str = "", num_processes: int = 0, process_id: int = -1, cluster: bool = False) -> None:
-    """Joins the other processes, if there are any; call it before anything else touches JAX.
+    """Join the other processes, if there are any; call this before anything else touches JAX.
 
     Args:
-      coordinator: host:port of process 0; "" leaves all three to the cluster's environment, as of `in_cluster`, and
-        without one there is one process.
-      num_processes: how many there are.
-      process_id: which this is, from 0.
-      cluster: join what JAX finds in the environment or at the cloud's metadata server, also where `in_cluster` sees
-        nothing.
+      coordinator: Address of process 0, host:port. Without it all three come from the cluster's environment
+        (`in_cluster`), and outside of a cluster there is one process.
+      num_processes: Number of processes.
+      process_id: Index of this process, from 0.
+      cluster: Whether to join the cluster that JAX detects from the environment or the cloud's metadata server, even
+        if `in_cluster` detects none.
 
     Raises:
-      UserError: some of the three are given, but not all, or they don't fit; the port is in use; or there is no
-        cluster to join. Where the others don't come in time, the process ends with a sentence.
+      UserError: if only some of the three are given, if they are inconsistent, if the port is in use, or if there is
+        no cluster to join. If the other processes do not join in time, the process exits with a message.
     """
-    given = (bool(coordinator), num_processes > 0, process_id >= 0)
-    if any(given) and not all(given):
+    given = {"coordinator": bool(coordinator), "num_processes": num_processes > 0, "process_id": process_id >= 0}
+    if any(given.values()) and not all(given.values()):
         raise UserError(
-            "several processes need all of --coordinator=host:port, --num_processes and --process_id; in Slurm and on "
-            "TPU pods none of them"
+            "several processes need all of coordinator (host:port), num_processes and process_id, or none of them in "
+            f"Slurm and on TPU pods; got {coordinator!r}, {num_processes} and {process_id}",
+            *[name for name, is_given in given.items() if not is_given][:1],
         )
-    if all(given):
+    if all(given.values()):
         if process_id >= num_processes:
-            raise UserError(f"--process_id={process_id} of --num_processes={num_processes}: they are counted from 0")
+            raise UserError(
+                f"process_id: expected 0 <= process_id < num_processes, got process_id={process_id} and "
+                f"num_processes={num_processes}",
+                "process_id",
+                "num_processes",
+            )
         _check_address(coordinator, process_id)
         hint = (
-            f"process {process_id} of {num_processes} waited {JOINING} s for the others at {coordinator} (all take the "
-            "same --num_processes and --coordinator, at which process 0 can be reached, and start within that time)"
+            f"process {process_id} of {num_processes} waited {JOIN_TIMEOUT} s for the others at {coordinator} (all "
+            "processes need the same num_processes and coordinator, must reach process 0 there, and must start within "
+            "that time)"
         )
         try:
             _join(
@@ -64,43 +72,48 @@ def initialize(coordinator: str = "", num_processes: int = 0, process_id: int = 
                 coordinator_address=coordinator,
                 num_processes=num_processes,
                 process_id=process_id,
-                initialization_timeout=JOINING,
+                initialization_timeout=JOIN_TIMEOUT,
             )
         except (RuntimeError, ValueError) as error:
-            _leave(f"{hint}: {_first_line(error)}")
+            _exit_with_message(f"{hint}: {_first_line(error)}")
     elif cluster or in_cluster(os.environ):
         try:
             _join("JAX can't join the cluster's other processes")
         except (RuntimeError, ValueError) as error:
             raise UserError(
-                f"JAX finds no cluster to join here: {_first_line(error)} (give --coordinator, --num_processes and "
-                "--process_id)"
+                f"JAX finds no cluster to join: {_first_line(error)}; give coordinator, num_processes and process_id",
+                "coordinator",
             ) from error
 
 
 def _join(hint: str, **options: Any) -> None:
-    """`jax.distributed.initialize`, where JAX's abort, then and at the loss of a process later, ends in a sentence.
+    """Call `jax.distributed.initialize` so that an abort by JAX, now or after the loss of a process, prints a message.
 
-    Its client aborts from a thread without Python, so only a handler at C's level has the last word.
+    JAX's client aborts from a thread without Python, so only a signal handler at the level of C can print it.
     """
-    ctypes.CDLL(None).signal(signal.SIGABRT, _ABORTED)
-    _HINT.append(hint)
-    jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT, **options)
-    _HINT.clear()
+    ctypes.CDLL(None).signal(signal.SIGABRT, _ON_ABORT)
+    _JOIN_HINT.append(hint)
+    jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT, **options)
+    _JOIN_HINT.clear()
 
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
-def _ABORTED(number: int) -> None:
-    if _HINT:
-        _leave(_HINT[0])
-    _leave_the_lost("JAX says why above")
+def _ON_ABORT(number: int) -> None:
+    if _JOIN_HINT:
+        _exit_with_message(_JOIN_HINT[0])
+    _exit_after_peer_loss("JAX printed the reason above")
 
 
 def _check_address(coordinator: str, process_id: int) -> None:
-    """Refuses what is no host:port, and on process 0 a port that is in use, which JAX's service does not survive."""
+    """Raise UserError unless the address is a host:port and, on process 0, the port is free.
+
+    JAX's service does not survive a port that is in use.
+    """
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 2**16:
-        raise UserError(f"--coordinator={coordinator}: expected host:port with a port from 1 to 65535")
+        raise UserError(
+            f"coordinator: expected host:port with a port from 1 to 65535, got {coordinator!r}", "coordinator"
+        )
     if process_id > 0:
         return
     family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
@@ -109,51 +122,53 @@ def _check_address(coordinator: str, process_id: int) -> None:
             pass
     except OSError as error:
         reason = os.strerror(error.errno or 0)
-        raise UserError(f"port {port} of --coordinator={coordinator} can't be opened here: {reason}") from error
+        raise UserError(
+            f"coordinator: port {port} of {coordinator} can't be opened on this machine: {reason}", "coordinator"
+        ) from error
 
 
 @contextmanager
 def abort_together() -> Iterator[None]:
-    """Within the block, an error of one of several processes ends it soon, without waiting for the others."""
+    """End this process soon after an error in the block, so that the other processes do not wait for it."""
     try:
         yield
     except Exception as error:
         if jax.process_count() == 1:
             raise
         if another_ended(error):
-            _leave_the_lost(error)
+            _exit_after_peer_loss(error)
         if isinstance(error, UserError):
             report(f"launch.py: {error}")
         else:
             traceback.print_exc()
-        with suppress(Exception):  # all have failed alike, or the others learn from this one's end
+        with suppress(Exception):  # either all processes fail with this error, or the others notice this one's end
             not_none(distributed.global_state.client).wait_at_barrier("failed", 10_000)
         _exit()
 
 
 def another_ended(error: BaseException) -> bool:
-    """Returns whether an error says that another process can't be reached any more."""
+    """Return whether an error means that another process can no longer be reached."""
     if jax.process_count() > 1:
-        seen: BaseException | None = error
-        while seen is not None and not _LOST.is_set():
-            if any(words in str(seen) for words in UNREACHED):
-                _LOST.set()
-            seen = seen.__cause__ or seen.__context__
-    return _LOST.is_set()
+        cause: BaseException | None = error
+        while cause is not None and not _PEER_LOST.is_set():
+            if any(words in str(cause) for words in CONNECTION_ERRORS):
+                _PEER_LOST.set()
+            cause = cause.__cause__ or cause.__context__
+    return _PEER_LOST.is_set()
 
 
-def _leave_the_lost(status: Any) -> None:
-    """Ends this process, whose partner is gone: neither collectives nor JAX's own end come back."""
-    _LOST.set()
-    _leave(
-        f"another process of this run has ended or can't be reached ({_first_line(status)}); the same commands go on "
+def _exit_after_peer_loss(reason: Any) -> None:
+    """End this process after the loss of another one: neither collectives nor JAX's shutdown would return."""
+    _PEER_LOST.set()
+    _exit_with_message(
+        f"another process of this run has ended or can't be reached ({_first_line(reason)}); the same commands resume "
         "from the last checkpoint"
     )
 
 
-def _leave(words: str) -> NoReturn:
-    with _LEAVING:  # one thread says it
-        report(f"launch.py: {words}")
+def _exit_with_message(message: str) -> NoReturn:
+    with _EXIT_LOCK:  # only one thread prints
+        report(f"launch.py: {message}")
         _exit()
 
 
@@ -167,50 +182,51 @@ def _first_line(error: Any) -> str:
 
 
 def in_cluster(environment: Mapping[str, str]) -> bool:
-    """Whether the environment says that this is one of several processes, of Slurm's srun or of a pod's machines."""
+    """Return whether the environment variables describe one of several processes of Slurm's srun or a TPU pod."""
     pod = "," in environment.get("TPU_WORKER_HOSTNAMES", "") or "," in environment.get("TPU_PROCESS_ADDRESSES", "")
-    tasks = environment.get("SLURM_STEP_NUM_TASKS", "1") if "SLURM_STEP_ID" in environment else "1"  # not sbatch's own
+    # Only a step has several processes; sbatch's own shell has no step.
+    tasks = environment.get("SLURM_STEP_NUM_TASKS", "1") if "SLURM_STEP_ID" in environment else "1"
     return pod or (tasks.isdigit() and int(tasks) > 1)
 
 
 def is_main_process() -> bool:
-    """Whether this process writes logs and pictures: one does."""
+    """Return whether this is the main process, the only one that writes logs and images."""
     return jax.process_index() == 0
 
 
 def barrier(name: str) -> None:
-    """Until every process has come here; the name is this place's own."""
+    """Wait until every process has reached the barrier of this unique name."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
-def any_process(answer: bool) -> bool:
-    """Whether any process says so; all have to ask."""
-    return bool(np.any(all_gather(np.array([answer]))))
+def any_process(flag: bool) -> bool:
+    """Return whether the flag is set on any process; every process must call this."""
+    return bool(np.any(all_gather(np.array([flag]))))
 
 
 def local_slice(rows: int) -> slice:
-    """This process's part of so many rows, in order of the processes, which divide them."""
-    each = rows // jax.process_count()
-    return slice(jax.process_index() * each, (jax.process_index() + 1) * each)
+    """Return this process's slice of a batch; the number of processes must divide its number of rows."""
+    size = rows // jax.process_count()
+    return slice(jax.process_index() * size, (jax.process_index() + 1) * size)
 
 
-def all_gather(mine: Any) -> Any:
-    """Every process's arrays, one behind the other along the first axis, on every host."""
+def all_gather(tree: Any) -> Any:
+    """Return the arrays of all processes, concatenated along the first axis, on every host."""
     if jax.process_count() == 1:
-        return jax.tree.map(np.asarray, mine)
-    return multihost_utils.process_allgather(mine, tiled=True)
+        return jax.tree.map(np.asarray, tree)
+    return multihost_utils.process_allgather(tree, tiled=True)
 
 
 def devices() -> list[jax.Device]:
-    """All devices, those of a process together, in order of the processes."""
+    """Return all devices, sorted by process and then by id."""
     return sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
 
 
 def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
-    """Copies every array to each of this process's devices, along a new leading axis, as `jax.pmap` places them.
+    """Copy every array to each of this process's devices, along a new leading axis, with the sharding of `jax.pmap`.
 
-    Any other placement, or another name of the axis, would compile a train step a second time at its second call.
+    Another sharding, or another name of the axis, would compile a train step again at its second call.
     """
     sharding = NamedSharding(Mesh(np.array(devices), ("devices",)), PartitionSpec("devices"))
     return jax.tree.map(lambda leaf: jax.device_put(jnp.stack([leaf] * len(devices)), sharding), tree)

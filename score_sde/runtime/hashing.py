@@ -10,12 +10,12 @@ import numpy as np
 
 
 def hash_json(*values: Any) -> str:
-    """Returns a hash of JSON-serializable values."""
+    """Return a hash of JSON-serializable values."""
     return _short(hashlib.sha256(json.dumps(values, sort_keys=True).encode()))
 
 
 def hash_pytree(tree: Any) -> str:
-    """Returns a hash of the leaves of a pytree; names are ignored."""
+    """Return a hash of the leaves of a pytree; names are ignored."""
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(tree):
         digest.update(np.ascontiguousarray(leaf).tobytes())
@@ -23,7 +23,7 @@ def hash_pytree(tree: Any) -> str:
 
 
 def hash_file(path: Path) -> str:
-    """Returns a hash of a file's contents."""
+    """Return a hash of a file's contents."""
     with path.open("rb") as file:
         return _short(hashlib.file_digest(file, "sha256"))
 

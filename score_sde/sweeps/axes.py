@@ -1,4 +1,4 @@
-"""The trials of a sweep, as lists of overrides of config keys, and how such lists are put together."""
+"""Trials of a sweep, as lists of overrides of config keys, and functions that combine such lists."""
 
 import itertools
 from collections.abc import Iterable
@@ -10,52 +10,53 @@ Overrides = dict[str, Any]  # {"model.prediction": "x0", "sde.kwargs.beta_max": 
 
 
 def axis(key: str, values: Iterable[Any]) -> list[Overrides]:
-    """One key, each of its values in turn."""
+    """Return one trial for each value of a config key."""
     return [{key: value} for value in values]
 
 
-def product(*parts: list[Overrides]) -> list[Overrides]:
-    """Each of the first with each of the second, and so on.
+def product(*axes: list[Overrides]) -> list[Overrides]:
+    """Return every combination of one trial from each axis.
 
     Raises:
-      UserError: two parts set one key.
+      UserError: if two axes set the same key.
     """
-    return [_merged(combination) for combination in itertools.product(*parts)]
+    return [_merge(combination) for combination in itertools.product(*axes)]
 
 
-def zipped(*parts: list[Overrides]) -> list[Overrides]:
-    """The first of each, the second of each, and so on.
+def zip_axes(*axes: list[Overrides]) -> list[Overrides]:
+    """Combine the first trials of all axes, their second trials, and so on.
 
     Raises:
-      UserError: they differ in length, or two set one key.
+      UserError: if the axes differ in length, or if two set the same key.
     """
-    if len({len(part) for part in parts}) > 1:
-        raise UserError(f"zipped parts must be of one length, got {', '.join(str(len(part)) for part in parts)}")
-    return [_merged(combination) for combination in zip(*parts, strict=True)]
+    if len({len(trials) for trials in axes}) > 1:
+        lengths = ", ".join(str(len(trials)) for trials in axes)
+        raise UserError(f"zip_axes: expected axes of one length, got {lengths}")
+    return [_merge(combination) for combination in zip(*axes, strict=True)]
 
 
-def chain(*parts: list[Overrides]) -> list[Overrides]:
-    """One part after the other."""
-    return list(itertools.chain(*parts))
+def chain(*axes: list[Overrides]) -> list[Overrides]:
+    """Concatenate axes."""
+    return list(itertools.chain(*axes))
 
 
-def where(trials: list[Overrides], condition: Overrides, *parts: list[Overrides]) -> list[Overrides]:
-    """An axis under a condition: the trials that fulfil it with each of the parts' product, the others as they are.
+def where(trials: list[Overrides], condition: Overrides, *axes: list[Overrides]) -> list[Overrides]:
+    """Combine the trials that satisfy a condition with the product of the axes, and keep the others unchanged.
 
     where(axis("sde.name", ("vp", "ve")), {"sde.name": "vp"}, axis("sde.kwargs.beta_max", (10.0, 20.0)))
     """
-    found = []
+    combined = []
     for trial in trials:
-        fulfils = all(trial.get(key) == value for key, value in condition.items())
-        found += product([trial], *parts) if fulfils else [trial]
-    return found
+        satisfied = all(trial.get(key) == value for key, value in condition.items())
+        combined += product([trial], *axes) if satisfied else [trial]
+    return combined
 
 
-def _merged(combination: Iterable[Overrides]) -> Overrides:
+def _merge(combination: Iterable[Overrides]) -> Overrides:
     merged: Overrides = {}
     for overrides in combination:
-        twice = sorted(merged.keys() & overrides.keys())
-        if twice:
-            raise UserError(f"two parts of a product set {', '.join(twice)}; chain them, or give each key one axis")
+        duplicates = sorted(merged.keys() & overrides.keys())
+        if duplicates:
+            raise UserError(f"two axes of a product set {', '.join(duplicates)}; chain them, or give each key one axis")
         merged |= overrides
     return merged

@@ -1,4 +1,4 @@
-"""Before a sweep starts: every trial is built, the metrics are looked up, and what it will take is estimated."""
+"""Checks before a sweep starts: every trial can be built, its metrics exist, and its cost is estimated."""
 
 import json
 import time
@@ -14,41 +14,41 @@ from ml_collections import ConfigDict
 from score_sde.errors import UserError, did_you_mean
 from score_sde.evaluation.metric_names import metric_names
 from score_sde.experiment import Experiment, make_experiment
-from score_sde.planning.flops import flops_of
+from score_sde.planning.flops import count_flops
 from score_sde.planning.plan import shapes_of_batches, shapes_of_state
 from score_sde.sweeps.trials import Trial, label
 from score_sde.training.metrics import progress_bar
 from score_sde.training.setup import build_train_step
 
-TRAINING = ("loss", "gradient_norm", "steps_per_second", "images_per_second")  # of metrics.jsonl
+TRAINING_METRICS = ("loss", "gradient_norm", "steps_per_second", "images_per_second")  # in metrics.jsonl
 
 
 class Estimate(NamedTuple):
-    """What a trial's training takes."""
+    """Cost of a trial's training."""
 
     parameters: int
-    flops: float  # of all its steps
-    seconds: float  # at the rate of a matrix product on this machine, which no training reaches
+    flops: float  # total of all steps
+    seconds: float  # a lower bound, from the FLOP/s of a matrix product on this machine
 
 
-def metric_of(asked: str) -> tuple[str, bool]:
-    """A metric's name, and whether more of it is better."""
-    name, _, direction = asked.partition(":")
+def parse_metric(spec: str) -> tuple[str, bool]:
+    """Return the name of a metric "NAME", "NAME:min" or "NAME:max", and whether larger values are better."""
+    name, _, direction = spec.partition(":")
     if direction not in ("", "min", "max"):
-        raise UserError(f"a metric is better at its min or max, got {asked!r}")
+        raise UserError(f"metrics: expected NAME, NAME:min or NAME:max, got {spec!r}", "metrics")
     return name, direction == "max"
 
 
 def check(trials: list[Trial], sweep: ConfigDict) -> None:
-    """Builds every trial's experiment, which refuses what can't be run, and looks for its metrics.
+    """Raise UserError unless every trial can run and writes the metrics of the sweep.
 
     Raises:
-      UserError: naming the trial, or the metric with those that are nearest.
+      UserError: if a trial can't be built, with its overrides; if no mode writes a metric, with the closest name.
     """
     names: dict[str, set[str]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     seeds, settings = set(), set()
-    for trial in _shown(trials, "check"):
+    for trial in _with_progress_bar(trials, "check"):
         config = trial.config
         if config.seed in seeds and _key(config, "seed") in settings:
             continue
@@ -68,35 +68,35 @@ def check(trials: list[Trial], sweep: ConfigDict) -> None:
                 )
         except UserError as error:
             raise UserError(f"the trial {label(trial.overrides)!r} can't be run: {error}") from error
-        known = names[key] | ({f"train.{name}" for name in TRAINING} if "train" in sweep.modes else set())
-        for asked in sweep.metrics:
-            name, _ = metric_of(asked)
+        known = names[key] | ({f"train.{name}" for name in TRAINING_METRICS} if "train" in sweep.modes else set())
+        for spec in sweep.metrics:
+            name, _ = parse_metric(spec)
             if name not in known:
                 modes = ", ".join(sweep.modes)
                 raise UserError(f"no mode of {modes} writes {name!r}.{did_you_mean(name, known)}", "metrics")
-    if sweep.stop_metric and sweep.stop_metric not in TRAINING:
-        raise UserError(f"no training logs {sweep.stop_metric!r}; it logs {', '.join(TRAINING)}")
+    if sweep.stop_metric and sweep.stop_metric not in TRAINING_METRICS:
+        raise UserError(f"no training logs {sweep.stop_metric!r}; it logs {', '.join(TRAINING_METRICS)}", "stop_metric")
 
 
 def estimates(trials: list[Trial], sweep: ConfigDict) -> list[Estimate]:
-    """What each trial takes; networks that are the same are traced once."""
+    """Estimate the cost of each trial; trials that share a network trace it once."""
     rate, traced = _matmul_rate(), {}
-    found = []
-    for trial in _shown(trials, "estimate"):
+    result = []
+    for trial in _with_progress_bar(trials, "estimate"):
         config = trial.config
-        parts = [_without_numbers(config[group].to_dict()) for group in ("data", "model", "sde", "loss")]
-        parts.append(_without_numbers(config.optimizer.to_dict(), int | float))
-        key = json.dumps([*parts, config.training.batch_size, config.training.accumulate], default=str)
+        groups = [_without_numbers(config[group].to_dict()) for group in ("data", "model", "sde", "loss")]
+        groups.append(_without_numbers(config.optimizer.to_dict(), int | float))
+        key = json.dumps([*groups, config.training.batch_size, config.training.accumulate], default=str)
         if key not in traced:
-            traced[key] = _of_a_step(make_experiment(config, jax.local_devices()[:1]))
+            traced[key] = _step_cost(make_experiment(config, jax.local_devices()[:1]))
         parameters, flops = traced[key]
         flops *= config.training.num_steps if "train" in sweep.modes else 0
-        found.append(Estimate(parameters, flops, flops / rate))
-    return found
+        result.append(Estimate(parameters, flops, flops / rate))
+    return result
 
 
 def listing(trials: list[Trial], sweep: ConfigDict) -> str:
-    """The trials with their overrides and estimates, one a line: what --dry_run prints."""
+    """Return the text of a dry run: one line per trial with its overrides and estimate."""
     rows = []
     for trial, estimate in zip(trials, estimates(trials, sweep), strict=True):
         rows.append(
@@ -106,37 +106,40 @@ def listing(trials: list[Trial], sweep: ConfigDict) -> str:
     return "\n".join([*rows, f"{len(trials)} trials: {', '.join(sweep.modes)}; nothing was run"])
 
 
-def _shown(trials: list[Trial], doing: str) -> Iterator[Trial]:
-    """The trials, with a progress bar."""
-    with progress_bar(len(trials), 0, "trial", doing) as bar:
+def _with_progress_bar(trials: list[Trial], activity: str) -> Iterator[Trial]:
+    """Iterate over the trials with a progress bar."""
+    with progress_bar(len(trials), 0, "trial", activity) as bar:
         for trial in trials:
             yield trial
             bar.update()
 
 
-def _key(config: ConfigDict, left_out: str) -> str:
-    return json.dumps({group: value for group, value in config.to_dict().items() if group != left_out}, default=str)
+def _key(config: ConfigDict, ignored: str) -> str:
+    return json.dumps({group: value for group, value in config.to_dict().items() if group != ignored}, default=str)
 
 
 def _without_numbers(value: Any, numbers: Any = float) -> Any:
-    """A config's values, of real numbers only whether they are 0: they shape no array, but 0 may leave a part out."""
+    """Replace real numbers in a config by whether they differ from 0.
+
+    Their values change no array's shape, but 0 may disable a component.
+    """
     if isinstance(value, dict):
-        return {key: _without_numbers(each, numbers) for key, each in value.items()}
+        return {key: _without_numbers(item, numbers) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_numbers(each, numbers) for each in value]
+        return [_without_numbers(item, numbers) for item in value]
     return bool(value) if isinstance(value, numbers) else value
 
 
 @contextmanager
 def _network_traced_once(config: ConfigDict, shapes: dict[str, tuple[int, ...]], reuse: bool) -> Iterator[None]:
-    """Lets zeros stand in for the output of a network that an earlier trial has traced, within the block.
+    """Replace the output of a network that an earlier trial has traced by zeros during the block.
 
-    Tracing a network takes longer than all else that an experiment checks.
+    Tracing a network takes longer than all other checks of an experiment.
 
     Args:
-      config: the trial's.
-      shapes: those of the outputs so far, without the batch, by what decides the network.
-      reuse: false: trace it again.
+      config: Config of the trial.
+      shapes: Output shapes of the networks so far, without the batch, by the config values that decide the network.
+      reuse: Whether zeros may replace the network; if false, it is traced again.
     """
     key = json.dumps([config.data.to_dict(), config.model.to_dict(), config.loss.objective], default=str)
     known = reuse and key in shapes and not config.model.pretrained and not config.sampling.guide
@@ -154,20 +157,20 @@ def _network_traced_once(config: ConfigDict, shapes: dict[str, tuple[int, ...]],
         yield
 
 
-def _of_a_step(experiment: Experiment) -> tuple[int, float]:
-    """(parameters, FLOPs of a train step)."""
+def _step_cost(experiment: Experiment) -> tuple[int, float]:
+    """Return the number of parameters and the FLOPs of a train step."""
     params = jax.eval_shape(experiment.training.init_params)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     if not experiment.training.trainable:
         return count, 0.0
     levels = experiment.load("train").levels
     batches = shapes_of_batches(experiment, experiment.training.batch_size, levels)
-    batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), batches)  # of one step
-    return count, flops_of(build_train_step(experiment.training, levels, None), shapes_of_state(experiment), batch)
+    batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), batches)  # one step
+    return count, count_flops(build_train_step(experiment.training, levels, None), shapes_of_state(experiment), batch)
 
 
 def _matmul_rate(size: int = 1024) -> float:
-    """FLOP/s of a matrix product here."""
+    """Measure the FLOP/s of a matrix product on this machine."""
     x = jnp.ones((size, size))
     product = jax.jit(jnp.dot)
     product(x, x).block_until_ready()

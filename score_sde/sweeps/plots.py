@@ -1,4 +1,4 @@
-"""A plot for each axis of a sweep: the metrics against its values, with every other setting a line."""
+"""One plot per axis of a sweep: metrics against its values, with one line per combination of the other axes."""
 
 import math
 from pathlib import Path
@@ -6,15 +6,15 @@ from typing import Any
 
 
 def save_axes(rows: list[Any], metrics: list[str], workdir: Path) -> list[Path]:
-    """Writes axis_<key>.png for each key with several values; means with standard deviations over seeds.
+    """Write axis_<key>.png for each key with several values, with means and standard deviations over seeds.
 
     Args:
-      rows: of `report.rows_of`.
-      metrics: their names, a panel each.
-      workdir: the sweep's folder.
+      rows: Rows of `report.group_by_overrides`.
+      metrics: Names of the metrics; each has its own panel.
+      workdir: Folder of the sweep.
 
     Returns:
-      The paths.
+      The paths of the plots.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, no global state
     from matplotlib.figure import Figure
@@ -28,7 +28,7 @@ def save_axes(rows: list[Any], metrics: list[str], workdir: Path) -> list[Path]:
         FigureCanvasAgg(figure)
         for panel, name in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
             for others, line in _lines(rows, key).items():
-                _draw(panel, key, values, line, name, others)
+                _plot_line(panel, key, values, line, name, others)
             panel.set_xlabel(key)
             panel.set_ylabel(name)
             if panel.get_legend_handles_labels()[0]:
@@ -40,27 +40,26 @@ def save_axes(rows: list[Any], metrics: list[str], workdir: Path) -> list[Path]:
 
 
 def as_label(text: str) -> str:
-    """Text for a plot, which would read mathematics between dollars and leave a leading underscore out."""
+    """Escape text for Matplotlib, which parses mathematics between dollars and hides labels with an underscore."""
     return f"{' ' if text.startswith('_') else ''}{text}".replace("$", r"\$")
 
 
-def _draw(panel: Any, key: str, values: list[Any], line: list[Any], name: str, others: str) -> None:
-    """A line over an axis: numbers where they lie, words side by side."""
+def _plot_line(panel: Any, key: str, values: list[Any], line: list[Any], name: str, others: str) -> None:
+    """Plot a line over an axis: numbers at their values, other values at equal distances."""
     numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-    shown = [row for row in line if math.isfinite(row.mean(name))]
-    if not shown:
+    finite = [row for row in line if math.isfinite(row.mean(name))]
+    if not finite:
         return
-    places = [row.overrides[key] if numbers else values.index(row.overrides[key]) for row in shown]
-    spread = [row.std(name) if math.isfinite(row.std(name)) else 0.0 for row in shown]
-    panel.errorbar(
-        places, [row.mean(name) for row in shown], spread, marker="o", capsize=3, label=as_label(others) or None
-    )
+    positions = [row.overrides[key] if numbers else values.index(row.overrides[key]) for row in finite]
+    means = [row.mean(name) for row in finite]
+    stds = [row.std(name) if math.isfinite(row.std(name)) else 0.0 for row in finite]
+    panel.errorbar(positions, means, stds, marker="o", capsize=3, label=as_label(others) or None)
     if not numbers:
         panel.set_xticks(range(len(values)), [as_label(str(value)) for value in values])
 
 
 def _lines(rows: list[Any], key: str) -> dict[str, list[Any]]:
-    """The rows that have the key, by what else they set."""
+    """Group the rows that set the key by their other overrides."""
     lines: dict[str, list[Any]] = {}
     for row in rows:
         if key in row.overrides:

@@ -1,4 +1,4 @@
-"""`--mode=sweep`: runs every trial of a sweep that isn't finished, and leaves its tables, plots and page."""
+"""`sweep` mode: run the unfinished trials of a sweep and write its report."""
 
 import json
 from pathlib import Path
@@ -10,28 +10,28 @@ from score_sde.sweeps import engine, progress
 from score_sde.sweeps.check import check, listing
 from score_sde.sweeps.report import write_report
 from score_sde.sweeps.settings import check_sweep
-from score_sde.sweeps.trials import Trial, adopt, commit, make_trials, read_state, write_state
+from score_sde.sweeps.trials import Trial, git_commit, link_checkpoints, make_trials, read_state, write_state
 
-OVER = ("done", "stopped")  # what isn't run again
+FINISHED = ("done", "stopped")  # statuses of trials that do not run again
 
 
 def run_sweep(
     config: ConfigDict, workdir: Path, address: str = "", dry_run: bool = False, report_only: bool = False
 ) -> str:
-    """Runs a sweep, or goes on with it; a trial that is done is not run again, whatever was added meanwhile.
+    """Run or resume a sweep; finished trials do not run again, even if trials were added since.
 
     Args:
-      config: what a file in configs/sweeps/ gives.
-      workdir: the sweep's folder, on a disk that all machines share.
-      address: host:port of a Ray cluster; "": one is started on this machine.
-      dry_run: list the trials with what they take, and run nothing.
-      report_only: write the report of what there is, also while trials run.
+      config: Settings of the sweep (`settings.sweep`).
+      workdir: Folder of the sweep, on a disk that all machines share.
+      address: host:port of a Ray cluster; "" starts one on this machine.
+      dry_run: Whether to only list the trials with their estimated cost.
+      report_only: Whether to only write the report of the results so far; trials may be running.
 
     Returns:
-      What was done, in words.
+      Summary for the user.
 
     Raises:
-      UserError: something can't be run; nothing was started.
+      UserError: if a trial can't run; then none has started.
     """
     check_sweep(config)
     trials = make_trials(config, workdir)
@@ -42,28 +42,29 @@ def run_sweep(
         return listing(trials, config)
     if config.from_run:
         for trial in trials:
-            adopt(trial, Path(config.from_run))
-    left = [trial for trial in trials if read_state(trial.folder)["status"] not in OVER]
-    if left:
+            link_checkpoints(trial, Path(config.from_run))
+    unfinished = [trial for trial in trials if read_state(trial.folder)["status"] not in FINISHED]
+    if unfinished:
         engine.connect(address, config)
-        _record(left, config, workdir)
-        with progress.shown(trials):
-            engine.run(left, config, workdir)
+        _record(unfinished, config, workdir)
+        with progress.print_progress(trials):
+            engine.run(unfinished, config, workdir)
     page = write_report(trials, config, workdir)
-    return f"{progress.lines(trials)[-1]}; the report is in {page}{_unfinished(trials)}"
+    return f"{progress.lines(trials)[-1]}; the report is in {page}{_describe_unfinished(trials)}"
 
 
 def _record(trials: list[Trial], config: ConfigDict, workdir: Path) -> None:
-    """Notes in each trial's folder what it is, and of which commit."""
-    at = commit()
+    """Record the overrides, seed and Git commit of each trial in its folder."""
+    commit = git_commit()
     for trial in trials:
         state = read_state(trial.folder)
-        write_state(trial.folder, state | {"overrides": trial.overrides, "seed": trial.seed, "commit": at})
+        write_state(trial.folder, state | {"overrides": trial.overrides, "seed": trial.seed, "commit": commit})
     write_atomically(workdir / "sweep.json", json.dumps(config.to_dict(), indent=2, default=str) + "\n")
 
 
-def _unfinished(trials: list[Trial]) -> str:
+def _describe_unfinished(trials: list[Trial]) -> str:
+    """Return the text on trials that failed or are not finished; empty if all are."""
     failed = [trial for trial in trials if read_state(trial.folder)["status"] == "failed"]
-    running = [trial for trial in trials if read_state(trial.folder)["status"] in ("new", "running", "damaged")]
-    said = "".join(f"\nfailed: {trial.folder}: {read_state(trial.folder)['error']}" for trial in failed)
-    return said + (f"\n{len(running)} are not finished: the same command goes on with them" if running else "")
+    waiting = [trial for trial in trials if read_state(trial.folder)["status"] in ("new", "running", "damaged")]
+    errors = "".join(f"\nfailed: {trial.folder}: {read_state(trial.folder)['error']}" for trial in failed)
+    return errors + (f"\n{len(waiting)} are not finished: the same command resumes them" if waiting else "")

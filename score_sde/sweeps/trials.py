@@ -1,4 +1,4 @@
-"""A trial: one experiment of a sweep with one seed, its folder, and how far it is."""
+"""Trials: one experiment of a sweep with one seed each, with its folder and state."""
 
 import json
 import re
@@ -24,65 +24,66 @@ STATE = "trial.json"
 
 
 class Trial(NamedTuple):
-    """What is run, and where."""
+    """Overrides, config and folder of a trial."""
 
-    overrides: Overrides  # without the seed, and without what all trials share
+    overrides: Overrides  # without the seed, and without the overrides that all trials share
     seed: int
-    given: Overrides  # all of them
+    all_overrides: Overrides
     config: ConfigDict
     folder: Path
 
 
 def make_trials(sweep: ConfigDict, workdir: Path) -> list[Trial]:
-    """Every trial with every seed; those whose configs are the same once.
+    """Return every trial with every seed; trials with equal configs appear once.
 
-    A folder's name ends in a hash of the whole config, so that a trial is found again when axes are added: a value that
-    the base has anyway changes nothing.
+    The name of a folder ends in a hash of the whole config, so that a trial keeps its folder when axes are added: an
+    override by the value of the base changes nothing.
 
     Raises:
-      UserError: the base's file is missing, or an override is of no key that it has.
+      UserError: if the file of the base is missing, or if an override has an unknown key or an invalid value.
     """
     base = over.load(sweep.base)
-    found: dict[str, Trial] = {}
+    trials: dict[str, Trial] = {}
     for overrides in sweep.trials:
         if "seed" in overrides:
-            raise UserError("a trial's seed is said by the sweep's seeds, not by an override")
+            raise UserError("a trial's seed is set by the sweep's seeds, not by an override", "seeds")
         for seed in sweep.seeds:
-            given = sweep.fixed[0] | overrides | {"seed": seed}
-            config = over.override(base, given)
+            all_overrides = sweep.fixed[0] | overrides | {"seed": seed}
+            config = over.override(base, all_overrides)
             key = hash_json(config.to_dict(), list(sweep.modes), sweep.from_run)
-            found.setdefault(key, Trial(overrides, seed, given, config, _folder(workdir, overrides, seed, key)))
-    return list(found.values())
+            folder = _folder(workdir, overrides, seed, key)
+            trials.setdefault(key, Trial(overrides, seed, all_overrides, config, folder))
+    return list(trials.values())
 
 
 def commands(trial: Trial, sweep: ConfigDict, modes: list[str]) -> list[list[str]]:
-    """The command line of each of a trial's modes."""
-    given = over.flags(trial.given)
-    base, folder = Path(sweep.base).absolute(), trial.folder.absolute()  # wherever on the machines it is started
+    """Return the command lines of a trial, one per mode."""
+    flags = over.flags(trial.all_overrides)
+    base, folder = Path(sweep.base).absolute(), trial.folder.absolute()  # machines may differ in the current folder
     start = [sys.executable, str(ROOT / "launch.py"), f"--config={base}", f"--workdir={folder}"]
-    return [[*start, f"--mode={mode}", *given] for mode in modes]
+    return [[*start, f"--mode={mode}", *flags] for mode in modes]
 
 
-def adopt(trial: Trial, run: Path) -> None:
-    """Makes a trial's folder one that sees the checkpoints of another run.
+def link_checkpoints(trial: Trial, run: Path) -> None:
+    """Link the checkpoints of another run into a trial's folder.
 
     Raises:
-      UserError: that run has no checkpoints.
+      UserError: if that run has no checkpoints.
     """
     if not (run / "checkpoints").is_dir():
-        raise UserError(f"{run} has no checkpoints to measure")
+        raise UserError(f"{run} has no checkpoints to measure", "from_run")
     trial.folder.mkdir(parents=True, exist_ok=True)
     for name in ("checkpoints", "manifests", "snapshots"):
         link = trial.folder / name
         if (run / name).is_dir() and not link.is_symlink():
             link.symlink_to((run / name).absolute(), target_is_directory=True)
-    shutil.copyfile(run / "config.json", trial.folder / "config.json")  # another network or process is then refused
+    shutil.copyfile(run / "config.json", trial.folder / "config.json")  # so that another network or SDE raises an error
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """Returns a trial's state: status, finished modes, seconds, attempts, error.
+    """Return a trial's state: status, finished modes, seconds, attempts, error.
 
-    The status is "new", "running", "done", "failed", "stopped", or "damaged" where the file can't be read.
+    The status is "new", "running", "done", "failed", "stopped", or "damaged" if the file can't be read.
     """
     path = folder / STATE
     fresh = {"status": "new", "modes": [], "seconds": 0.0, "attempts": 0, "error": ""}
@@ -95,73 +96,79 @@ def read_state(folder: Path) -> dict[str, Any]:
     return fresh | state
 
 
-def damage(folder: Path, metrics: Iterable[str]) -> str:
-    """The files of a finished trial that are missing or can't be read, of those that hold the metrics; or "".
+def describe_damage(folder: Path, metrics: Iterable[str]) -> str:
+    """Return a message on files with metrics of a finished trial that are missing or can't be read, or "".
 
     Args:
-      folder: the trial's.
-      metrics: names, as of `metric`.
+      folder: Folder of the trial.
+      metrics: Names of the metrics, as for `metric`.
     """
     logs = [name.startswith("train.") for name in metrics]
-    wrong = []
+    damaged = []
     if any(logs) and len(records(folder)) < max(1, len(_logged(folder)) - 1):  # the last line may be cut
-        wrong.append("metrics.jsonl")
+        damaged.append("metrics.jsonl")
     if not all(logs) and not isinstance(_json(folder / "evaluation.json"), dict):
-        wrong.append("evaluation.json")
-    return f"{' and '.join(wrong)} can't be read" if wrong else ""
+        damaged.append("evaluation.json")
+    return f"{' and '.join(damaged)} can't be read" if damaged else ""
 
 
 def write_state(folder: Path, state: dict[str, Any]) -> None:
+    """Write a trial's state."""
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / STATE, json.dumps(state, indent=2) + "\n")
 
 
 def metric(folder: Path, name: str) -> float | None:
-    """A number that a trial left behind: a key of its last log after "train.", or a path into evaluation.json."""
+    """Return a metric of a trial, None if it is missing.
+
+    Args:
+      folder: Folder of the trial.
+      name: "train." and a key of the last record in metrics.jsonl, or a path into evaluation.json.
+    """
     group, _, key = name.partition(".")
     if group == "train":
         return _number(last_record(folder).get(key))
-    figures = _json(folder / "evaluation.json")
-    return _number(dict(flatten(figures)).get(name)) if isinstance(figures, dict) else None
+    results = _json(folder / "evaluation.json")
+    return _number(dict(flatten(results)).get(name)) if isinstance(results, dict) else None
 
 
 def last_record(folder: Path) -> dict[str, Any]:
-    """The last whole line of a run's metrics.jsonl; {}: there is none."""
+    """Return the last complete record of a run's metrics.jsonl, {} if there is none."""
     return next(_parsed(reversed(_logged(folder))), {})
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
-    """Every whole line of a run's metrics.jsonl."""
+    """Return every complete record of a run's metrics.jsonl."""
     return list(_parsed(_logged(folder)))
 
 
-def commit() -> str:
-    """Of this repository, with + where files have changed since; "" outside of one."""
+def git_commit() -> str:
+    """Return this repository's commit, followed by + if files have changed since; "" outside of a repository."""
 
-    def git(*words):
-        done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False)
-        return done.stdout.strip()
+    def git(*arguments):
+        result = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False)
+        return result.stdout.strip()
 
     return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
 
 
 def label(overrides: Overrides) -> str:
-    """The overrides' values in short, for a reader."""
+    """Return a short description of the overrides for people."""
     return ", ".join(f"{key.split('.')[-1]} {value}" for key, value in overrides.items()) or "base"
 
 
 def _folder(workdir: Path, overrides: Overrides, seed: int, key: str) -> Path:
-    """An existing folder of this hash, or a new one's name."""
+    """Return the existing folder with this hash, or a new path."""
     existing = sorted((workdir / "trials").glob(f"*_{key}"))
     if existing:
         return existing[0]
-    words = re.sub(r"[^\w.-]+", "-", "_".join(str(value) for value in overrides.values()))
-    words = words.encode(errors="ignore")[:60].decode(errors="ignore")  # a name has at most 255 bytes, not letters
-    return workdir / "trials" / f"{words or 'base'}_seed{seed}_{key}"
+    name = re.sub(r"[^\w.-]+", "-", "_".join(str(value) for value in overrides.values()))
+    name = name.encode(errors="ignore")[:60].decode(errors="ignore")  # file systems limit bytes, not letters
+    return workdir / "trials" / f"{name or 'base'}_seed{seed}_{key}"
 
 
 def _json(path: Path) -> Any:
-    """Returns the contents of a JSON file; None if it is missing or can't be read."""
+    """Return the content of a JSON file, None if it is missing or can't be read."""
     with suppress(OSError, ValueError, RecursionError):
         return json.loads(path.read_text())
     return None
@@ -174,7 +181,7 @@ def _logged(folder: Path) -> list[str]:
 
 def _parsed(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
     for line in lines:
-        with suppress(ValueError, RecursionError):  # it is being written
+        with suppress(ValueError, RecursionError):  # the line is incomplete or damaged
             record = json.loads(line)
             if isinstance(record, dict) and {"step", "loss"} <= record.keys():
                 yield record

@@ -1,4 +1,4 @@
-"""What happens where a trial runs: its command lines in turn, as programs that end when their parent does."""
+"""Execution of a trial: its commands one after another, as programs that end when their parent process ends."""
 
 import itertools
 import json
@@ -12,12 +12,12 @@ from typing import Any
 
 from score_sde.sweeps.trials import last_record, read_state, write_state
 
-POLL = 0.5  # seconds between looks at whether a program has ended
-NOTED = 4  # looks between notes on the disk that all machines share
-LOG = "trial.log"  # what the programs print
-# Asks Linux for SIGTERM when the parent is gone, on which training saves and ends, and waits for the program of an
-# earlier attempt that is still saving in the same folder; the lock is the program's as long as it lives.
-GUARD = """
+POLL_INTERVAL = 0.5  # seconds between two polls of the programs
+STATE_EVERY = 4  # polls between two writes of the state to the shared disk
+LOG = "trial.log"  # output of the programs
+# Linux sends SIGTERM when the parent has ended; training then saves and ends. A program of an earlier attempt may still
+# be saving in the same folder, so the guard first waits for its lock, which a program holds until it ends.
+PARENT_GUARD = """
 import ctypes, fcntl, os, signal, sys
 lock, parent, *command = sys.argv[1:]
 if sys.platform == "linux":
@@ -31,8 +31,8 @@ os.execv(command[0], command)
 """
 
 
-class Failed(RuntimeError):
-    """A program of a trial ended with an error."""
+class TrialError(RuntimeError):
+    """Error of a trial whose program ended with a non-zero status or before its training was complete."""
 
 
 def run(
@@ -42,17 +42,18 @@ def run(
     report: Callable[[dict[str, Any]], None] | None,
     node: str = "",
 ) -> None:
-    """Runs the modes of a trial that aren't finished, and keeps its state in its folder.
+    """Run the unfinished modes of a trial, and record its state in its folder.
 
     Args:
-      folder: the trial's.
-      commands: mode -> command line.
-      start: (command line, folder) -> programs with poll() -> exit status or None; several hosts have one each.
-      report: gets the last line of metrics.jsonl at each look, for early stopping; None: there is none.
-      node: the name of this machine, for the record.
+      folder: Folder of the trial.
+      commands: Command line of each mode.
+      start: Function (command line, folder) -> programs, one per host; their poll() returns an exit status or None.
+      report: Function that receives the last record of metrics.jsonl at each poll, for early stopping; None disables
+        it.
+      node: Name of this machine, for the record.
 
     Raises:
-      Failed: a program ended with an error; its last words are in it.
+      TrialError: if a program exits with a non-zero status; the message holds the last log line.
     """
     state = read_state(folder)
     state |= {"status": "running", "attempts": state["attempts"] + 1, "error": "", "node": node}
@@ -62,47 +63,47 @@ def run(
             continue
         write_state(folder, state | {"mode": mode})
         programs = start(command, folder)
-        for looks in _while_running(programs):
-            if looks % NOTED == 0:
+        for polls in _poll_until_end(programs):
+            if polls % STATE_EVERY == 0:
                 write_state(folder, state | {"mode": mode, "seconds": spent + time.monotonic() - begun})
             if report is not None and mode == "train" and (record := last_record(folder)):
                 report(record)
         state["seconds"] = spent + time.monotonic() - begun
         statuses = [program.poll() for program in programs]
-        if any(statuses) or (mode == "train" and not _trained(folder)):
-            said = f"{mode} ended with {', '.join(map(str, statuses))}: {last_words(folder)}"
-            write_state(folder, state | {"status": "failed", "error": said})
-            raise Failed(said)
+        if any(statuses) or (mode == "train" and not _training_complete(folder)):
+            message = f"{mode} ended with {', '.join(map(str, statuses))}: {last_log_line(folder)}"
+            write_state(folder, state | {"status": "failed", "error": message})
+            raise TrialError(message)
         state["modes"] = [*state["modes"], mode]
         write_state(folder, state)
     write_state(folder, state | {"status": "done"})
 
 
 def start_here(command: list[str], folder: Path) -> list[subprocess.Popen]:
-    """One program on this machine, whose words go to the trial's log."""
+    """Start one program on this machine, with its output in the trial's log."""
     folder.mkdir(parents=True, exist_ok=True)
-    guard = [sys.executable, "-c", GUARD, str(folder / "trial.lock"), str(os.getpid()), *command]
+    guard = [sys.executable, "-c", PARENT_GUARD, str(folder / "trial.lock"), str(os.getpid()), *command]
     root = Path(command[1]).parent
     with (folder / LOG).open("a") as log:
-        # In a session of its own: a Ctrl-C reaches it once, as the guard's SIGTERM, and it has time to save.
+        # In a new session Ctrl-C reaches the program only once, as the SIGTERM of the guard, so that it can save.
         return [
             subprocess.Popen(guard, cwd=root, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
         ]
 
 
-def last_words(folder: Path) -> str:
-    """The last line of the trial's log, or of its hosts' logs."""
+def last_log_line(folder: Path) -> str:
+    """Return the last line of the trial's log, or of the first log of its hosts with any output."""
     logs = [
         path.read_text(errors="replace").strip()
         for path in (folder / LOG, *sorted(folder.glob(f"host_*/{LOG}")))
         if path.is_file()
     ]
-    said = [log.splitlines()[-1][-500:] for log in logs if log]
-    return said[0] if said else "it said nothing"
+    last = [log.splitlines()[-1][-500:] for log in logs if log]
+    return last[0] if last else "no output"
 
 
-def _trained(folder: Path) -> bool:
-    """Whether training ran to its end: a signal ends it with 0, too."""
+def _training_complete(folder: Path) -> bool:
+    """Return whether training reached its last step; its exit status is 0 after a signal too."""
     config = folder / "config.json"
     if not config.is_file():
         return False
@@ -110,17 +111,17 @@ def _trained(folder: Path) -> bool:
     return json.loads(config.read_text())["training"]["num_steps"] in steps
 
 
-def _while_running(programs: list[Any]) -> Iterator[int]:
-    """0, 1, ... until all have ended, or one with an error: the others are then ended."""
+def _poll_until_end(programs: list[Any]) -> Iterator[int]:
+    """Yield 0, 1, ... until all programs have ended; if one fails, terminate the others."""
     try:
-        for looks in itertools.count():
+        for polls in itertools.count():
             statuses = [program.poll() for program in programs]
             if None not in statuses:
                 return
             if any(status for status in statuses if status is not None):
                 break
-            time.sleep(POLL)
-            yield looks
+            time.sleep(POLL_INTERVAL)
+            yield polls
     finally:
         for program in programs:
             if program.poll() is None:

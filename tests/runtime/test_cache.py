@@ -1,4 +1,4 @@
-"""Runs go on without a folder to keep things in."""
+"""Runs need no folder for a cache."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from score_sde.runtime import cache
 
 @pytest.mark.parametrize("case", ["no home", "a file in the way"])
 def test_absent_cache_is_a_temporary_folder(tmp_path, monkeypatch, capsys, case):
-    cache._usable.cache_clear()
+    cache._writable_folder.cache_clear()
     if case == "no home":
         monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
         monkeypatch.delenv("HOME", raising=False)
@@ -16,7 +16,7 @@ def test_absent_cache_is_a_temporary_folder(tmp_path, monkeypatch, capsys, case)
         (tmp_path / "file").write_text("")
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     first, second = cache.cache_folder(), cache.cache_folder()
-    cache._usable.cache_clear()
+    cache._writable_folder.cache_clear()
     assert first == second and list(first.iterdir()) == []
     (first / "kept").write_text("")
-    assert capsys.readouterr().err.count("no cache can be kept") == 1
+    assert capsys.readouterr().err.count("the cache is lost after this run") == 1

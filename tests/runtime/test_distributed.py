@@ -118,7 +118,7 @@ def test_a_coordinator_that_cannot_be_is_refused():
         server.bind(("", 0))
         server.listen()
         port = server.getsockname()[1]
-        with pytest.raises(UserError, match=f"port {port} of --coordinator=.* can't be opened here: Address already"):
+        with pytest.raises(UserError, match=f"port {port} of .* can't be opened on this machine: Address already"):
             distributed.initialize(f"127.0.0.1:{port}", 2, 0)
     for address in ("127.0.0.1", "127.0.0.1:port", ":1234", "127.0.0.1:70000"):
         with pytest.raises(UserError, match="expected host:port"):

@@ -78,12 +78,12 @@ def test_a_crafted_pickle_is_one_short_sentence(tmp_path, name):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(str(refused.value)) < 300 + len(str(path))
-    assert peak < 64 * 2**20  # the parts that are visited, at most
+    assert peak < 64 * 2**20  # at most MAX_ENTRIES are visited
 
 
 def test_a_compressed_archive_is_not_unpacked(tmp_path):
     write(tmp_path / "x.pth", b"}", zipfile.ZIP_DEFLATED, _0=bytes(10**8))
-    with pytest.raises(UserError, match="parts are larger than the file"):
+    with pytest.raises(UserError, match="members are larger than the file"):
         weight_files.read(tmp_path / "x.pth")
 
 

@@ -1,4 +1,4 @@
-"""Sweeps from end to end on Ray: failures, kills, early stopping, several nodes, several hosts a trial."""
+"""Sweeps from end to end on Ray: failures, kills, early stopping, several nodes, several hosts per trial."""
 
 import csv
 import json
@@ -51,7 +51,7 @@ def states(workdir):
 
 
 def table(workdir):
-    """results.csv without what a kill may change: times, attempts."""
+    """Read results.csv without the columns that a kill may change."""
     lines = list(csv.DictReader((workdir / "results.csv").open()))
     return [
         {key: value for key, value in line.items() if key not in ("seconds", "chip_hours", "attempts")}
@@ -60,25 +60,25 @@ def table(workdir):
 
 
 @pytest.mark.slow
-def test_one_that_always_fails_takes_no_other_down_and_only_new_trials_are_run(tmp_path):
+def test_failed_trial_does_not_stop_sweep_and_only_new_trials_run(tmp_path):
     rates = "axis('optimizer.learning_rate', (1e-3, 2e-3, 4e-3, 1e30))"
     path = write(tmp_path, rates, retries=1)
     workdir = tmp_path / "out"
     assert "4 trials: train, evaluate; nothing was run" in finish(start(path, workdir, "--dry_run"))
     assert not workdir.exists()
-    said = finish(start(path, workdir))
+    printed = finish(start(path, workdir))
     found = states(workdir)
     assert sorted(state["status"] for state in found.values()) == ["done", "done", "done", "failed"]
     (failed,) = (state for state in found.values() if state["status"] == "failed")
     assert failed["attempts"] == 2 and "is not finite" in failed["error"]
-    assert "4 trials: 3 done, 1 failed" in said and "is not finite" in said
+    assert "4 trials: 3 done, 1 failed" in printed and "is not finite" in printed
     assert {state["attempts"] for state in found.values() if state["status"] == "done"} == {1}
     first = table(workdir)
     assert [line["status"] for line in first] == ["done", "done", "done", "failed"]
     assert float(first[0]["sliced_wasserstein_ratio"]) > 0
     assert "data:image/png" in (workdir / "index.html").read_text()
 
-    # Seeds are added: what was done is not done again, what failed is tried again.
+    # With more seeds, finished trials do not run again and failed ones do.
     finish(start(path, workdir, "--config.seeds=(0,1)", "--config.retries=0"))
     again = states(workdir)
     assert len(again) == 8
@@ -86,10 +86,10 @@ def test_one_that_always_fails_takes_no_other_down_and_only_new_trials_are_run(t
         assert again[name]["attempts"] == state["attempts"] + (state["status"] == "failed")
     assert [line for line in table(workdir) if line["seed"] == "0"] == first
 
-    # Solvers on one of its checkpoints: nothing is trained again, and another network's are refused.
+    # A sweep over solvers on one of its checkpoints trains nothing.
     (run,) = workdir.glob("trials/0.002_seed0_*")
-    asked = {"modes": ("evaluate",), "from_run": str(run), "metrics": ("sliced_wasserstein_ratio", "nfe")}
-    path = write(tmp_path, "axis('sampling.num_steps', (2, 8))", **asked)
+    settings = {"modes": ("evaluate",), "from_run": str(run), "metrics": ("sliced_wasserstein_ratio", "nfe")}
+    path = write(tmp_path, "axis('sampling.num_steps', (2, 8))", **settings)
     finish(start(path, tmp_path / "solvers"))
     assert [float(line["nfe"]) for line in table(tmp_path / "solvers")] == [3, 9]  # with the denoising at the end
     assert not list((tmp_path / "solvers").glob("trials/*/metrics.jsonl"))
@@ -101,9 +101,9 @@ def test_one_that_always_fails_takes_no_other_down_and_only_new_trials_are_run(t
     assert "index.html" in finish(start(path, workdir, "--config.seeds=(0,1)", "--report_only"))
 
 
-def test_a_cluster_that_is_not_there_and_resources_that_no_node_has(tmp_path):
+def test_missing_cluster_and_missing_resources_raise(tmp_path):
     path = write(tmp_path, "[{}]")
-    for flags, said in (
+    for flags, message in (
         (("--address=127.0.0.1:1",), "no Ray cluster answers at 127.0.0.1:1"),
         (("--config.gpus=64.0",), "a host of a trial needs 1 CPU, 64 GPU, and no node has that: at most"),
     ):
@@ -111,13 +111,13 @@ def test_a_cluster_that_is_not_there_and_resources_that_no_node_has(tmp_path):
         process = start(path, tmp_path / "out", *flags)
         _, error = process.communicate(timeout=120)
         assert process.returncode == 2
-        assert said in error and "Traceback" not in error
+        assert message in error and "Traceback" not in error
         assert time.monotonic() - begun < 60
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
-def test_killed_trials_and_a_killed_driver_end_in_the_table_of_an_undisturbed_sweep(tmp_path):
+def test_killed_trials_and_driver_do_not_change_the_table(tmp_path):
     trials = "axis('model.prediction', ('epsilon', 'x0', 'v'))"
     path = write(tmp_path, trials, steps=4000)
     whole, disturbed = tmp_path / "whole", tmp_path / "disturbed"
@@ -154,7 +154,7 @@ def kill(folder):
 
 
 @pytest.mark.slow
-def test_trials_run_on_every_node_and_a_trial_on_several(tmp_path, monkeypatch):
+def test_trials_run_on_every_node_and_on_several_hosts(tmp_path, monkeypatch):
     """Two nodes simulated on this machine: trials on both; then one trial whose two processes are one on each."""
     from ray.cluster_utils import Cluster
 
@@ -178,7 +178,7 @@ def test_trials_run_on_every_node_and_a_trial_on_several(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_early_stopping_leaves_the_hopeless_behind(tmp_path):
+def test_early_stopping_stops_bad_trials(tmp_path):
     rates = "axis('optimizer.learning_rate', (1e-3, 1e-9, 1e-10, 1e-11))"
     path = write(tmp_path, rates, steps=2000, stop_metric="loss", stop_grace=400, stop_factor=2, concurrent=2)
     finish(start(path, tmp_path / "out"))
@@ -187,5 +187,5 @@ def test_early_stopping_leaves_the_hopeless_behind(tmp_path):
     assert best["status"] == "done"
     assert "stopped" in {state["status"] for state in found.values()}
     before = {name: state["attempts"] for name, state in found.items()}
-    finish(start(path, tmp_path / "out"))  # they stay behind
+    finish(start(path, tmp_path / "out"))  # stopped trials do not run again
     assert {name: state["attempts"] for name, state in states(tmp_path / "out").items()} == before

@@ -1,4 +1,4 @@
-"""Which trials a sweep has, what is refused before any starts, and the table that finished ones make."""
+"""Trials of a sweep, errors before any trial starts, and the report of finished trials."""
 
 import csv
 import io
@@ -9,10 +9,10 @@ import pytest
 from score_sde.errors import UserError
 from score_sde.experiment import overrides
 from score_sde.models import blocks
-from score_sde.sweeps import axis, chain, product, sweep, where, zipped
+from score_sde.sweeps import axis, chain, product, sweep, where, zip_axes
 from score_sde.sweeps.check import check, estimates
 from score_sde.sweeps.progress import lines
-from score_sde.sweeps.report import as_cells, as_csv, as_latex, as_markdown, rows_of, write_report
+from score_sde.sweeps.report import as_cells, as_csv, as_latex, as_markdown, group_by_overrides, write_report
 from score_sde.sweeps.settings import check_sweep
 from score_sde.sweeps.trials import commands, make_trials, read_state, write_state
 from tests.cli import parse
@@ -27,20 +27,20 @@ def made(trials, workdir, **changes):
     return make_trials(settings, workdir), settings
 
 
-def test_axes_are_put_together():
+def test_axes_combine():
     a, b = axis("a", (1, 2)), axis("b", (3, 4))
     assert product(a, b) == [{"a": 1, "b": 3}, {"a": 1, "b": 4}, {"a": 2, "b": 3}, {"a": 2, "b": 4}]
-    assert zipped(a, b) == [{"a": 1, "b": 3}, {"a": 2, "b": 4}]
+    assert zip_axes(a, b) == [{"a": 1, "b": 3}, {"a": 2, "b": 4}]
     assert chain(a, b) == [{"a": 1}, {"a": 2}, {"b": 3}, {"b": 4}]
     assert where(a, {"a": 1}, b) == [{"a": 1, "b": 3}, {"a": 1, "b": 4}, {"a": 2}]
-    with pytest.raises(UserError, match="two parts of a product set a"):
+    with pytest.raises(UserError, match="two axes of a product set a"):
         product(a, a)
     with pytest.raises(UserError, match="of one length, got 2, 3"):
-        zipped(a, axis("b", range(3)))
+        zip_axes(a, axis("b", range(3)))
 
 
-def test_a_trial_is_its_whole_config(tmp_path):
-    """Seeds are a dimension; an axis whose value the base has anyway is the trial that there was, in its folder."""
+def test_trial_is_identified_by_its_whole_config(tmp_path):
+    """An axis that includes the value of the base keeps the existing trials and their folders."""
     first, _ = made(axis("model.prediction", ("x0", "epsilon")), tmp_path, seeds=(0, 1))
     assert [(trial.overrides["model.prediction"], trial.seed) for trial in first] == [
         ("x0", 0),
@@ -63,28 +63,28 @@ def test_the_command_line_of_a_trial_gives_its_config(tmp_path):
     values = {"sde.kwargs.beta_max": 10.0, "loss.weighting_kwargs.gamma": 3, "model.prediction": "v"}
     (trial,), settings = made([values | {"data.random_flip": True, "certify.nfe": (4, 8)}], tmp_path)
     (command,) = commands(trial, settings, ["train"])
-    (said,) = parse([command[1:]])
-    assert said["config"] == json.loads(json.dumps(trial.config.to_dict()))
-    assert said["mode"] == "train"
+    (parsed,) = parse([command[1:]])
+    assert parsed["config"] == json.loads(json.dumps(trial.config.to_dict()))
+    assert parsed["mode"] == "train"
 
 
-def test_overrides_are_refused_as_the_command_line_refuses_them():
+def test_invalid_overrides_raise():
     config = overrides.load(BASE)
     assert overrides.override(config, {"optimizer.learning_rate": 1}).optimizer.learning_rate == 1.0
-    for changes, said in (
+    for changes, message in (
         ({"model.predction": "x0"}, "no config has the key 'model.predction'. Did you mean 'model.prediction'?"),
         ({"model.prediction": 3}, "model.prediction can't be 3"),
         ({"model.kwargs": {"channels": 8}}, "an override is of one value"),
     ):
-        with pytest.raises(UserError) as refused:
+        with pytest.raises(UserError) as error:
             overrides.override(config, changes)
-        assert said in str(refused.value)
+        assert message in str(error.value)
     with pytest.raises(UserError, match=r"no config file 'configs/none\.py'"):
         overrides.load("configs/none.py")
 
 
-def test_what_cannot_run_is_named_before_anything_starts(tmp_path):
-    for trials, changes, said in (
+def test_invalid_sweeps_raise_before_any_trial_starts(tmp_path):
+    for trials, changes, message in (
         ([{"sde.name": "vpp"}], {}, r"the trial 'name vpp' can't be run: unknown SDE 'vpp'.*Did you mean 'vp'"),
         ([{}], {"metrics": ("fd_clasifier_ratio",)}, r"writes 'fd_clasifier_ratio'.*mean 'fd_classifier_ratio'"),
         ([{}], {"metrics": ("likelihood.bits_per_dim.mean",)}, "no mode of train, evaluate writes"),
@@ -92,26 +92,26 @@ def test_what_cannot_run_is_named_before_anything_starts(tmp_path):
         ([{}], {"stop_metric": "lss"}, "no training logs 'lss'"),
     ):
         found, settings = made(trials, tmp_path, **changes)
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             check(found, settings)
     names = ("fd_classifier_1000.mean", "overlap_pixels_1000.recall:max", "likelihood.bits_per_dim.mean", "nfe")
     check(*made([{}], tmp_path, metrics=names, modes=("train", "evaluate", "likelihood")))
-    for changes, said in (
+    for changes, message in (
         ({"modes": ("evaluate",)}, "either train or measure one run's checkpoints"),
-        ({"modes": ("train", "draw")}, "a trial is made of"),
+        ({"modes": ("train", "draw")}, "expected some of train, evaluate"),
         ({"seeds": (1, 1)}, "each seed is run once"),
         ({"cpus": -1.0}, "needs cpus >= 0.0, got -1.0"),
         ({"seed": (1,)}, "a sweep has no seed"),
         ({"stop_metric": "loss", "stop_factor": 1}, "stop_factor >= 2"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             made([{}], tmp_path, **changes)
-    with pytest.raises(UserError, match="a trial's seed is said by the sweep's seeds"):
+    with pytest.raises(UserError, match="a trial's seed is set by the sweep's seeds"):
         made([{"seed": 3}], tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_what_a_trial_takes_is_estimated_from_its_network(tmp_path):
+def test_cost_is_estimated_from_the_network(tmp_path):
     trials, settings = made(axis("training.batch_size", (8, 16)), tmp_path)
     small, large = estimates(trials, settings)
     assert small.parameters == large.parameters
@@ -125,7 +125,7 @@ def finished(trial, loss, quality, seconds=36.0):
     (trial.folder / "evaluation.json").write_text(json.dumps({"quality": {"mean": quality}}))
 
 
-def test_the_table_is_the_trials_means_over_seeds(tmp_path):
+def test_table_holds_means_over_seeds(tmp_path):
     metrics = ("train.loss", "quality.mean:max")
     trials, settings = made(
         axis("model.prediction", ("x0", "epsilon", "v")), tmp_path, seeds=(0, 1), metrics=metrics, cpus=2.0
@@ -134,7 +134,7 @@ def test_the_table_is_the_trials_means_over_seeds(tmp_path):
         finished(trial, loss, quality)
     write_state(trials[4].folder, read_state(trials[4].folder) | {"status": "failed", "error": "it broke <here>"})
     write_state(trials[5].folder, read_state(trials[5].folder) | {"status": "running", "mode": "train"})
-    rows = rows_of(trials, settings)
+    rows = group_by_overrides(trials, settings)
     head, *body = as_cells(rows, settings)
     assert head == ["model.prediction", "train.loss", "quality.mean", "seeds", "chip-hours", "commit"]
     assert body[0] == ["x0", "**2.0 ± 1.4**", "**0.5**", "2", "0.040", "abc"]
@@ -149,7 +149,7 @@ def test_the_table_is_the_trials_means_over_seeds(tmp_path):
     assert lines(trials)[-1].startswith("6 trials: 4 done, 1 running, 1 failed, about 0:36 left")
     page = write_report(trials, settings, tmp_path).read_text()
     assert "it broke &lt;here&gt;" in page and "<b>2.0 ± 1.4</b>" in page
-    assert page.count("data:image/png;base64,") == 2  # the axis and the learning curves: nothing lies elsewhere
+    assert page.count("data:image/png;base64,") == 2  # the axis and the learning curves are embedded
     assert (tmp_path / "axis_model.prediction.png").is_file()
 
 
@@ -162,13 +162,13 @@ def test_values_are_plain_text_in_every_report(tmp_path):
     )
     for trial in trials:
         finished(trial, 1.0, 0.5)
-    rows = rows_of(trials, settings)
+    rows = group_by_overrides(trials, settings)
     table = list(csv.DictReader(io.StringIO(as_csv(rows, settings))))
     assert [line["data.path"] for line in table] == ["'=1+1", *HOSTILE[1:]]
-    said = [line.split(" | ")[0] for line in as_markdown(rows, settings).splitlines()[2:]]
-    assert said[:3] == [r"| =1+1", r"| a\|b", r"| \_c\_"] and said[5:] == [r"| \*\*e\*\*", r"| \<script\>"]
-    said = [line.split(" & ")[0] for line in as_latex(rows, settings).splitlines()[4:]]
-    assert said[:4] == ["=1+1", r"a\textbar{}b", r"\_c\_", r"\$d\$"]
+    cells = [line.split(" | ")[0] for line in as_markdown(rows, settings).splitlines()[2:]]
+    assert cells[:3] == [r"| =1+1", r"| a\|b", r"| \_c\_"] and cells[5:] == [r"| \*\*e\*\*", r"| \<script\>"]
+    cells = [line.split(" & ")[0] for line in as_latex(rows, settings).splitlines()[4:]]
+    assert cells[:4] == ["=1+1", r"a\textbar{}b", r"\_c\_", r"\$d\$"]
     assert r"50\% \& \{x\}\textbackslash{}y\textasciitilde{}\textasciicircum{}\#" in as_latex(rows, settings)
     page = write_report(trials, settings, tmp_path).read_text()
     assert "<script>" not in page and "<td>**e**</td>" in page
@@ -176,7 +176,7 @@ def test_values_are_plain_text_in_every_report(tmp_path):
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"null", b"[" * 100_000, None])
 @pytest.mark.parametrize("name", ["trial.json", "evaluation.json", "metrics.jsonl"])
-def test_a_damaged_trial_is_reported_as_that(tmp_path, name, content):
+def test_damaged_trial_is_reported(tmp_path, name, content):
     trials, settings = made(
         axis("model.prediction", ("x0", "v")),
         tmp_path,
@@ -189,9 +189,9 @@ def test_a_damaged_trial_is_reported_as_that(tmp_path, name, content):
         (trials[0].folder / name).unlink()
     else:
         (trials[0].folder / name).write_bytes(content)
-    rows = rows_of(trials, settings)
+    rows = group_by_overrides(trials, settings)
     first, second = csv.DictReader(io.StringIO(as_csv(rows, settings)))
-    missing = (name, content) == ("trial.json", None)  # nothing tells it from one that has not begun
+    missing = (name, content) == ("trial.json", None)  # it looks like a trial that has not started
     assert first["status"] == ("new" if missing else "damaged") and second["status"] == "done"
     assert first["train.loss"] == "" and second["train.loss"] == "1.0"
     page = write_report(trials, settings, tmp_path).read_text()
@@ -221,7 +221,7 @@ def test_trials_that_share_a_network_build_it_once(tmp_path, monkeypatch, capsys
     check(trials, settings)
     found = estimates(trials, settings)
     assert len(calls) == once > 0 and len(found) == 60
-    assert len({(each.parameters, each.flops) for each in found}) == 1
+    assert len({(estimate.parameters, estimate.flops) for estimate in found}) == 1
     assert "check: 100%" in capsys.readouterr().err
 
 
@@ -233,10 +233,10 @@ def counted(call, calls):
     return count
 
 
-def test_a_trial_in_the_middle_of_many_is_refused(tmp_path):
-    """What stands in for a network hides nothing that its process or loss refuses."""
+def test_invalid_trial_among_valid_ones_raises(tmp_path):
+    """The zeros that replace a traced network hide no error of the SDE or the loss."""
     good = axis("sde.kwargs.beta_max", (15.0, 20.0))
-    for bad, said in (({"sde.kwargs.beta_max": 0.01}, "beta_min < beta_max"), ({"loss.weighting": "snrr"}, "snrr")):
+    for bad, message in (({"sde.kwargs.beta_max": 0.01}, "beta_min < beta_max"), ({"loss.weighting": "snrr"}, "snrr")):
         trials, settings = made([*good, bad], tmp_path)
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             check(trials, settings)

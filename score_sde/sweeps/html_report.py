@@ -1,4 +1,4 @@
-"""One HTML page of a sweep, with everything in it: the table, plots, learning curves, sample grids, what differs."""
+"""Self-contained HTML report of a sweep: table, plots, learning curves, sample grids and trials."""
 
 import base64
 import io
@@ -17,16 +17,16 @@ img { max-width: 100%; image-rendering: pixelated; } .grids { display: flex; fle
 figure { margin: 0; width: 16em; } .failed { color: #b00; }"""
 
 
-def page(rows: list[Any], cells: list[list[str]], plots: list[Path], sweep: ConfigDict) -> str:
-    """The page; it needs no other file.
+def render_html(rows: list[Any], cells: list[list[str]], plots: list[Path], sweep: ConfigDict) -> str:
+    """Return the text of the report, which refers to no other file.
 
     Args:
-      rows: of `report.rows_of`.
-      cells: of the table, in HTML, its header first.
-      plots: paths of PNGs.
-      sweep: its settings.
+      rows: Rows of `report.group_by_overrides`.
+      cells: Cells of the table in HTML, with the header first.
+      plots: Paths of the plots (PNG).
+      sweep: Settings of the sweep.
     """
-    parts = [
+    sections = [
         f"<h1>{escape(sweep.base)}: {len(rows)} settings, {len(sweep.seeds)} seed(s)</h1>",
         _table(cells),
         "<h2>Axes</h2>",
@@ -35,10 +35,10 @@ def page(rows: list[Any], cells: list[list[str]], plots: list[Path], sweep: Conf
         f'<img src="{_curves(rows)}" alt="loss against step">',
         "<h2>Samples of the first seed</h2>",
         f'<div class="grids">{"".join(_grid(row) for row in rows)}</div>',
-        "<h2>What differs from the base, and what became of it</h2>",
+        "<h2>Trials: overrides and status</h2>",
         _trials(rows),
     ]
-    body = "\n".join(parts)
+    body = "\n".join(sections)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>sweep</title>'
         f"<style>{STYLE}</style></head><body>\n{body}\n</body></html>\n"
@@ -46,7 +46,7 @@ def page(rows: list[Any], cells: list[list[str]], plots: list[Path], sweep: Conf
 
 
 def _table(cells: list[list[str]]) -> str:
-    """A table of cells in HTML, its header first."""
+    """Return an HTML table; the header comes first."""
     head, *body = cells
     lines = ["".join(f"<th>{cell}</th>" for cell in head)]
     for line in body:
@@ -63,11 +63,11 @@ def _data(png: bytes) -> str:
 
 
 def _grid(row: Any) -> str:
-    """The newest picture of a row's first trial."""
-    pictures = [path for path in (row.trials[0].folder / "samples").glob("step_*.png") if path.stem.count("_") == 1]
+    """Return the newest sample grid of a row's first trial."""
+    grids = [path for path in (row.trials[0].folder / "samples").glob("step_*.png") if path.stem.count("_") == 1]
     name = escape(", ".join(map(str, row.overrides.values())) or "base")
-    shown = _image(max(pictures)) if pictures else "none yet"
-    return f"<figure>{shown}<figcaption>{name}</figcaption></figure>"
+    grid = _image(max(grids)) if grids else "none yet"
+    return f"<figure>{grid}<figcaption>{name}</figcaption></figure>"
 
 
 def _curves(rows: list[Any]) -> str:
@@ -79,9 +79,9 @@ def _curves(rows: list[Any]) -> str:
     panel = figure.subplots()
     for i, row in enumerate(rows):
         for n, trial in enumerate(row.trials):
-            logged = records(trial.folder)
-            if logged:
-                steps, losses = zip(*((record["step"], record["loss"]) for record in logged), strict=True)
+            log = records(trial.folder)
+            if log:
+                steps, losses = zip(*((record["step"], record["loss"]) for record in log), strict=True)
                 name = as_label(", ".join(map(str, row.overrides.values()))) if n == 0 else None
                 panel.plot(steps, losses, color=f"C{i % 10}", linewidth=0.8, label=name)
     panel.set(xlabel="step", ylabel="loss", yscale="log")
@@ -96,8 +96,8 @@ def _trials(rows: list[Any]) -> str:
     lines = [["overrides", "seed", "status", "seconds", "attempts", "folder"]]
     for row in rows:
         for trial, state in zip(row.trials, row.states, strict=True):
-            said = "; ".join(f"{key}={value}" for key, value in trial.overrides.items()) or "none"
+            overrides = "; ".join(f"{key}={value}" for key, value in trial.overrides.items()) or "none"
             status = f"{state['status']}: {state['error']}" if state["error"] else state["status"]
-            took = [f"{state['seconds']:.0f}", str(state["attempts"])]
-            lines.append([escape(cell) for cell in (said, str(trial.seed), status, *took, trial.folder.name)])
+            cost = [f"{state['seconds']:.0f}", str(state["attempts"])]
+            lines.append([escape(cell) for cell in (overrides, str(trial.seed), status, *cost, trial.folder.name)])
     return _table(lines)
