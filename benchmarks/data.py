@@ -26,7 +26,7 @@ from PIL import Image
 from benchmarks.report import load_config, median, show
 from benchmarks.train_step import ours
 from score_sde.data import batches
-from score_sde.data.examples import Arrays, Source
+from score_sde.data.examples import Arrays, Dataset
 from score_sde.data.folders import image_folder
 
 FLAGS = flags.FLAGS
@@ -56,7 +56,7 @@ def encoded(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def sources(folder: Path, size: int) -> dict[str, Source]:
+def sources(folder: Path, size: int) -> dict[str, Dataset]:
     """The same images in memory, in one file of records and in a folder of files."""
     rng = np.random.default_rng(0)
     # Smooth, as photographs are, so that they decode as fast.
@@ -73,13 +73,13 @@ def sources(folder: Path, size: int) -> dict[str, Source]:
         path.write_bytes(encoded(images[i]))
     pictures = image_folder("train", str(folder / "files"))
     return {
-        "memory": Source(Arrays(images, labels), shape, 256, 10),
-        "array_record": Source(Records(str(folder / "set.array_record")), shape, 256, 10),
+        "memory": Dataset(Arrays(images, labels), shape, 256, 10),
+        "array_record": Dataset(Records(str(folder / "set.array_record")), shape, 256, 10),
         "folder": pictures._replace(image_shape=shape),
     }
 
 
-def rate(source: Source, number: int, **options) -> float:
+def rate(source: Dataset, number: int, **options) -> float:
     """Images a second."""
     iterator = batches(source, 0, BATCH, **options)
     rows = 0

@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from benchmarks.report import show
 from benchmarks.svm import fit_svm, top_class
 from configs.vp_digits_conditional import get_config
-from score_sde.data import images_of, to_levels, to_unit_range
+from score_sde.data import load_examples, to_levels, to_unit_range
 from score_sde.experiment import make_experiment
 from score_sde.training.load import load_params
 
@@ -43,7 +43,7 @@ def as_tuples(value):
 
 
 def scaled(source):
-    images, labels = images_of(source)
+    images, labels = load_examples(source)
     return to_unit_range(images, source.levels), labels
 
 

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_sde.conditioned import map_examples
+from score_sde.data.quantization import centered_range as centered_range
+from score_sde.data.quantization import dequantize as dequantize
 from score_sde.errors import UserError, lookup, not_none
 from score_sde.parameterization import Denoiser, velocity_fn
 from score_sde.randomness import fold_each, noise, rademacher, sample_keys
@@ -174,41 +176,6 @@ def bits_per_dim(
     """
     d = np.prod(event_shape)
     return -(log_prob / d + np.log((data_range[1] - data_range[0]) / levels)) / np.log(2.0)
-
-
-def dequantize(
-    key: jax.Array, images: jax.Array | np.ndarray, levels: int = 256, data_range: tuple[float, float] = (-1.0, 1.0)
-) -> jax.Array:
-    """Add uniform noise of one level and map [0, levels] to data_range (Uria et al. 2013; Theis et al. 2016).
-
-    Args:
-      key: PRNG key, folded with the example's position, or one key per example, (batch,).
-      images: Integers 0 .. levels - 1, (batch, *event).
-      levels: Number of levels.
-      data_range: Image of [0, levels].
-
-    Returns:
-      Dequantized images in float32, of the same shape.
-
-    Raises:
-      UserError: unless images are integers 0 .. levels - 1.
-    """
-    if not jnp.issubdtype(images.dtype, jnp.integer):
-        raise UserError(f"dequantize: expected integers 0 .. {levels - 1}, got {images.dtype}")
-    if not isinstance(images, jax.core.Tracer):
-        least, most = int(np.min(images)), int(np.max(images))  # Python integers, because 256 overflows uint8
-        if least < 0 or most >= levels:
-            raise UserError(f"dequantize: expected integers 0 .. {levels - 1}, got {least} .. {most}")
-    keys = sample_keys(key, len(images))
-    uniform = jax.vmap(lambda key: jax.random.uniform(key, images.shape[1:]))(keys)
-    low, high = data_range
-    return low + (high - low) * (jnp.asarray(images, jnp.float32) + uniform) / levels
-
-
-def centered_range(levels: int) -> tuple[float, float]:
-    """Return the data range where level v is an interval centered at 2 v / (levels - 1) - 1 (`to_unit_range`)."""
-    half = 1.0 / (levels - 1)
-    return -1.0 - half, 1.0 + half
 
 
 def truncation(sde: SDE, denoiser: Denoiser, x0: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks.svm import fit_svm, top_class
-from score_sde.data import images_of, load, to_unit_range
+from score_sde.data import load, load_examples, to_unit_range
 from tests.cli import ROOT
 
 
@@ -26,9 +26,9 @@ def test_the_demonstration_draws_digits(tmp_path):
 
     # Of a support vector machine, which reads digits by other means than the network that is a part of `evaluate`.
     train, test = (load("digits", split, 8, 1) for split in ("train", "test"))
-    images, labels = images_of(train)
+    images, labels = load_examples(train)
     machine = fit_svm(to_unit_range(images, 17), labels)
-    images, labels = images_of(test)
+    images, labels = load_examples(test)
     classes, sure = top_class(machine, to_unit_range(images, 17))
     assert np.mean(classes == labels) >= 0.97
     drawn = np.load(tmp_path / "samples" / "step_00001500.npz")["images"]

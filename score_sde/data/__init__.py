@@ -1,7 +1,19 @@
-"""Sources of images and the input pipeline; they know neither models nor SDEs."""
+"""Data sets, the input pipeline, augmentation and (de)quantization."""
 
-from score_sde.data.examples import Source, images_of
-from score_sde.data.pipeline import batches, examples, to_levels, to_unit_range
-from score_sde.data.sources import SOURCES, SPLITS, load
+from score_sde.data.datasets import DATASETS, SPLITS, load
+from score_sde.data.examples import Dataset, load_examples
+from score_sde.data.pipeline import batches
+from score_sde.data.quantization import centered_range, dequantize, to_levels, to_unit_range
 
-__all__ = ["SOURCES", "SPLITS", "Source", "batches", "examples", "images_of", "load", "to_levels", "to_unit_range"]
+__all__ = [
+    "DATASETS",
+    "SPLITS",
+    "Dataset",
+    "batches",
+    "centered_range",
+    "dequantize",
+    "load",
+    "load_examples",
+    "to_levels",
+    "to_unit_range",
+]

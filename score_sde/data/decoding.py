@@ -1,6 +1,6 @@
-"""Image files decoded to the pixels that a viewer shows.
+"""Decoding of image files to the pixels that an image viewer shows.
 
-Color profiles (ICC) are left alone: pixels are taken as sRGB, as most viewers and all data sets here do.
+Color profiles (ICC) are ignored: pixels are taken as sRGB, as in most viewers and in all data sets here.
 """
 
 from pathlib import Path
@@ -10,15 +10,15 @@ from PIL import Image, ImageColor, ImageOps
 
 from score_sde.errors import UserError
 
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by channels
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # modes of Pillow, by number of channels
 SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 
 
 def parse_color(name: str) -> tuple[int, int, int]:
-    """Returns the RGB value of a color, "white" or "#ff8000".
+    """Return the RGB value of a color such as "white" or "#ff8000".
 
     Raises:
-      UserError: if there is no such color.
+      UserError: if the name is not a color.
     """
     try:
         return ImageColor.getrgb(name)[:3]
@@ -29,29 +29,29 @@ def parse_color(name: str) -> tuple[int, int, int]:
 
 
 def decode(path: Path, channels: int, background: tuple[int, int, int] = (255, 255, 255)) -> np.ndarray:
-    """Decodes an image file: upright, 8 bits, with transparency composited over a background.
+    """Decode an image file to 8 bits, in its EXIF orientation, with transparency composited over a background.
 
     Args:
-      path: The file, of any format and mode that Pillow reads with at most 16 bits per channel.
-      channels: 1 for gray, 3 for RGB, 4 to keep the transparency.
+      path: File of any format and mode that Pillow reads, with at most 16 bits per channel.
+      channels: Number of channels: 1 for gray, 3 for RGB, 4 for RGB with transparency.
       background: RGB value behind transparent pixels.
 
     Returns:
-      (height, width, channels) uint8.
+      Image in uint8, (height, width, channels).
 
     Raises:
-      UserError: if the file can't be decoded; the message names it.
+      UserError: if the file can't be decoded.
     """
-    if not path.is_file():  # a pipe would be waited for
+    if not path.is_file():  # opening a named pipe would block
         raise UserError(f"{path} is not an image file (repair or remove it)")
     try:
         with Image.open(path) as image:
-            shown = _to_eight_bits(ImageOps.exif_transpose(image))
-            if shown.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in shown.info:
-                shown = shown.convert("RGBA")
+            upright = _to_eight_bits(ImageOps.exif_transpose(image))
+            if upright.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in upright.info:
+                upright = upright.convert("RGBA")
                 if channels != 4:
-                    shown = Image.alpha_composite(Image.new("RGBA", shown.size, (*background, 255)), shown)
-            pixels = np.asarray(shown.convert(MODES[channels]))
+                    upright = Image.alpha_composite(Image.new("RGBA", upright.size, (*background, 255)), upright)
+            pixels = np.asarray(upright.convert(MODES[channels]))
     except Exception as error:  # a damaged file makes Pillow raise errors of many kinds
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{path} can't be decoded as an image: {reason} (repair or remove it)") from error
@@ -59,7 +59,7 @@ def decode(path: Path, channels: int, background: tuple[int, int, int] = (255, 2
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Returns a 16-bit gray image as the nearest of 256 levels, v / 257, which Pillow would clip at 255."""
+    """Scale a 16-bit gray image to 8 bits, v / 257 rounded; Pillow would clip it at 255."""
     if image.mode not in (*SIXTEEN_BITS, "F"):
         return image
     values = np.asarray(image)

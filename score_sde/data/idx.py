@@ -1,4 +1,4 @@
-"""Data sets in MNIST's IDX format."""
+"""Data sets in the IDX format of MNIST."""
 
 import gzip
 import math
@@ -8,26 +8,37 @@ from pathlib import Path
 
 import numpy as np
 
-from score_sde.data.examples import Arrays, Source
+from score_sde.data.examples import Arrays, Dataset
 from score_sde.errors import UserError
 
 
-def idx(split: str, path: str) -> Source:
-    """Any set in MNIST's IDX format: a folder with train-images-idx3-ubyte, t10k-labels-idx1-ubyte, ..., or .gz."""
+def idx(split: str, path: str) -> Dataset:
+    """Load a split of a data set in the IDX format of MNIST.
+
+    Args:
+      split: "train" or "test".
+      path: Folder with train-images-idx3-ubyte, t10k-labels-idx1-ubyte, ..., which may be gzipped (.gz).
+
+    Raises:
+      UserError: if a file is missing or damaged, or there is not one label per image.
+    """
     prefix = "train" if split == "train" else "t10k"
     images = read_idx(_find_idx(path, f"{prefix}-images-idx3-ubyte"))
     labels = read_idx(_find_idx(path, f"{prefix}-labels-idx1-ubyte"))
     if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels) or not images.size:
         raise UserError(
-            f"idx: expected images (n, height, width) and a label for each in {path}, got {images.shape} "
-            f"and {labels.shape}",
+            f"idx: expected images (n, height, width) and labels (n,) in {path}, got {images.shape} and {labels.shape}",
             "path",
         )
-    return Source(Arrays(images[..., None], labels), (*images.shape[1:], 1), 256, int(labels.max()) + 1)
+    return Dataset(Arrays(images[..., None], labels), (*images.shape[1:], 1), 256, int(labels.max()) + 1)
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """The array of unsigned bytes in an IDX file, gzipped or not (LeCun's format: 0, 0, type, rank, sizes, data)."""
+    """Read an IDX file of unsigned bytes, gzipped or not: 0, 0, type, rank, sizes, data (LeCun et al.).
+
+    Raises:
+      UserError: if the file has another format or is damaged.
+    """
     raw = path.read_bytes()
     try:
         raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
@@ -36,10 +47,10 @@ def read_idx(path: Path) -> np.ndarray:
     except (OSError, EOFError, zlib.error, struct.error):
         zero = kind = None
     if zero != 0 or kind != 8:
-        raise UserError(f"idx: {path} is no IDX file of unsigned bytes, or is damaged", "path")
+        raise UserError(f"idx: {path} is not an IDX file of unsigned bytes, or is damaged", "path")
     data = np.frombuffer(raw, np.uint8, offset=4 + 4 * rank)
     if data.size != math.prod(shape):
-        raise UserError(f"idx: {path} is cut short: its header says {shape}, it holds {data.size} bytes")
+        raise UserError(f"idx: {path} is cut short: expected data of shape {shape}, got {data.size} bytes")
     return data.reshape(shape)
 
 
@@ -47,4 +58,4 @@ def _find_idx(folder: str, name: str) -> Path:
     for candidate in (Path(folder) / name, Path(folder) / f"{name}.gz"):
         if candidate.is_file():
             return candidate
-    raise UserError(f"idx: no {name} or {name}.gz in {folder or 'the folder'!r} (set --config.data.path to the folder)")
+    raise UserError(f"idx: no {name} or {name}.gz in the folder {folder or '.'!r}", "path")

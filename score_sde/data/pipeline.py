@@ -1,7 +1,7 @@
-"""From a source to batches: the batch of step n is a function of (seed, n) and of nothing else.
+"""Input pipeline: the batch of step n is a function of (seed, n) and of nothing else.
 
-Grain's `MapDataset` is random access all the way through, so a run that resumes at step n asks for batch n: the
-position in the data is the step, and no iterator state is saved, which would be tied to a number of processes.
+Grain's `MapDataset` has random access at every stage, so the training step gives the position in the data. No iterator
+state is saved, because it would depend on the number of processes.
 """
 
 import multiprocessing
@@ -10,62 +10,73 @@ import re
 import signal
 import threading
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-import grain
-import jax
 import numpy as np
 from absl import flags
-from jax.typing import ArrayLike
 
-from score_sde.data.examples import Source
+from score_sde.data.examples import Dataset, Examples
 from score_sde.errors import UserError, not_none
 
-Pixels = TypeVar("Pixels", np.ndarray, jax.Array)
+if TYPE_CHECKING:  # Grain loads Orbax, and the mathematics imports this package
+    import grain
 
 
-class Numbered:
-    """A sequence of examples that say which they are, as "index"; labels are int32."""
+class IndexedExamples:
+    """Examples with their index in the data set as "index", and with int32 labels."""
 
-    def __init__(self, examples: Any):
+    def __init__(self, examples: Examples):
+        """Wrap a sequence of examples."""
         self.examples = examples
 
     def __len__(self) -> int:
+        """Return the number of examples."""
         return len(self.examples)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return the example at an index."""
         example = self.examples[index]
         return {"image": example["image"], "label": np.int32(example["label"]), "index": np.int32(index)}
 
 
-class Rows:
-    """The rows of one process, out of every batch of a sequence of examples; no other row is ever read."""
+class LocalExamples:
+    """Examples of one process: the same slice of every global batch; other examples are never read."""
 
-    def __init__(self, examples: grain.MapDataset, batch_size: int, rows: slice):
+    def __init__(self, examples: "grain.MapDataset", batch_size: int, rows: slice):
+        """Restrict a sequence of examples.
+
+        Args:
+          examples: Examples of all processes, in the order of the global batches.
+          batch_size: Size of the global batch.
+          rows: Slice of the global batch that this process reads.
+        """
         self.examples, self.batch_size, self.rows = examples, batch_size, rows
 
     def __len__(self) -> int:
+        """Return the number of examples in whole global batches."""
         return len(self.examples) // self.batch_size * (self.rows.stop - self.rows.start)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return the example at an index among those of this process."""
         step, row = divmod(index, self.rows.stop - self.rows.start)
         return self.examples[step * self.batch_size + self.rows.start + row]
 
 
-def examples(source: Source, seed: int, random_flip: bool = False) -> grain.MapDataset:
-    """Endless random access to examples: each epoch visits each image once, in an order of its own."""
-    dataset = grain.MapDataset.source(Numbered(source.examples)).seed(seed).shuffle().repeat()
-    if random_flip:  # after `repeat`, so that an image's flip differs from epoch to epoch
-        dataset = dataset.random_map(_flip)
-    return dataset
+def _shuffle(dataset: Dataset, seed: int, random_flip: bool) -> "grain.MapDataset":
+    """Return an endless sequence of examples: every epoch visits each example once, in a new random order."""
+    import grain
+
+    shuffled = grain.MapDataset.source(IndexedExamples(dataset.examples)).seed(seed).shuffle().repeat()
+    # The flip follows `repeat`, so that it differs between the epochs.
+    return shuffled.random_map(_flip) if random_flip else shuffled
 
 
-def _flip(example, rng: np.random.Generator):
+def _flip(example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
     return example | {"image": example["image"][:, ::-1]} if rng.integers(2) else example
 
 
 def batches(
-    source: Source,
+    dataset: Dataset,
     seed: int,
     batch_size: int,
     steps_per_call: int = 1,
@@ -75,33 +86,35 @@ def batches(
     num_workers: int = 0,
     rows: slice | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The batches from step `first_step` on, `steps_per_call` at a time, read ahead.
+    """Iterate over the batches from step `first_step` on; batches are read ahead.
 
     Args:
-      source: of the examples.
-      seed: of the order and the flips.
-      batch_size: global, of all processes together.
-      steps_per_call: how many batches are yielded at a time.
-      first_step: the first batch's.
-      random_flip: mirror each image with probability 1/2, each time it is visited.
-      num_threads: that read, in this process.
-      num_workers: processes that read in their place; 0: none.
-      rows: of each batch, those that this process reads; None: all.
-
-    Raises:
-      UserError: while batches are taken, a process that reads has ended.
+      dataset: Data set.
+      seed: Seed of the order and of the flips.
+      batch_size: Size of the global batch, over all processes.
+      steps_per_call: Number of batches that are yielded at a time.
+      first_step: Step of the first batch.
+      random_flip: Whether to mirror each image with probability 1/2 at every visit.
+      num_threads: Number of reader threads.
+      num_workers: Number of reader processes; 0 reads in this process.
+      rows: Slice of the global batch that this process reads; None reads all of it.
 
     Yields:
-      {"image": (steps_per_call, rows, *image_shape), "label", "index": int32 (steps_per_call, rows)}; the index is an
-      example's place in the source.
+      {"image": (steps_per_call, rows, *image_shape), "label": int32 (steps_per_call, rows), "index": int32
+      (steps_per_call, rows)}, where the index is the example's index in the data set.
+
+    Raises:
+      UserError: if a reader process has ended, on taking a batch.
     """
-    dataset, count = examples(source, seed, random_flip), batch_size
+    import grain
+
+    sequence, count = _shuffle(dataset, seed, random_flip), batch_size
     if rows is not None and rows != slice(0, batch_size):
-        dataset, count = grain.MapDataset.source(Rows(dataset, batch_size, rows)), rows.stop - rows.start
+        sequence, count = grain.MapDataset.source(LocalExamples(sequence, batch_size, rows)), rows.stop - rows.start
     read_ahead = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=4)  # in calls
-    calls = dataset.batch(count).slice(slice(first_step, None)).batch(steps_per_call).to_iter_dataset(read_ahead)
+    calls = sequence.batch(count).slice(slice(first_step, None)).batch(steps_per_call).to_iter_dataset(read_ahead)
     if num_workers:
-        if not flags.FLAGS.is_parsed():  # Grain's workers read flags, also where no command line was
+        if not flags.FLAGS.is_parsed():  # Grain's workers read absl flags, which only a command line parses
             flags.FLAGS.mark_as_parsed()
         calls = calls.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers), worker_init_fn=_follow_parent)
         return _while_workers_live(iter(calls))
@@ -109,24 +122,30 @@ def batches(
 
 
 def _while_workers_live(calls: Iterator[dict[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
+    """Iterate over calls.
+
+    Raises:
+      UserError: if a reader process has ended.
+    """
     try:
         yield from calls
-    except RuntimeError as error:  # Grain's
+    except RuntimeError as error:
         ended = re.search(r"Worker process was terminated unexpectedly with exit code (-?\d+)", str(error))
         if ended is None:
             raise
         raise UserError(
-            f"data: expected its worker processes to live as long as the run, one ended with exit code "
-            f"{ended.group(1)}: out of memory, or killed (set --config.data.num_workers; the same command goes on from "
-            "the last checkpoint)"
+            "data: expected its worker processes to live as long as the run, one ended with exit code "
+            f"{ended.group(1)}: out of memory, or killed; the same command resumes from the last checkpoint",
+            "num_workers",
         ) from None
 
 
 def _follow_parent(worker: int, workers: int) -> None:
-    """Ends a worker with its parent alone.
+    """End a reader process only with its parent.
 
-    Ctrl-C, SIGTERM and SIGHUP go to the whole group of processes, and the training asks for more until it has saved. A
-    thread waits for the parent, as Linux's own signal at its death comes when the thread that started the worker ends.
+    SIGINT, SIGTERM and SIGHUP go to the whole process group, but the training reads batches until it has saved its
+    final checkpoint. A thread waits for the parent. Linux's parent-death signal does not serve, because it is sent when
+    the thread that started the worker ends.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
@@ -136,15 +155,3 @@ def _follow_parent(worker: int, workers: int) -> None:
 def _end_with(parent: Any) -> None:
     parent.join()
     os._exit(1)
-
-
-def to_unit_range(images: Pixels, levels: int | None) -> Pixels:
-    """Pixels 0 .. levels - 1 to float32 in [-1, 1], or real numbers (levels None) as they are; NumPy and JAX arrays."""
-    if levels is None:
-        return images.astype("float32")
-    return images.astype("float32") * (2.0 / (levels - 1)) - 1.0
-
-
-def to_levels(images: ArrayLike, levels: int) -> np.ndarray:
-    """Values in [-1, 1] to the nearest pixel value 0 .. levels - 1 (uint8), clipped: `to_unit_range`'s inverse."""
-    return np.clip(np.round((np.asarray(images) + 1.0) * (0.5 * (levels - 1))), 0, levels - 1).astype(np.uint8)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from score_sde.data import Source, images_of, to_unit_range
+from score_sde.data import Dataset, load_examples, to_unit_range
 from score_sde.model import NoisyClassifier
 from score_sde.randomness import noise
 from score_sde.runtime.disk import replacing
@@ -18,7 +18,7 @@ NUM_LEVELS = 11
 
 
 def accuracy(
-    classifier: NoisyClassifier, params, source: Source, seed: int, batch_size: int, num_images: int
+    classifier: NoisyClassifier, params, source: Dataset, seed: int, batch_size: int, num_images: int
 ) -> list[dict[str, float]]:
     """Measure accuracy and cross-entropy on a test split, at times spread evenly over the process.
 
@@ -35,7 +35,7 @@ def accuracy(
       over the number of classes.
     """
     sde = classifier.sde
-    pixels, labels = images_of(source, num_images)
+    pixels, labels = load_examples(source, num_images)
     images, count = to_unit_range(pixels, source.levels), len(pixels)
     batch = min(batch_size, count)
     key = jax.random.key(seed)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from score_sde.data import Source, images_of, to_levels, to_unit_range
+from score_sde.data import Dataset, load_examples, to_levels, to_unit_range
 from score_sde.errors import UserError, not_none
 from score_sde.evaluation.comparison import check_number, classified, compare, compare_points
 from score_sde.evaluation.extractors import EXTRACTORS, LIBRARIES, Extractor, choose
@@ -39,7 +39,7 @@ class Measure(NamedTuple):
 
 def evaluate(
     sampler: Sampler,
-    load: Callable[[str], Source],
+    load: Callable[[str], Dataset],
     load_params: Callable[[CheckpointSpec], tuple[Any, int]],
     specs: Sequence[CheckpointSpec],
     options: EvaluationOptions,
@@ -121,16 +121,16 @@ def checkpoints_to_evaluate(
 
 
 def _points(
-    load: Callable[[str], Source], options: EvaluationOptions, config: Mapping[str, Any]
+    load: Callable[[str], Dataset], options: EvaluationOptions, config: Mapping[str, Any]
 ) -> Callable[[list[np.ndarray], int], dict[str, Any]]:
     """Return the function (sets of samples, step) -> results for points."""
     splits = [split_of(load(name), config["data"], name, options.num_real) for name in ("train", "test")]
-    train, test = (images_of(split.source, split.number)[0] for split in splits)
+    train, test = (load_examples(split.source, split.number)[0] for split in splits)
     return lambda draws, step: _hashes(splits, {}) | compare_points(draws[0], train, test)
 
 
 def _images(
-    load: Callable[[str], Source], options: EvaluationOptions, config: Mapping[str, Any], workdir: Path
+    load: Callable[[str], Dataset], options: EvaluationOptions, config: Mapping[str, Any], workdir: Path
 ) -> Callable[[list[np.ndarray], int], dict[str, Any]]:
     """Return the function (sets of samples, step) -> results for images; invalid options raise here."""
     check_number(options.num_samples, "samples", "num_samples")
@@ -150,12 +150,12 @@ def _images(
             features = [measure.extract(samples.__getitem__, len(samples)) for samples in draws]
             results |= compare(name, features, measure.real, measure.held_out)
             if name == "classifier":
-                _, labels = images_of(test.source, len(measure.held_out.logits))
+                _, labels = load_examples(test.source, len(measure.held_out.logits))
                 results |= classified(features[0], measure.held_out, labels, measure.extractor.fingerprint)
         if baseline is not None:
             results["against"] = {"whose": options.against} | _differences(results, baseline)
         if options.neighbours and distributed.is_main_process():
-            images, _ = images_of(train.source, min(train.number, options.neighbours_among))
+            images, _ = load_examples(train.source, min(train.number, options.neighbours_among))
             path = sample_path(workdir, step, suffix="_neighbours")
             save_neighbours(path, draws[0][: options.neighbours], images, not_none(train.source.levels))
         return results

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from score_sde.data import Source
+from score_sde.data import Dataset
 from score_sde.data.hashing import hash_split
 from score_sde.errors import not_none
 from score_sde.evaluation.extractors import Extractor
@@ -33,13 +33,13 @@ class Features(NamedTuple):
 class Split(NamedTuple):
     """Real images that samples are compared with."""
 
-    source: Source
+    source: Dataset
     number: int  # of its images, the first ones
     name: str
     fingerprint: str
 
 
-def split_of(source: Source, data: dict[str, Any], name: str, limit: int) -> Split:
+def split_of(source: Dataset, data: dict[str, Any], name: str, limit: int) -> Split:
     """The first images of a split, at most `limit`."""
     number = min(limit, len(source.examples))
     return Split(source, number, name, hash_split(source, data, name, number))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from score_sde.data import Source, images_of, to_levels, to_unit_range
+from score_sde.data import Dataset, load_examples, to_levels, to_unit_range
 from score_sde.errors import not_none
 from score_sde.evaluation.image_grid import save_grid
 from score_sde.operators import regularized_pinv
@@ -50,7 +50,7 @@ def save_restorations(path: Path, task: InverseTask, restored: Restorations) -> 
     save_grid(path, cells, columns=columns.shape[1])
 
 
-def restoration_metrics(task: InverseTask, restored: Restorations, train: Source, num_real: int) -> dict[str, Any]:
+def restoration_metrics(task: InverseTask, restored: Restorations, train: Dataset, num_real: int) -> dict[str, Any]:
     """Return PSNRs, for a range of 2, in dB, as means over images, and the consistency with the measurement.
 
     "psnr_posterior_mean" is for the mean over completions, "psnr_completions" for single ones, "psnr_mean_image" for
@@ -64,7 +64,7 @@ def restoration_metrics(task: InverseTask, restored: Restorations, train: Source
       num_real: Maximum number of its images in the mean image.
     """
     truth = restored.truth
-    train_images = to_unit_range(images_of(train, num_real)[0], train.levels)
+    train_images = to_unit_range(load_examples(train, num_real)[0], train.levels)
     results = {
         "task": task.name,
         "num_images": len(truth),

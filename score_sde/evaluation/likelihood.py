@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_sde import ddpm
-from score_sde.data import Source, images_of, to_unit_range
+from score_sde.data import Dataset, load_examples, to_unit_range
 from score_sde.errors import UserError
 from score_sde.evaluation.options import LikelihoodOptions
 from score_sde.evaluation.results import mean_of
@@ -27,7 +27,7 @@ from score_sde.training.metrics import progress_bar
 def likelihood(
     model: DiffusionModel,
     params: Any,
-    load: Callable[[str], Source],
+    load: Callable[[str], Dataset],
     options: LikelihoodOptions,
     seed: int,
     schedule: ddpm.Schedule | None = None,
@@ -53,7 +53,7 @@ def likelihood(
       UserError: if there are too few examples, or one took too many steps.
     """
     source = load("test")
-    images, labels = images_of(source, options.num_examples)
+    images, labels = load_examples(source, options.num_examples)
     if len(images) < 2:
         raise UserError(
             f"likelihood: expected at least 2 test examples, for a standard error, got {len(images)}",
@@ -73,7 +73,7 @@ def likelihood(
             chain = schedule or chain_through_vp(options.chain_steps)
             bound = over_batches(_chain_bound(model, chain, source.levels), "chain")(labels)
             results["discrete_bound_bits_per_dim"] = mean_of(bound["bits"])
-        train, _ = images_of(load("train"))
+        train, _ = load_examples(load("train"))
         results["histograms_bits_per_dim"] = histogram_bits(train, images, source.levels)
     return results
 

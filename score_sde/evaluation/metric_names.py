@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from score_sde.data import Source
+from score_sde.data import Dataset
 from score_sde.evaluation.comparison import classified, compare, compare_points
 from score_sde.evaluation.extractors import LIBRARIES, choose
 from score_sde.evaluation.features import Features
@@ -18,7 +18,7 @@ NUM_VECTORS = 6  # dummy features, enough for every metric
 
 
 def metric_names(
-    load: Callable[[str], Source],
+    load: Callable[[str], Dataset],
     modes: tuple[str, ...],
     evaluation: EvaluationOptions,
     likelihood: LikelihoodOptions,
@@ -46,7 +46,7 @@ def metric_names(
     return {name for name, _ in flatten(metrics)}
 
 
-def _sample_metrics(source: Source, options: EvaluationOptions) -> dict[str, Any]:
+def _sample_metrics(source: Dataset, options: EvaluationOptions) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     if source.levels is None:
         points = rng.standard_normal((NUM_VECTORS, *source.event_shape))

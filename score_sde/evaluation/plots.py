@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from score_sde.data import Source, images_of, to_levels
+from score_sde.data import Dataset, load_examples, to_levels
 from score_sde.evaluation.accuracy import accuracy, plot_accuracy
 from score_sde.evaluation.image_grid import by_class, save_grid
 from score_sde.evaluation.inverse_problems import restorations, save_restorations
@@ -35,7 +35,7 @@ def sample_and_plot(
     sampler: Sampler,
     model: DiffusionModel,
     params: Any,
-    train: Callable[[], Source],
+    train: Callable[[], Dataset],
     interrupted: Callable[[], Any] = lambda: None,
 ) -> None:
     """Generate the samples of a grid, and write them as a picture and as arrays.
@@ -75,10 +75,10 @@ def sample_and_plot(
         save_grid(path, *(by_class(images, arrays["labels"]) if in_turn else (images,)))
     else:
         _save_arrays(path, samples=samples, **arrays)
-        save_scatter(path, model, params, images_of(train(), len(samples))[0], samples)
+        save_scatter(path, model, params, load_examples(train(), len(samples))[0], samples)
 
 
-def measure_and_plot(path: Path, classifier: NoisyClassifier, params: Any, test: Source, **options: int) -> None:
+def measure_and_plot(path: Path, classifier: NoisyClassifier, params: Any, test: Dataset, **options: int) -> None:
     """Measure the accuracy of a classifier by noise level, and plot it; see `accuracy` for the options."""
     rows = accuracy(classifier, params, test, **options)
     if distributed.is_main_process():

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import softmax
 
-from score_sde.data import Source, images_of, to_unit_range
+from score_sde.data import Dataset, load_examples, to_unit_range
 from score_sde.errors import UserError
 from score_sde.evaluation.options import EvaluationOptions
 from score_sde.evaluation.results import mean_of
@@ -161,7 +161,7 @@ def _two_sets(keys: jax.Array, x: jax.Array) -> list[list[jax.Array]]:
 def score_diagnostics(
     model: DiffusionModel,
     params: Any,
-    load: Callable[[str], Source],
+    load: Callable[[str], Dataset],
     options: EvaluationOptions,
     seed: int,
     dequantize_pixels: bool,
@@ -312,9 +312,9 @@ def _levels(sde: SDE, number: int) -> np.ndarray:
     return np.linspace(min(ends[0], SPAN[1]), max(ends[1], SPAN[0]), number)
 
 
-def _examples(source: Source, limit: int, dequantize_pixels: bool, key: jax.Array) -> tuple[np.ndarray, np.ndarray]:
+def _examples(source: Dataset, limit: int, dequantize_pixels: bool, key: jax.Array) -> tuple[np.ndarray, np.ndarray]:
     """Return a split's examples as the network was trained on them, and their labels."""
-    images, labels = images_of(source, limit)
+    images, labels = load_examples(source, limit)
     if source.levels is None:
         return images, labels
     if dequantize_pixels:

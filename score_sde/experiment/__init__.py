@@ -13,7 +13,7 @@ import optax
 from ml_collections import ConfigDict
 
 from score_sde import ddpm
-from score_sde.data import Source
+from score_sde.data import Dataset
 from score_sde.evaluation.options import BenchmarkOptions, EvaluationOptions, LikelihoodOptions
 from score_sde.experiment import rules
 from score_sde.experiment.data import batches, load_split
@@ -46,7 +46,7 @@ class Experiment(NamedTuple):
     config: dict[str, Any]
     model: DiffusionModel | NoisyClassifier
     schedule: ddpm.Schedule | None
-    load: Callable[[str], Source]
+    load: Callable[[str], Dataset]
     batches: Callable[..., Iterator]
     training: TrainingSetup
     sampler: Sampler | None

@@ -8,7 +8,7 @@ from score_sde import data
 from score_sde.experiment.flags import flags, plain
 
 
-def load_split(config: ConfigDict, split: str) -> data.Source:
+def load_split(config: ConfigDict, split: str) -> data.Dataset:
     """Return a split ("train", "test") of the data set of config.data."""
     options = config.data
     with flags(config, "data", "data.kwargs", **{"data set": "data.name"}):
@@ -23,7 +23,7 @@ def load_split(config: ConfigDict, split: str) -> data.Source:
         )
 
 
-def batches(config: ConfigDict, source: data.Source, first_step: int, rows: slice | None = None) -> Iterator:
+def batches(config: ConfigDict, source: data.Dataset, first_step: int, rows: slice | None = None) -> Iterator:
     """Iterate over the batches of a run; see `data.batches`."""
     return data.batches(
         source,

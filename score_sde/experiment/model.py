@@ -52,7 +52,7 @@ def build_model(
     module = build_part(config, "model", models.MODELS, "model.name", "model.kwargs")
     rules.check_scaling(config, module)
     with flags(config, **{"data set": "data.name"}):
-        lookup("data set", data.SOURCES, config.data.name)
+        lookup("data set", data.DATASETS, config.data.name)
     shape = event_shape(config)
     variables, output_shape = _trace(config, module, shape)
     rules.check_augment(config, module, shape)

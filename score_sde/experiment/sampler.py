@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from score_sde import ddpm
-from score_sde.data import Source, images_of, to_unit_range
+from score_sde.data import Dataset, load_examples, to_unit_range
 from score_sde.errors import UserError, not_none
 from score_sde.experiment.flags import build_part, flags, plain
 from score_sde.experiment.guides import build_guidance, load_guide
@@ -29,7 +29,7 @@ def build_sampler(
     schedule: ddpm.Schedule | None,
     key: jax.Array,
     devices: Sequence[jax.Device],
-    load: Callable[[str], Source],
+    load: Callable[[str], Dataset],
 ) -> Sampler:
     """Return the sampler of a model.
 
@@ -155,7 +155,7 @@ def _num_classes(model: DiffusionModel, guide: Any) -> int:
     return model.num_classes or guided
 
 
-def _measure(config: ConfigDict, task: InverseTask, load: Callable[[str], Source], key: jax.Array) -> Measured:
+def _measure(config: ConfigDict, task: InverseTask, load: Callable[[str], Dataset], key: jax.Array) -> Measured:
     """Return the first test images and their measurements; the noise of image i is a function of (key, i)."""
     source, number = load("test"), config.sampling.num_samples // task.samples_per_measurement
     if number > len(source.examples):
@@ -164,7 +164,7 @@ def _measure(config: ConfigDict, task: InverseTask, load: Callable[[str], Source
             f"completions each, and the test split has {len(source.examples)}",
             "--config.sampling.num_samples",
         )
-    truth = to_unit_range(images_of(source, number)[0], source.levels)
+    truth = to_unit_range(load_examples(source, number)[0], source.levels)
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.fold_in(key, MEASUREMENT), jnp.arange(number))
     measured = jax.jit(lambda truth, keys: measure(task, truth, keys))(truth, keys)
     return Measured(np.asarray(truth), np.asarray(measured))

@@ -3,14 +3,14 @@
 import json
 from pathlib import Path
 
-from score_sde.data import Source
+from score_sde.data import Dataset
 from score_sde.data.hashing import hash_dataset
 from score_sde.errors import UserError
 from score_sde.runtime import distributed
 from score_sde.runtime.disk import UNREADABLE, read_object, report, write_atomically
 
 
-def check_same_data(workdir: Path, source: Source, resumed: bool) -> None:
+def check_same_data(workdir: Path, source: Dataset, resumed: bool) -> None:
     """Records the training data of a new run, and compares those of a resumed one; call it on every process.
 
     A run without a record, as older ones are, goes on and gets one.
@@ -28,7 +28,7 @@ def check_same_data(workdir: Path, source: Source, resumed: bool) -> None:
         raise UserError(problem or f"{workdir} holds a run of other data, as process 0 says", "path", "workdir")
 
 
-def _compared(path: Path, source: Source, resumed: bool) -> str:
+def _compared(path: Path, source: Dataset, resumed: bool) -> str:
     now = {"examples": len(source.examples), "fingerprint": hash_dataset(source)}
     before = None
     if resumed and path.is_file():

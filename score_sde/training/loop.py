@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from score_sde.data import Source
+from score_sde.data import Dataset
 from score_sde.runtime import distributed
 from score_sde.training import checkpoints, snapshots
 from score_sde.training.catch_up import Pictures, catch_up, is_due
@@ -34,7 +34,7 @@ from score_sde.training.workdir import check_config, prepare, sole_writer
 
 def train(
     setup: TrainingSetup,
-    load: Callable[[str], Source],
+    load: Callable[[str], Dataset],
     batches: Callable[..., Iterator],
     pictures: Pictures,
     config: Mapping[str, Any],
@@ -77,7 +77,14 @@ def train(
 
 
 def _train(
-    setup: TrainingSetup, source: Source, batches: Callable, pictures: Pictures, workdir: Path, devices, layout, manager
+    setup: TrainingSetup,
+    source: Dataset,
+    batches: Callable,
+    pictures: Pictures,
+    workdir: Path,
+    devices,
+    layout,
+    manager,
 ) -> str:
     schedule, lengths = setup.schedule, setup.ema.lengths
     state = restore_or_init(setup, manager)

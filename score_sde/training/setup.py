@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import optax
 
-from score_sde.data import Source
+from score_sde.data import Dataset
 from score_sde.errors import UserError
 from score_sde.runtime import distributed
 from score_sde.training import checkpoints
@@ -77,7 +77,7 @@ class TrainingSetup(NamedTuple):
         return initial_state(self.init_params(), self.optimizer, self.ema)
 
 
-def check_data(setup: TrainingSetup, source: Source, num_devices: int) -> None:
+def check_data(setup: TrainingSetup, source: Dataset, num_devices: int) -> None:
     """Raise UserError unless the data fit the loss and the network, and the devices share the batch evenly."""
     check_divides(setup.batch_size, num_devices, setup.grad_accum_steps)
     if source.levels is None and setup.dequantize:
@@ -143,7 +143,7 @@ def build_train_step(
     )
 
 
-def log_summary(setup: TrainingSetup, source: Source, state: TrainState, devices: list[jax.Device]) -> None:
+def log_summary(setup: TrainingSetup, source: Dataset, state: TrainState, devices: list[jax.Device]) -> None:
     """Print the sizes of the network, the data and the batch."""
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     processes = jax.process_count()
@@ -170,6 +170,6 @@ def log(message: Any) -> None:
         print(message, file=sys.stderr)
 
 
-def _describe(source: Source) -> str:
+def _describe(source: Dataset) -> str:
     shape = "x".join(map(str, source.image_shape))
     return f"points of {shape} features" if source.levels is None else f"images of {shape}, {source.levels} levels"

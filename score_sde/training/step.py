@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from score_sde.data import to_unit_range
+from score_sde.data import centered_range, dequantize, to_unit_range
 from score_sde.data.augmentation import augment_each
 from score_sde.errors import not_none
-from score_sde.likelihood import centered_range, dequantize
 from score_sde.randomness import ExampleRngs, fold_each, make_example_rngs
 from score_sde.training.ema import Averages, update
 from score_sde.training.loss import LossFn

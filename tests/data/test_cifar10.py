@@ -1,4 +1,4 @@
-"""CIFAR-10 from its authors' archive, served on this machine: right, interrupted, wrong, and absent."""
+"""CIFAR-10 from the authors' archive, served on this machine: right, interrupted, wrong, and absent."""
 
 import functools
 import hashlib
@@ -16,7 +16,7 @@ from score_sde.errors import UserError
 
 @functools.cache
 def batches(rows=4):
-    """Binary batches as the authors write them, and the images and labels in them."""
+    """Random binary batches in the authors' format, and their images and labels."""
     rng = np.random.default_rng(0)
     content, truth = {}, {}
     for split, names in cifar10.FILES.items():
@@ -24,8 +24,8 @@ def batches(rows=4):
         for table, name in zip(tables, names, strict=True):
             table[:, 0] = rng.integers(0, 10, rows)
             content[name] = table.tobytes()
-        whole = np.concatenate(tables)
-        truth[split] = np.moveaxis(whole[:, 1:].reshape(-1, 3, 32, 32), 1, -1), whole[:, 0]
+        table = np.concatenate(tables)
+        truth[split] = np.moveaxis(table[:, 1:].reshape(-1, 3, 32, 32), 1, -1), table[:, 0]
     return content, truth
 
 
@@ -42,19 +42,19 @@ def archive():
 
 @pytest.fixture
 def server():
-    """(address, handler): serves the archive; `handler.cut` bytes of it at one request, as a lost connection does."""
+    """Serves the archive at (address, handler); `handler.cut` ends the next response after that many bytes."""
 
     class Handler(BaseHTTPRequestHandler):
         content, cut, ranges = archive(), None, []
 
         def do_GET(self):
-            given = self.headers.get("Range")
-            Handler.ranges.append(given)
-            first = int(given.removeprefix("bytes=").removesuffix("-")) if given else 0
+            requested = self.headers.get("Range")
+            Handler.ranges.append(requested)
+            first = int(requested.removeprefix("bytes=").removesuffix("-")) if requested else 0
             if first >= len(self.content):
                 self.send_error(416)
                 return
-            self.send_response(206 if given else 200)
+            self.send_response(206 if requested else 200)
             self.send_header("Content-Length", str(len(self.content) - first))
             self.end_headers()
             self.wfile.write(self.content[first : Handler.cut])
@@ -72,11 +72,11 @@ def server():
 
 def check(folder):
     for split, (images, labels) in batches()[1].items():
-        source = load("cifar10", split, 32, 3, str(folder))
-        assert (len(source.examples), source.num_classes, source.levels) == (len(labels), 10, 256)
+        dataset = load("cifar10", split, 32, 3, str(folder))
+        assert (len(dataset.examples), dataset.num_classes, dataset.levels) == (len(labels), 10, 256)
         for i in range(len(labels)):
-            np.testing.assert_array_equal(source.examples[i]["image"], images[i])
-            assert source.examples[i]["label"] == labels[i]
+            np.testing.assert_array_equal(dataset.examples[i]["image"], images[i])
+            assert dataset.examples[i]["label"] == labels[i]
 
 
 def test_archive_and_extracted_folder_are_read(tmp_path):
@@ -91,9 +91,9 @@ def test_archive_and_extracted_folder_are_read(tmp_path):
 
 
 def test_missing_archive_is_downloaded(tmp_path, server, monkeypatch):
-    """As `--config=configs/vp_cifar10.py` does on a machine without TensorFlow."""
+    """On a machine without TensorFlow."""
     monkeypatch.setattr(cifar10.download, "__defaults__", (server[0], hashlib.md5(archive()).hexdigest()))
-    monkeypatch.setattr("score_sde.data.sources.find_spec", lambda name: None)
+    monkeypatch.setattr("score_sde.data.datasets.find_spec", lambda name: None)
     check(tmp_path / "new")
     assert (tmp_path / "new" / cifar10.ARCHIVE).read_bytes() == archive()
     assert server[1].ranges == [None]
@@ -120,8 +120,8 @@ def test_wrong_archive_is_removed(tmp_path, server):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_absent_network_names_both_ways(tmp_path):
-    with pytest.raises(UserError, match=r"can't be downloaded .*--config\.data\.path.*tfds build cifar10"):
+def test_absent_network_names_both_alternatives(tmp_path):
+    with pytest.raises(UserError, match=r"can't be downloaded .*tfds build cifar10.*\(set path\)"):
         cifar10.download(tmp_path, "http://127.0.0.1:9/nothing", "")
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="can't be downloaded to"):

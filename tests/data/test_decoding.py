@@ -1,4 +1,4 @@
-"""Image files of every kind decode to what a viewer shows, and broken ones to one sentence."""
+"""Image files of every kind decode to the pixels that a viewer shows, and damaged files raise one sentence."""
 
 import io
 import struct
@@ -30,7 +30,7 @@ def test_orientation_is_applied(tmp_path):
         exif[0x0112] = orientation
         image = Image.fromarray(np.arange(24, dtype=np.uint8).reshape(4, 6) * 10)
         image.save(tmp_path / "turned.png", exif=exif)
-        shown = {
+        upright = {
             1: image,
             2: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
             3: image.transpose(Image.Transpose.ROTATE_180),
@@ -40,12 +40,12 @@ def test_orientation_is_applied(tmp_path):
             7: image.transpose(Image.Transpose.TRANSVERSE),
             8: image.transpose(Image.Transpose.ROTATE_90),
         }[orientation]
-        np.testing.assert_array_equal(decode(tmp_path / "turned.png", 1)[..., 0], np.asarray(shown))
+        np.testing.assert_array_equal(decode(tmp_path / "turned.png", 1)[..., 0], np.asarray(upright))
 
 
 @pytest.mark.parametrize(("background", "value"), [("white", 255), ("#00ff00", None), ("black", 0)])
 def test_transparency_is_composited(tmp_path, background, value):
-    """Half transparent black over the background; over white a viewer shows half gray."""
+    """Half-transparent black over the background; over white it is gray."""
     pixels = np.zeros((8, 8, 4), np.uint8)
     pixels[:, 4:, 3] = 128
     for i in range(4):
@@ -75,13 +75,13 @@ def test_palettes_single_bits_and_cmyk(tmp_path):
 
 
 def pack(parts):
-    """A PNG of chunks (name, data)."""
+    """Returns a PNG file of chunks (name, data)."""
     chunks = (struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in parts)
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
 def damaged():
-    """Files that Pillow opens and fails on later, in several ways."""
+    """Returns damaged PNG files that make Pillow fail in several ways."""
     buffer = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(buffer, "PNG")
     raw = buffer.getvalue()
@@ -108,8 +108,8 @@ def test_damaged_files_are_named(tmp_path, name):
         decode(tmp_path / f"{name}.png", 3)
 
 
-def shown(path, channels):
-    """What Pillow itself shows of a file: upright, 16 bits scaled, over white."""
+def pillow_pixels(path, channels):
+    """Returns the pixels that Pillow gives: upright, 16 bits scaled, over white."""
     from PIL import ImageOps
 
     image = ImageOps.exif_transpose(Image.open(path))
@@ -164,12 +164,14 @@ def test_generated_files_decode_or_raise_one_sentence(tmp_path):
             continue
         decoded += 1
         assert pixels.dtype == np.uint8 and pixels.shape[2] == channels
-        np.testing.assert_allclose(pixels.astype(int), shown(path, channels).astype(int), atol=1, err_msg=path.name)
+        np.testing.assert_allclose(
+            pixels.astype(int), pillow_pixels(path, channels).astype(int), atol=1, err_msg=path.name
+        )
     assert decoded > 100
 
 
 def test_generated_archives_load_or_raise_one_sentence(tmp_path):
-    """Arrays of all types and shapes, some damaged: right examples or one sentence."""
+    """Arrays of all types and shapes, some damaged: valid examples or one sentence."""
     rng = np.random.default_rng(1)
     types = ("uint8", "int64", "float32", "float64", "complex64", "bool", "U3", "float16", "uint16")
     read = 0
@@ -189,12 +191,12 @@ def test_generated_archives_load_or_raise_one_sentence(tmp_path):
             path.write_bytes(raw)
         size, channels = (shape[1], shape[3]) if len(shape) == 4 else (0, shape[1] if len(shape) == 2 else 1)
         try:
-            source = load("npz", "train", int(size), int(channels), str(path))
+            dataset = load("npz", "train", int(size), int(channels), str(path))
         except UserError as error:
             assert "\n" not in str(error)
             continue
         read += 1
-        example = source.examples[0]
-        assert example["image"].shape == source.image_shape and 0 <= example["label"] < source.num_classes
+        example = dataset.examples[0]
+        assert example["image"].shape == dataset.image_shape and 0 <= example["label"] < dataset.num_classes
         assert example["image"].dtype in (np.uint8, np.float32)
     assert read > 3

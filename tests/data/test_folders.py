@@ -1,4 +1,4 @@
-"""Images of one's own: folders of pictures and .npz files; cut and resized where they have other sizes."""
+"""User-provided data: image folders and .npz files, cropped and resized if their images have other sizes."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from score_sde.errors import UserError
 from score_sde.evaluation.image_grid import save_grid
 
 
-def picture(path, shape, value):
+def write_image(path, shape, value):
     path.parent.mkdir(parents=True, exist_ok=True)
     image = np.full(shape, value, np.uint8)
     Image.fromarray(image).save(path)
@@ -17,65 +17,65 @@ def picture(path, shape, value):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Ten cats of 12x8 grey pictures, ten dogs of 8x16 in colour."""
+    """Ten gray 12x8 images of the class cats, and ten RGB 8x16 images of the class dogs."""
     for i in range(10):
-        picture(tmp_path / "cats" / f"{i}.png", (12, 8), 20 + i)
-        picture(tmp_path / "dogs" / f"{i}.PNG", (8, 16, 3), 120 + i)
+        write_image(tmp_path / "cats" / f"{i}.png", (12, 8), 20 + i)
+        write_image(tmp_path / "dogs" / f"{i}.PNG", (8, 16, 3), 120 + i)
     return tmp_path
 
 
-def test_a_folder_of_pictures(folder):
+def test_image_folder(folder):
     train, test = (load("image_folder", split, 8, 3, str(folder)) for split in ("train", "test"))
     assert (len(train.examples), len(test.examples), train.num_classes) == (18, 2, 2)
     assert (train.image_shape, train.levels) == ((8, 8, 3), 256)
-    examples = [source.examples[i] for source in (train, test) for i in range(len(source.examples))]
+    examples = [dataset.examples[i] for dataset in (train, test) for i in range(len(dataset.examples))]
     assert sorted(int(example["image"].mean()) for example in examples) == [*range(20, 30), *range(120, 130)]
     for example in examples:
         assert example["image"].shape == (8, 8, 3) and example["image"].dtype == np.uint8
         assert example["label"] == int(example["image"].mean() > 100)
 
 
-def test_colours_turn_grey(folder):
-    source = load("image_folder", "train", 8, 1, str(folder))
-    assert source.examples[0]["image"].shape == (8, 8, 1)
+def test_colors_are_converted_to_gray(folder):
+    dataset = load("image_folder", "train", 8, 1, str(folder))
+    assert dataset.examples[0]["image"].shape == (8, 8, 1)
 
 
-def test_sub_folders_name_the_splits(tmp_path):
-    picture(tmp_path / "train" / "a" / "0.jpg", (8, 8, 3), 10)
-    picture(tmp_path / "val" / "a" / "0.jpg", (8, 8, 3), 200)
+def test_subfolders_name_the_splits(tmp_path):
+    write_image(tmp_path / "train" / "a" / "0.jpg", (8, 8, 3), 10)
+    write_image(tmp_path / "val" / "a" / "0.jpg", (8, 8, 3), 200)
     train, test = (load("image_folder", split, 8, 3, str(tmp_path)) for split in ("train", "test"))
     assert train.examples[0]["image"].mean() < 20 and test.examples[0]["image"].mean() > 190
 
 
 def test_classes_are_those_of_the_training_folder(tmp_path):
     for name in ("train/a", "train/b", "train/c", "test/a", "test/c"):
-        picture(tmp_path / name / "0.png", (8, 8, 3), 10)
+        write_image(tmp_path / name / "0.png", (8, 8, 3), 10)
     test = load("image_folder", "test", 8, 3, str(tmp_path))
     assert [test.examples[i]["label"] for i in range(2)] == [0, 2] and test.num_classes == 3
-    picture(tmp_path / "test" / "d" / "0.png", (8, 8, 3), 10)
+    write_image(tmp_path / "test" / "d" / "0.png", (8, 8, 3), 10)
     with pytest.raises(UserError, match="cannot infer the class of 'd'"):
         load("image_folder", "test", 8, 3, str(tmp_path))
-    picture(tmp_path / "train" / "loose.png", (8, 8, 3), 10)
+    write_image(tmp_path / "train" / "loose.png", (8, 8, 3), 10)
     with pytest.raises(UserError, match=r"cannot infer the class of 'loose\.png'"):
         load("image_folder", "train", 8, 3, str(tmp_path))
 
 
-def test_the_middle_is_cut_out_and_resized(tmp_path):
+def test_center_is_cropped_and_resized(tmp_path):
     image = np.zeros((8, 24), np.uint8)
-    image[:, 8:16] = 200  # the square about the centre
+    image[:, 8:16] = 200  # the square about the center
     (tmp_path / "all").mkdir()
     for i in range(4):
         Image.fromarray(image).save(tmp_path / "all" / f"{i}.png")
-    source = load("image_folder", "train", 4, 1, str(tmp_path), {"test_share": 0.25})
-    np.testing.assert_array_equal(source.examples[0]["image"], np.full((4, 4, 1), 200))
+    dataset = load("image_folder", "train", 4, 1, str(tmp_path), {"test_share": 0.25})
+    np.testing.assert_array_equal(dataset.examples[0]["image"], np.full((4, 4, 1), 200))
 
 
-def test_what_is_wrong_with_a_folder_is_said(tmp_path, folder):
+def test_invalid_folders_raise(tmp_path, folder):
     with pytest.raises(UserError, match="no folder"):
         load("image_folder", "train", 8, 3, "nowhere")
     with pytest.raises(UserError, match=r"0 < test_share < 1, got 0.0"):
         load("image_folder", "train", 8, 3, str(folder), {"test_share": 0.0})
-    with pytest.raises(UserError, match="leaves a split of 20 empty"):
+    with pytest.raises(UserError, match=r"test_share=0\.01 of 20 examples leaves a split empty"):
         load("image_folder", "train", 8, 3, str(folder), {"test_share": 0.01})
     with pytest.raises(UserError, match="expected 1, 3, 4 channels, got 2"):
         load("image_folder", "train", 8, 2, str(folder))
@@ -89,7 +89,7 @@ def test_what_is_wrong_with_a_folder_is_said(tmp_path, folder):
     (tmp_path / "empty").rmdir()
     broken = folder / "cats" / "3.png"
     broken.write_bytes(b"nothing")
-    for split in ("train", "test"):  # before anything trains, whichever split it is in
+    for split in ("train", "test"):  # also if the damaged file is in the other split
         with pytest.raises(UserError, match=r"3.png can't be decoded"):
             load("image_folder", split, 8, 3, str(folder))
     broken.unlink()
@@ -102,22 +102,22 @@ def test_links_are_followed_and_hidden_names_skipped(tmp_path):
     elsewhere = tmp_path / "elsewhere"
     root = tmp_path / "root"
     for i in range(5):
-        picture(elsewhere / f"{i}.png", (8, 8), 10)
-        picture(root / "real" / f"{i}.png", (8, 8), 200)
-        picture(root / ".ipynb_checkpoints" / f"{i}.png", (8, 8), 100)
-        picture(root / "real" / ".thumbnails" / f"{i}.png", (8, 8), 100)
-    picture(root / "real" / ".hidden.png", (8, 8), 100)
+        write_image(elsewhere / f"{i}.png", (8, 8), 10)
+        write_image(root / "real" / f"{i}.png", (8, 8), 200)
+        write_image(root / ".ipynb_checkpoints" / f"{i}.png", (8, 8), 100)
+        write_image(root / "real" / ".thumbnails" / f"{i}.png", (8, 8), 100)
+    write_image(root / "real" / ".hidden.png", (8, 8), 100)
     (root / "linked").symlink_to(elsewhere)
-    (elsewhere / "back").symlink_to(root)  # would never end
+    (elsewhere / "back").symlink_to(root)  # an endless loop
     (elsewhere / "twice").symlink_to(elsewhere)
-    source = load("image_folder", "train", 8, 1, str(root))
-    assert source.num_classes == 2
-    files = source.examples.examples.paths
+    dataset = load("image_folder", "train", 8, 1, str(root))
+    assert dataset.num_classes == 2
+    files = dataset.examples.examples.paths
     paths = {path.relative_to(root).as_posix() for path in files}
     assert all(path.startswith(("linked/", "real/")) and ".thumbnails" not in path for path in paths)
     assert len([path for path in paths if path.count("/") == 1]) >= 8
-    for i in range(len(source.examples)):
-        assert source.examples[i]["image"].mean() == (200 if files[i].parent.name == "real" else 10)
+    for i in range(len(dataset.examples)):
+        assert dataset.examples[i]["image"].mean() == (200 if files[i].parent.name == "real" else 10)
 
 
 KERAS = ("x_train", "y_train", "x_test", "y_test")
@@ -132,16 +132,16 @@ def test_arrays_with_splits(tmp_path, names):
     assert train.examples[5]["label"] == 5 and test.examples[0]["image"].max() == 2
 
 
-def test_arrays_without_splits_and_of_points(tmp_path):
+def test_arrays_without_splits_and_points(tmp_path):
     np.savez(tmp_path / "images.npz", images=np.arange(20 * 64).reshape(20, 8, 8, 1).astype(np.uint8))
     parts = [load("npz", split, 8, 1, str(tmp_path / "images.npz")) for split in ("train", "test")]
     assert [len(part.examples) for part in parts] == [18, 2]
     np.savez(tmp_path / "points.npz", images=np.random.default_rng(0).normal(size=(20, 3)))
-    source = load("npz", "train", 0, 3, str(tmp_path / "points.npz"))
-    assert (source.image_shape, source.levels) == ((3,), None)
+    dataset = load("npz", "train", 0, 3, str(tmp_path / "points.npz"))
+    assert (dataset.image_shape, dataset.levels) == ((3,), None)
 
 
-def test_arrays_that_are_no_images_are_refused(tmp_path):
+def test_arrays_that_are_not_images_raise(tmp_path):
     np.savez(tmp_path / "other.npz", data=np.zeros(3))
     with pytest.raises(UserError, match="holds data, none of"):
         load("npz", "train", 8, 1, str(tmp_path / "other.npz"))
@@ -160,34 +160,34 @@ def test_arrays_that_are_no_images_are_refused(tmp_path):
         load("npz", "train", 8, 1, str(tmp_path / "code.npz"))
 
 
-def test_other_sizes_are_cut_and_resized_where_that_is_asked_for(tmp_path):
+def test_other_sizes_are_cropped_only_on_request(tmp_path):
     np.savez(tmp_path / "data.npz", images=np.full((10, 12, 20, 1), 7, np.uint8))
-    with pytest.raises(UserError, match=r"larger than 8.*data\.crop=True"):
+    with pytest.raises(UserError, match=r"at most 8x8, got 12x20.*set crop=True"):
         load("npz", "train", 8, 1, str(tmp_path / "data.npz"))
-    source = load("npz", "train", 8, 1, str(tmp_path / "data.npz"), cropped=True)
-    np.testing.assert_array_equal(source.examples[0]["image"], np.full((8, 8, 1), 7))
+    dataset = load("npz", "train", 8, 1, str(tmp_path / "data.npz"), crop=True)
+    np.testing.assert_array_equal(dataset.examples[0]["image"], np.full((8, 8, 1), 7))
 
 
 @pytest.mark.parametrize("channels", [2, 5])
-def test_other_numbers_of_channels_are_cropped_and_drawn(tmp_path, channels):
+def test_other_numbers_of_channels_are_cropped_and_plotted(tmp_path, channels):
     images = np.random.default_rng(0).integers(0, 256, (10, 12, 8, channels), np.uint8)
     np.savez(tmp_path / "data.npz", images=images)
-    source = load("npz", "train", 8, channels, str(tmp_path / "data.npz"), cropped=True)
-    assert source.examples[0]["image"].shape == (8, 8, channels)
+    dataset = load("npz", "train", 8, channels, str(tmp_path / "data.npz"), crop=True)
+    assert dataset.examples[0]["image"].shape == (8, 8, channels)
     save_grid(tmp_path / "grid.png", images[:1], min_side=1)
-    drawn = np.asarray(Image.open(tmp_path / "grid.png"))
-    np.testing.assert_array_equal(drawn[1:-1, 1:-1], np.concatenate(np.moveaxis(images[0], -1, 0), axis=1))
+    plotted = np.asarray(Image.open(tmp_path / "grid.png"))
+    np.testing.assert_array_equal(plotted[1:-1, 1:-1], np.concatenate(np.moveaxis(images[0], -1, 0), axis=1))
 
 
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
-        ({"labels": np.full(6, 0.5)}, "expected 6 whole numbers from 0 as labels, got 6 of float64"),
-        ({"labels": np.full(6, -1)}, "whole numbers from 0"),
-        ({"labels": np.full(6, 2.0**40)}, "whole numbers from 0"),
-        ({"labels": np.full(6, np.nan)}, "whole numbers from 0"),
+        ({"labels": np.full(6, 0.5)}, "expected 6 integers from 0 as labels, got 6 of float64"),
+        ({"labels": np.full(6, -1)}, "integers from 0"),
+        ({"labels": np.full(6, 2.0**40)}, "integers from 0"),
+        ({"labels": np.full(6, np.nan)}, "integers from 0"),
         ({"labels": np.array(list("abcdef"))}, "got 6 of <U1"),
-        ({"labels": np.arange(5)}, "expected 6 whole numbers .*, got 5"),
+        ({"labels": np.arange(5)}, "expected 6 integers .*, got 5"),
         ({"images": np.full((6, 3), 1j)}, "real numbers .*got complex128"),
         ({"images": np.full((6, 3), "a")}, "real numbers .*got <U1"),
         ({"images": np.full((6, 3), np.nan)}, "expected finite float32 numbers, got 0 of 18"),
@@ -196,14 +196,14 @@ def test_other_numbers_of_channels_are_cropped_and_drawn(tmp_path, channels):
         ({"images": np.float32(1.0)}, r"got float32 \(\)"),
     ],
 )
-def test_arrays_that_are_not_data_are_named(tmp_path, arrays, words):
+def test_invalid_arrays_raise(tmp_path, arrays, words):
     whole = {"images": np.zeros((6, 3), np.float32), "labels": np.arange(6)}
     np.savez(tmp_path / "data.npz", **(whole | arrays))
     with pytest.raises(UserError, match=words):
         load("npz", "train", 0, 3, str(tmp_path / "data.npz"))
 
 
-def test_whole_labels_of_any_type_are_read(tmp_path):
+def test_integral_labels_of_any_type_are_read(tmp_path):
     np.savez(tmp_path / "data.npz", x_train=np.zeros((3, 8, 8), np.uint8), y_train=np.array([[0.0], [2.0], [1.0]]))
-    source = load("npz", "train", 8, 1, str(tmp_path / "data.npz"))
-    assert [source.examples[i]["label"] for i in range(3)] == [0, 2, 1] and source.num_classes == 3
+    dataset = load("npz", "train", 8, 1, str(tmp_path / "data.npz"))
+    assert [dataset.examples[i]["label"] for i in range(3)] == [0, 2, 1] and dataset.num_classes == 3

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from score_sde.data import Source, batches, to_levels, to_unit_range
+from score_sde.data import Dataset, batches
 from score_sde.data.examples import Arrays
 
 NUM = 20
@@ -14,7 +14,7 @@ def source():
     """Images that say which they are: their left column holds their number, the rest is 0."""
     images = np.zeros((NUM, 2, 3, 1), np.uint8)
     images[:, :, 0, 0] = np.arange(NUM)[:, None]
-    return Source(Arrays(images, np.arange(NUM)), (2, 3, 1), 256, NUM)
+    return Dataset(Arrays(images, np.arange(NUM)), (2, 3, 1), 256, NUM)
 
 
 def take(iterator, n):
@@ -114,13 +114,3 @@ def test_flips_are_mirror_images_of_half_the_visits(source):
                 flipped.append(bool((right == label).all()))
     n = len(flipped)
     assert abs(np.mean(flipped) - 0.5) < 4 * 0.5 / np.sqrt(n)
-
-
-@pytest.mark.parametrize("levels", [2, 17, 256])
-def test_pixels_survive_the_way_to_the_network_and_back(levels):
-    pixels = np.arange(levels, dtype=np.uint8)
-    scaled = to_unit_range(pixels, levels)
-    assert scaled.dtype == np.float32
-    assert (scaled[0], scaled[-1]) == (-1.0, 1.0)
-    np.testing.assert_array_equal(to_levels(scaled, levels), pixels)
-    np.testing.assert_array_equal(to_levels(np.array([-3.0, 3.0]), levels), [0, levels - 1])

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from configs import vp_digits
-from score_sde.data import Source, images_of, load
+from score_sde.data import Dataset, load, load_examples
 from score_sde.data.examples import Arrays
 from score_sde.errors import UserError
 from score_sde.evaluation import features, results
@@ -25,7 +25,7 @@ def extracted(extractor, images):
 def digits():
     """The training split, its images, the test split's and their labels, and a classifier of the training split."""
     train = load("digits", "train", 8, 1)
-    return train, images_of(train)[0], *images_of(load("digits", "test", 8, 1)), fit(train)
+    return train, load_examples(train)[0], *load_examples(load("digits", "test", 8, 1)), fit(train)
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +157,7 @@ def test_a_classifier_is_trained_once(digits, tmp_path, monkeypatch):
 def test_what_images_can_be_compared_in():
     files = {"inception": "", "dinov2": ""}
     sources = {
-        shape: Source(Arrays(np.zeros((2, *shape[0]), np.uint8), np.zeros(2)), shape[0], 256, shape[1])
+        shape: Dataset(Arrays(np.zeros((2, *shape[0]), np.uint8), np.zeros(2)), shape[0], 256, shape[1])
         for shape in (((8, 8, 1), 10), ((8, 8, 1), 1), ((128, 128, 3), 10), ((128, 128, 3), 1), ((8, 8, 2), 1))
     }
     small, unlabelled, large, neither, odd = sources.values()

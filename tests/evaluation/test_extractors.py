@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from score_sde.data import Source
+from score_sde.data import Dataset
 from score_sde.data.examples import Arrays
 from score_sde.errors import UserError
 from score_sde.evaluation.extractors import EXTRACTORS, choose, dinov2, inception
@@ -64,7 +64,7 @@ def test_positions_are_kept_where_they_fit():
 def test_missing_and_other_weights_are_told_apart(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     shape = (8, 8, 3)
-    source = Source(Arrays(np.zeros((2, *shape), np.uint8), np.zeros(2)), shape, 256, 10)
+    source = Dataset(Arrays(np.zeros((2, *shape), np.uint8), np.zeros(2)), shape, 256, 10)
     for name, library in (("inception", inception), ("dinov2", dinov2)):
         with pytest.raises(UserError, match=f"download {library.SOURCE}.*put it there.*set {name}"):
             choose((name,), source, {name: ""})

@@ -8,7 +8,7 @@ import pytest
 
 from configs import mixture, vp_digits_likelihood
 from score_sde import ddpm
-from score_sde.data import Source
+from score_sde.data import Dataset
 from score_sde.data.examples import Arrays
 from score_sde.errors import UserError
 from score_sde.evaluation.likelihood import chain_epsilon, chain_through_vp, histogram_bits
@@ -45,7 +45,7 @@ def gaussian_experiment(**settings):
         config.data.kwargs, config.model.kwargs = dict(parts), dict(parts)
         config.likelihood.update({"divergence": "exact", "chain_steps": 0, "batch_size": 64} | settings)
     experiment = make_experiment(config, one_device())
-    source = {split: Source(Arrays(pixels(600, seed), np.zeros(600)), (2, 2, 1), LEVELS, 1) for seed, split in
+    source = {split: Dataset(Arrays(pixels(600, seed), np.zeros(600)), (2, 2, 1), LEVELS, 1) for seed, split in
               enumerate(("train", "test"))}  # fmt: skip
     return experiment._replace(load=source.__getitem__)
 

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from configs import ddpm_digits, edm_digits, flow_digits, mixture, subvp_digits, toy2d, ve_digits, vp_digits
-from score_sde.data import Source
+from score_sde.data import Dataset
 from score_sde.errors import UserError
 from score_sde.evaluation.comparison import compare_points
 from score_sde.experiment import make_experiment
@@ -160,7 +160,7 @@ def test_decoder_term_has_the_levels_of_the_data():
     ("levels", "values", "words"), [(None, {}, "got real numbers"), (17, {"data__dequantize": True}, "got dequantized")]
 )
 def test_decoder_term_needs_pixels_on_levels(levels, values, words):
-    source = Source(range(8), (8, 8, 1), levels, 10)
+    source = Dataset(range(8), (8, 8, 1), levels, 10)
     with pytest.raises(UserError, match=words):
         check_data(hybrid(**values).training, source, 1)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from score_sde.data import Source
+from score_sde.data import Dataset
 from score_sde.data.examples import Arrays
 from score_sde.evaluation.extractors import EXTRACTORS, dinov2, inception
 from score_sde.evaluation.features import make_extract
@@ -54,7 +54,7 @@ def theirs(tmp_path_factory):
 def test_inception_is_pytorch_fids(theirs):
     network, whole, path = theirs
     images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
-    source = Source(Arrays(images, np.zeros(4)), (32, 32, 3), 256, 1)
+    source = Dataset(Arrays(images, np.zeros(4)), (32, 32, 3), 256, 1)
     extractor = EXTRACTORS["inception"](source, {}, str(path))
     prepared = extractor.prepare(images)
     features, logits = jax.jit(extractor.apply)(extractor.params, prepared)
@@ -75,7 +75,7 @@ def test_grey_images_of_few_levels_are_shown_as_photographs(theirs):
     colour = np.rint(grey.repeat(3, -1) * 255.0 / 16).astype(np.uint8)
     found = []
     for images, levels in ((grey, 17), (colour, 256)):
-        source = Source(Arrays(images, np.zeros(3)), images.shape[1:], levels, 1)
+        source = Dataset(Arrays(images, np.zeros(3)), images.shape[1:], levels, 1)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("score_sde.evaluation.features.ROWS", 4)
             extract = make_extract(EXTRACTORS["inception"](source, {}, str(path)))
@@ -98,7 +98,7 @@ def test_dinov2_is_timms(tmp_path):
     randomized(network)
     torch.save(network.state_dict(), tmp_path / "dinov2.pth")
     images = np.random.default_rng(0).integers(0, 256, (3, 50, 50, 3), np.uint8)
-    source = Source(Arrays(images, np.zeros(3)), (50, 50, 3), 256, 1)
+    source = Dataset(Arrays(images, np.zeros(3)), (50, 50, 3), 256, 1)
     extractor = EXTRACTORS["dinov2"](source, {}, str(tmp_path / "dinov2.pth"))
     prepared = extractor.prepare(images)
     shown = transforms.Compose(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from score_sde.data import Source, to_levels, to_unit_range
+from score_sde.data import Dataset, to_levels, to_unit_range
 from score_sde.errors import UserError, lookup
 from score_sde.evaluation.extractors import dinov2, inception, weights
 from score_sde.evaluation.extractors.small_classifier import fitted
@@ -29,7 +29,7 @@ class Extractor(NamedTuple):
     fingerprint: str
 
 
-def pixels(source: Source, data: Mapping[str, Any], file: str = "") -> Extractor:
+def pixels(source: Dataset, data: Mapping[str, Any], file: str = "") -> Extractor:
     """The pixels themselves, on a scale from -1 to 1."""
 
     def apply(params, images):
@@ -39,7 +39,7 @@ def pixels(source: Source, data: Mapping[str, Any], file: str = "") -> Extractor
     return Extractor(lambda images: images, apply, {}, hash_json("pixels", source.levels))
 
 
-def classifier(source: Source, data: Mapping[str, Any], file: str = "") -> Extractor:
+def classifier(source: Dataset, data: Mapping[str, Any], file: str = "") -> Extractor:
     """A small classifier's features and logits; it is trained once a data set."""
     made = fitted(source, data)
 
@@ -49,7 +49,7 @@ def classifier(source: Source, data: Mapping[str, Any], file: str = "") -> Extra
     return Extractor(lambda images: images, apply, made.params, made.fingerprint)
 
 
-def of_library(source: Source, data: Mapping[str, Any], file: str, library: ModuleType) -> Extractor:
+def of_library(source: Dataset, data: Mapping[str, Any], file: str, library: ModuleType) -> Extractor:
     """A network that others trained, shown grey images as colourless ones and any number of levels as 256."""
     path = weights.find(file, library)
     module, params = weights.load(path, library)
@@ -66,13 +66,13 @@ def of_library(source: Source, data: Mapping[str, Any], file: str, library: Modu
 
 
 # (the training split, config.data, the file of weights) -> Extractor
-EXTRACTORS: dict[str, Callable[[Source, Mapping[str, Any], str], Extractor]] = {
+EXTRACTORS: dict[str, Callable[[Dataset, Mapping[str, Any], str], Extractor]] = {
     "classifier": classifier,
     "pixels": pixels,
 } | {name: partial(of_library, library=library) for name, library in LIBRARIES.items()}
 
 
-def choose(features: Sequence[str], source: Source, files: Mapping[str, str]) -> tuple[str, ...]:
+def choose(features: Sequence[str], source: Dataset, files: Mapping[str, str]) -> tuple[str, ...]:
     """The extractors that are asked for, or, where none are named, those that need no download and fit the images.
 
     Args:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from score_sde.data import Source, batches, to_unit_range
+from score_sde.data import Dataset, batches, to_unit_range
 from score_sde.data.hashing import hash_split
 from score_sde.errors import UserError
 from score_sde.models.layers import Conv, dense
@@ -43,7 +43,7 @@ class Fitted(NamedTuple):
     fingerprint: str  # of its parameters: figures of two fingerprints are not comparable
 
 
-def fit(source: Source, seed: int = 0) -> Fitted:
+def fit(source: Dataset, seed: int = 0) -> Fitted:
     """Trains a classifier on a split, `STEPS` steps of Adam; a function of the data and the seed.
 
     Raises:
@@ -75,7 +75,7 @@ def fit(source: Source, seed: int = 0) -> Fitted:
     return Fitted(module, carried[0], hash_pytree(carried[0]))
 
 
-def fitted(source: Source, data: Mapping[str, Any]) -> Fitted:
+def fitted(source: Dataset, data: Mapping[str, Any]) -> Fitted:
     """`fit` of a training split, kept on disk, in `cache_folder()`, for the next call.
 
     Args:

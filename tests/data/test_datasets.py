@@ -1,4 +1,4 @@
-"""Every source on real or hand-made files of its format."""
+"""Every data set, on real or hand-made files of its format."""
 
 import gzip
 import struct
@@ -12,13 +12,13 @@ from score_sde.errors import UserError
 from tests.tiny_cifar10 import write_cifar10
 
 
-def test_digits_are_all_of_scikit_learns_in_a_fixed_split():
+def test_digits_are_those_of_scikit_learn_in_a_fixed_split():
     from sklearn.datasets import load_digits
 
     train, test = (load("digits", split, 8, 1) for split in ("train", "test"))
     assert (len(train.examples), len(test.examples)) == (1500, 297)
     assert (train.image_shape, train.levels, train.num_classes) == ((8, 8, 1), 17, 10)
-    ours = [source.examples[i] for source in (train, test) for i in range(len(source.examples))]
+    ours = [dataset.examples[i] for dataset in (train, test) for i in range(len(dataset.examples))]
     assert ours[0]["image"].dtype == np.uint8
     theirs = load_digits()
     rows = sorted((*example["image"].ravel().tolist(), example["label"]) for example in ours)
@@ -49,10 +49,10 @@ def test_idx_files_are_read_and_padded(idx_folder, name):
     folder, arrays = idx_folder
     for split, prefix in (("train", "train"), ("test", "t10k")):
         images, labels = arrays[prefix]
-        source = load(name, split, 32, 1, str(folder))
-        assert source.image_shape == (32, 32, 1)
+        dataset = load(name, split, 32, 1, str(folder))
+        assert dataset.image_shape == (32, 32, 1)
         for i in range(len(images)):
-            example = source.examples[i]
+            example = dataset.examples[i]
             assert example["label"] == labels[i]
             np.testing.assert_array_equal(example["image"], np.pad(images[i], 2)[..., None])
 
@@ -79,7 +79,7 @@ def test_tensorflow_datasets_are_read_without_tensorflow(tfds_folder):
         load("tfds", "train", 32, 3, str(folder), {"name": "cifar1O"})
 
 
-def test_a_missing_data_set_is_named_with_the_command_that_makes_it(tmp_path, monkeypatch):
+def test_missing_data_set_raises_with_the_command_that_prepares_it(tmp_path, monkeypatch):
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # no network
     with pytest.raises(UserError, match=r"can't be downloaded .*tfds build cifar10 --file_format=array_record"):
         load("cifar10", "train", 32, 3, str(tmp_path))
@@ -91,7 +91,7 @@ def test_a_missing_data_set_is_named_with_the_command_that_makes_it(tmp_path, mo
         load("idx", "train", 32, 1, str(tmp_path))
 
 
-def test_broken_idx_files_are_refused(idx_folder):
+def test_damaged_idx_files_raise(idx_folder):
     folder, _ = idx_folder
     labels = folder / "t10k-labels-idx1-ubyte"
     whole = labels.read_bytes()
@@ -100,7 +100,7 @@ def test_broken_idx_files_are_refused(idx_folder):
         load("idx", "test", 32, 1, str(folder))
     for damaged in (b"not an idx file", b"", whole[:3]):
         labels.write_bytes(damaged)
-        with pytest.raises(UserError, match="no IDX file"):
+        with pytest.raises(UserError, match="not an IDX file"):
             load("idx", "test", 32, 1, str(folder))
     zipped = folder / "train-labels-idx1-ubyte.gz"
     zipped.write_bytes(zipped.read_bytes()[:-9])
@@ -114,10 +114,10 @@ def test_broken_idx_files_are_refused(idx_folder):
         (("digit", "train", 8, 1), "Did you mean 'digits'"),
         (("digits", "validation", 8, 1), "known: train, test"),
         (("digits", "train", 8, 3), "1 channels, not 3"),
-        (("digits", "train", 4, 1), "8x8, larger than 4"),
+        (("digits", "train", 4, 1), "at most 4x4, got 8x8; .*set crop=True or image_size"),
         (("digits", "train", 8, 1, "somewhere"), "ships with scikit-learn"),
     ],
 )
-def test_what_does_not_fit_is_refused(arguments, words):
+def test_invalid_arguments_raise(arguments, words):
     with pytest.raises(UserError, match=words):
         load(*arguments)
