@@ -14,7 +14,7 @@ import numpy as np
 from configs import toy2d
 from score_sde.experiment import make_experiment
 from score_sde.planning import plan
-from score_sde.training.devices import make_layout
+from score_sde.training.devices import make_strategy
 from score_sde.training.setup import build_train_step
 
 NUMBER, EACH = 8, 8192
@@ -32,7 +32,7 @@ def main(strategy: str) -> None:
     config.training.strategy = strategy
     experiment = make_experiment(config, jax.devices()[:1])
     planned = plan.plan(experiment, f"cpu:{NUMBER}")["temporary_bytes"] * NUMBER
-    layout = make_layout(strategy, jax.devices()[:NUMBER])
+    parallel = make_strategy(strategy, jax.devices()[:NUMBER])
     state = experiment.training.init_state()
     batch = {
         "image": np.zeros((1, NUMBER * EACH, 2), np.float32),
@@ -40,8 +40,10 @@ def main(strategy: str) -> None:
         "index": np.zeros((1, NUMBER * EACH), np.int32),
     }
     like = [jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), part) for part in (state, batch)]
-    run = layout.lower(build_train_step(experiment.training, None, layout.axis_name, layout.gather), *like).compile()
-    placed = layout.place(state), layout.put(batch)
+    run = parallel.lower(
+        build_train_step(experiment.training, None, parallel.axis_name, parallel.all_gather_params), *like
+    ).compile()
+    placed = parallel.shard_state(state), parallel.shard_batch(batch)
     before = of_process("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
     jax.block_until_ready(run(*placed))

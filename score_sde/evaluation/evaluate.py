@@ -10,11 +10,11 @@ import numpy as np
 
 from score_sde.data import Dataset, load_examples, to_levels, to_unit_range
 from score_sde.errors import UserError, not_none
-from score_sde.evaluation.comparison import check_number, classified, compare, compare_points
+from score_sde.evaluation.comparison import check_count, classifier_metrics, compare_points, compute_metrics
 from score_sde.evaluation.extractors import EXTRACTORS, LIBRARIES, Extractor, choose
-from score_sde.evaluation.features import Features, Split, make_extract, of_real, split_of
+from score_sde.evaluation.features import Features, Split, make_extract, make_split, real_features
 from score_sde.evaluation.image_grid import save_grid
-from score_sde.evaluation.metrics import nearest
+from score_sde.evaluation.metrics import nearest_neighbors
 from score_sde.evaluation.options import EvaluationOptions
 from score_sde.evaluation.plots import sample_path, save_curve
 from score_sde.evaluation.results import check_comparable, load_results, save_results
@@ -22,10 +22,10 @@ from score_sde.evaluation.samples import FOLDER, generate_samples
 from score_sde.runtime import distributed
 from score_sde.sampling import Sampler
 from score_sde.training.checkpoints import saved_steps
-from score_sde.training.ema import Averages, check_choice
+from score_sde.training.ema import EMAConfig, check_choice
 from score_sde.training.load import CheckpointSpec
 
-NUM_NEIGHBORS = 5  # training images next to a sample
+NUM_NEIGHBORS = 5  # training images per sample
 
 
 class Measure(NamedTuple):
@@ -48,9 +48,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Compare samples with real data, for every checkpoint and EMA, and write evaluation.json.
 
-    Images are compared in features (`comparison.compare`), with a plot of the first samples' nearest training images.
-    Points are compared by a sliced Wasserstein distance. For several checkpoints or EMAs all results are under "curve",
-    plotted in DIR/evaluation_curve.png, and the last ones also at the top.
+    Images are compared in features (`comparison.compute_metrics`), with a plot of the nearest training images of the
+    first samples. Points are compared by a sliced Wasserstein distance. For several checkpoints or EMAs all results
+    are under "curve" and plotted in DIR/evaluation_curve.png, and the last ones are also at the top level.
 
     Args:
       sampler: Sampler.
@@ -65,10 +65,7 @@ def evaluate(
       UserError: if the folder has no checkpoint, or images can't be compared in the chosen features.
     """
     levels = load("train").levels
-    if levels is None:
-        compare_with = _points(load, options, config)
-    else:
-        compare_with = _images(load, options, config, workdir)
+    compare_with = _points(load, options, config) if levels is None else _images(load, options, config, workdir)
     rows = []
     for spec in specs:
         params, step = load_params(spec)
@@ -90,7 +87,7 @@ def evaluate(
 
 
 def checkpoints_to_evaluate(
-    workdir: Path, options: EvaluationOptions, default: CheckpointSpec, ema: Averages
+    workdir: Path, options: EvaluationOptions, default: CheckpointSpec, ema: EMAConfig
 ) -> list[CheckpointSpec]:
     """Return every chosen checkpoint with every chosen EMA.
 
@@ -117,15 +114,15 @@ def checkpoints_to_evaluate(
             f"{', '.join(map(str, missing)) or 'any'}; keep_checkpoints and keep_every choose which ones stay",
             "steps",
         )
-    return [CheckpointSpec(step, *each) for step in steps for each in emas]
+    return [CheckpointSpec(step, *ema_choice) for step in steps for ema_choice in emas]
 
 
 def _points(
     load: Callable[[str], Dataset], options: EvaluationOptions, config: Mapping[str, Any]
 ) -> Callable[[list[np.ndarray], int], dict[str, Any]]:
     """Return the function (sets of samples, step) -> results for points."""
-    splits = [split_of(load(name), config["data"], name, options.num_real) for name in ("train", "test")]
-    train, test = (load_examples(split.source, split.number)[0] for split in splits)
+    splits = [make_split(load(name), config["data"], name, options.num_real) for name in ("train", "test")]
+    train, test = (load_examples(split.source, split.num_images)[0] for split in splits)
     return lambda draws, step: _hashes(splits, {}) | compare_points(draws[0], train, test)
 
 
@@ -133,10 +130,12 @@ def _images(
     load: Callable[[str], Dataset], options: EvaluationOptions, config: Mapping[str, Any], workdir: Path
 ) -> Callable[[list[np.ndarray], int], dict[str, Any]]:
     """Return the function (sets of samples, step) -> results for images; invalid options raise here."""
-    check_number(options.num_samples, "samples", "num_samples")
-    splits = train, test = [split_of(load(name), config["data"], name, options.num_real) for name in ("train", "test")]
+    check_count(options.num_samples, "samples", "num_samples")
+    splits = train, test = [
+        make_split(load(name), config["data"], name, options.num_real) for name in ("train", "test")
+    ]
     for split in splits:
-        check_number(split.number, f"images of the {split.name} split", "num_real")
+        check_count(split.num_images, f"images of the {split.name} split", "num_real")
     files = {name: getattr(options, name) for name in LIBRARIES}
     names = choose(options.features, train.source, files)
     extractors = {name: EXTRACTORS[name](train.source, config["data"], files.get(name, "")) for name in names}
@@ -148,14 +147,14 @@ def _images(
         results = dict(hashes)
         for name, measure in measures.items():
             features = [measure.extract(samples.__getitem__, len(samples)) for samples in draws]
-            results |= compare(name, features, measure.real, measure.held_out)
+            results |= compute_metrics(name, features, measure.real, measure.held_out)
             if name == "classifier":
                 _, labels = load_examples(test.source, len(measure.held_out.logits))
-                results |= classified(features[0], measure.held_out, labels, measure.extractor.fingerprint)
+                results |= classifier_metrics(features[0], measure.held_out, labels, measure.extractor.fingerprint)
         if baseline is not None:
             results["against"] = {"whose": options.against} | _differences(results, baseline)
         if options.neighbours and distributed.is_main_process():
-            images, _ = load_examples(train.source, min(train.number, options.neighbours_among))
+            images, _ = load_examples(train.source, min(train.num_images, options.neighbours_among))
             path = sample_path(workdir, step, suffix="_neighbours")
             save_neighbours(path, draws[0][: options.neighbours], images, not_none(train.source.levels))
         return results
@@ -165,12 +164,12 @@ def _images(
 
 def _measure(extractor: Extractor, splits: list[Split]) -> Measure:
     extract = make_extract(extractor)
-    return Measure(extractor, extract, *(of_real(extract, extractor, split) for split in splits))
+    return Measure(extractor, extract, *(real_features(extract, extractor, split) for split in splits))
 
 
 def _hashes(splits: list[Split], features: dict[str, str]) -> dict[str, Any]:
-    """Return what comparable results share, besides the number of samples, which their names carry."""
-    data = {split.name: {"number": split.number, "hash": split.fingerprint} for split in splits}
+    """Return the hashes that comparable results share; the number of samples is in the names of the metrics."""
+    data = {split.name: {"number": split.num_images, "hash": split.fingerprint} for split in splits}
     return {"data": data, "features": features}
 
 
@@ -182,19 +181,19 @@ def _load_baseline(options: EvaluationOptions, hashes: dict[str, Any]) -> dict[s
     """
     theirs = load_results(Path(options.against))
     if not theirs.get("features"):
-        raise UserError(f"{options.against} has no figures of samples in features", "against")
+        raise UserError(f"{options.against} has no metrics of samples in features", "against")
     check_comparable(hashes | {"num_samples": options.num_samples}, theirs, options.against)
     return theirs
 
 
 def _differences(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, float]:
-    """Return our mean distances less theirs; ours are better below 0."""
+    """Return our mean distances minus theirs; negative values are in our favor."""
     distances = [name for name, value in ours.items() if name.startswith(("fd_", "kid_")) and isinstance(value, dict)]
     return {name: ours[name]["mean"] - theirs[name]["mean"] for name in distances if "test_train" not in name}
 
 
 def save_neighbours(path: Path, samples: np.ndarray, train: np.ndarray, levels: int) -> None:
-    """Write a PNG with a sample and its nearest training images, in pixels, per row. It reveals copies.
+    """Write a PNG with a sample and its nearest training images, in pixels, per row, which reveals copies.
 
     Args:
       path: Path of the PNG.
@@ -202,9 +201,9 @@ def save_neighbours(path: Path, samples: np.ndarray, train: np.ndarray, levels: 
       train: (m, height, width, channels) pixels.
       levels: Number of pixel levels.
     """
-    flat, among = (images.reshape(len(images), -1) for images in (samples, train))
-    places = nearest(flat, among, min(NUM_NEIGHBORS, len(train)))
-    rows = np.concatenate([samples[:, None], train[places]], axis=1)
+    flat_samples, flat_train = (images.reshape(len(images), -1) for images in (samples, train))
+    indices = nearest_neighbors(flat_samples, flat_train, min(NUM_NEIGHBORS, len(train)))
+    rows = np.concatenate([samples[:, None], train[indices]], axis=1)
     cells = to_levels(to_unit_range(rows.reshape(-1, *samples.shape[1:]), levels), 256)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_grid(path, cells, columns=rows.shape[1])

@@ -1,4 +1,4 @@
-"""Features of images, computed on all devices, with their moments as they come; of real images kept on disk."""
+"""Features of images and their moments, computed on all devices; those of real images are cached on disk."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,90 +10,118 @@ from score_sde.data import Dataset
 from score_sde.data.hashing import hash_split
 from score_sde.errors import not_none
 from score_sde.evaluation.extractors import Extractor
-from score_sde.evaluation.metrics import Moments, merge, moments_of
+from score_sde.evaluation.metrics import Moments, compute_moments, merge
 from score_sde.runtime import distributed
 from score_sde.runtime.cache import cache_folder
 from score_sde.runtime.disk import read_arrays, write_arrays
 from score_sde.runtime.hashing import hash_json
 from score_sde.training.metrics import progress_bar
 
-ROWS = 64  # images a device at a time, always: what an image's features are depends neither on batches nor on devices
-GATHERED = 1024  # vectors whose moments are taken together
-KEPT = 10_000  # vectors of real images that are kept beside the moments of all, for KID and overlap
+BATCH_PER_DEVICE = 64  # constant, so that an image's features depend neither on the batch size nor on the devices
+MOMENT_CHUNK = 1024  # vectors that are reduced to moments at a time
+NUM_STORED_FEATURES = 10_000  # feature vectors of real images that are stored besides the moments, for KID and PRDC
+STORED_MOMENTS = ("number", "mean", "scatter")  # names of `Moments` in the cache
 
 
 class Features(NamedTuple):
-    """Of a set of images."""
+    """Features of a set of images.
 
-    vectors: np.ndarray  # (n, d), the first of the set
-    logits: np.ndarray  # (n, classes), of 0 classes where none are known
-    moments: Moments  # of the whole set
+    Attributes:
+      vectors: (n, d) features of the first n images.
+      logits: (n, num_classes) logits of the same images, with num_classes 0 for an extractor without classes.
+      moments: Moments of the features of the whole set.
+    """
+
+    vectors: np.ndarray
+    logits: np.ndarray
+    moments: Moments
 
 
 class Split(NamedTuple):
-    """Real images that samples are compared with."""
+    """Real images that samples are compared with.
+
+    Attributes:
+      source: Images of the split.
+      num_images: Number of images that are used, the first ones.
+      name: Name of the split.
+      fingerprint: Hash of the images that are used.
+    """
 
     source: Dataset
-    number: int  # of its images, the first ones
+    num_images: int
     name: str
     fingerprint: str
 
 
-def split_of(source: Dataset, data: dict[str, Any], name: str, limit: int) -> Split:
-    """The first images of a split, at most `limit`."""
-    number = min(limit, len(source.examples))
-    return Split(source, number, name, hash_split(source, data, name, number))
+def make_split(source: Dataset, data: dict[str, Any], name: str, limit: int) -> Split:
+    """Return the first images of a split.
+
+    Args:
+      source: Images of the split.
+      data: Config of the data.
+      name: Name of the split.
+      limit: Maximum number of images.
+    """
+    count = min(limit, len(source.examples))
+    return Split(source, count, name, hash_split(source, data, name, count))
 
 
 def make_extract(extractor: Extractor) -> Callable[..., Features]:
-    """Compiles an extractor for all devices; of several processes each does its part, and all get the whole.
+    """Compile an extractor for all devices; each of several processes computes its part, and all get the whole result.
 
     Returns:
-      (rows, number, kept=None, name="features") -> Features of `number` images, where rows(indices) gives pixels (n,
-      height, width, channels) uint8 and `kept` is how many vectors and logits stay beside the moments (None: all). No
-      image is left out, and none counted twice.
+      (rows, count, num_stored=None, name="features") -> Features of `count` images. rows(indices) returns pixels (n,
+      height, width, channels) uint8. `num_stored` is the number of vectors and logits in the result (None: all); the
+      moments are those of every image, counted once. `name` labels the progress bar.
     """
     devices = jax.local_devices()
     params = jax.device_put(extractor.params, devices[0])
     compiled = jax.pmap(extractor.apply, in_axes=(None, 0), devices=devices)
-    whole = ROWS * len(devices) * jax.process_count()
+    batch = BATCH_PER_DEVICE * len(devices) * jax.process_count()
 
-    def extract(rows, number, kept=None, name="features") -> Features:
-        kept = number if kept is None else kept
-        parts, waiting, total = [], [], None
-        with progress_bar(number, 0, "image", name) as bar:
-            for first in range(0, number, whole):
-                places = np.minimum(np.arange(first, first + whole), number - 1)  # the last batch is filled up
-                prepared = extractor.prepare(rows(places[distributed.local_slice(whole)]))
-                found = compiled(params, prepared.reshape(len(devices), ROWS, *prepared.shape[1:]))
-                mine = [np.asarray(part).reshape(ROWS * len(devices), part.shape[-1]) for part in found]
-                vectors, logits = (part[: number - first] for part in distributed.all_gather(mine))
-                if first < kept:
-                    parts.append((vectors, logits))
-                waiting.append(vectors)
-                last = first + whole >= number
-                if last or sum(map(len, waiting)) >= GATHERED:
-                    moments = moments_of(np.concatenate(waiting))
+    def extract(rows, count, num_stored=None, name="features") -> Features:
+        num_stored = count if num_stored is None else num_stored
+        stored, pending, total = [], [], None
+        with progress_bar(count, 0, "image", name) as bar:
+            for first in range(0, count, batch):
+                indices = np.minimum(np.arange(first, first + batch), count - 1)  # pads the last batch
+                prepared = extractor.prepare(rows(indices[distributed.local_slice(batch)]))
+                outputs = compiled(params, prepared.reshape(len(devices), BATCH_PER_DEVICE, *prepared.shape[1:]))
+                local = [
+                    np.asarray(output).reshape(BATCH_PER_DEVICE * len(devices), output.shape[-1]) for output in outputs
+                ]
+                vectors, logits = (output[: count - first] for output in distributed.all_gather(local))
+                if first < num_stored:
+                    stored.append((vectors, logits))
+                pending.append(vectors)
+                last = first + batch >= count
+                if last or sum(map(len, pending)) >= MOMENT_CHUNK:
+                    moments = compute_moments(np.concatenate(pending))
                     total = moments if total is None else merge(total, moments)
-                    waiting = []
+                    pending = []
                 bar.update(len(vectors))
-        vectors, logits = (np.concatenate(column)[:kept] for column in zip(*parts, strict=True))
+        vectors, logits = (np.concatenate(column)[:num_stored] for column in zip(*stored, strict=True))
         return Features(vectors, logits, not_none(total))
 
     return extract
 
 
-def of_real(extract: Callable[..., Features], extractor: Extractor, split: Split) -> Features:
-    """A split's features; kept on disk, in `cache_folder()`, under a hash of the split and the extractor."""
-    key = hash_json(split.fingerprint, extractor.fingerprint, KEPT, Moments._fields)
+def real_features(extract: Callable[..., Features], extractor: Extractor, split: Split) -> Features:
+    """Return the features of a split; they are cached on disk by a hash of the split and the extractor."""
+    key = hash_json(split.fingerprint, extractor.fingerprint, NUM_STORED_FEATURES, STORED_MOMENTS)
     path = cache_folder() / "statistics" / f"{key}.npz"
-    stored = read_arrays(path)
-    if stored is not None:
-        moments = Moments(int(stored["number"]), stored["mean"], stored["scatter"])
-        return Features(stored["vectors"], stored["logits"], moments)
+    arrays = read_arrays(path)
+    if arrays is not None:
+        moments = Moments(int(arrays["number"]), arrays["mean"], arrays["scatter"])
+        return Features(arrays["vectors"], arrays["logits"], moments)
     examples = split.source.examples
-    found = extract(lambda places: np.stack([examples[i]["image"] for i in places]), split.number, KEPT, split.name)
+
+    def rows(indices):
+        return np.stack([examples[i]["image"] for i in indices])
+
+    features = extract(rows, split.num_images, NUM_STORED_FEATURES, split.name)
     if distributed.is_main_process():
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_arrays(path, {"vectors": found.vectors, "logits": found.logits, **found.moments._asdict()})
-    return found
+        stored = dict(zip(STORED_MOMENTS, features.moments, strict=True))
+        write_arrays(path, {"vectors": features.vectors, "logits": features.logits, **stored})
+    return features

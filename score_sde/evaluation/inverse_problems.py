@@ -31,7 +31,7 @@ class Restorations(NamedTuple):
     completions: np.ndarray
 
 
-def restorations(sampler: Sampler, samples: np.ndarray) -> Restorations:
+def group_by_measurement(sampler: Sampler, samples: np.ndarray) -> Restorations:
     """Return the samples of an inverse problem, grouped by measurement."""
     number = not_none(sampler.task).samples_per_measurement
     truth, measured = sampler.measured()

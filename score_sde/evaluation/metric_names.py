@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 
 from score_sde.data import Dataset
-from score_sde.evaluation.comparison import classified, compare, compare_points
+from score_sde.evaluation.comparison import classifier_metrics, compare_points, compute_metrics
 from score_sde.evaluation.extractors import LIBRARIES, choose
 from score_sde.evaluation.features import Features
 from score_sde.evaluation.likelihood import breakdown
-from score_sde.evaluation.metrics import moments_of
+from score_sde.evaluation.metrics import compute_moments
 from score_sde.evaluation.options import EvaluationOptions, LikelihoodOptions
 from score_sde.training.workdir import flatten
 
@@ -30,7 +30,7 @@ def metric_names(
 
     Args:
       load: Function from a split to its data.
-      modes: Those of "evaluate" and "likelihood" that will run.
+      modes: Modes that will run, of which "evaluate" and "likelihood" have metrics.
       evaluation: Options of evaluation.
       likelihood: Options of the likelihood.
       event_shape: Shape of one example.
@@ -55,12 +55,14 @@ def _sample_metrics(source: Dataset, options: EvaluationOptions) -> dict[str, An
     for name in choose(options.features, source, {library: getattr(options, library) for library in LIBRARIES}):
         classes = source.num_classes if name == "classifier" else 2 if name == "inception" else 0
         logits = rng.standard_normal((NUM_VECTORS, classes))
-        sets = (Features(each, logits, moments_of(each)) for each in rng.standard_normal((3, NUM_VECTORS, 2)))
+        sets = (
+            Features(vectors, logits, compute_moments(vectors)) for vectors in rng.standard_normal((3, NUM_VECTORS, 2))
+        )
         samples, real, held_out = sets
-        samples = samples._replace(moments=samples.moments._replace(number=options.num_samples))
-        metrics |= compare(name, [samples] * options.num_draws, real, held_out)
+        samples = samples._replace(moments=samples.moments._replace(num_vectors=options.num_samples))
+        metrics |= compute_metrics(name, [samples] * options.num_draws, real, held_out)
         if name == "classifier":
-            metrics |= classified(samples, held_out, np.zeros(NUM_VECTORS, int), "")
+            metrics |= classifier_metrics(samples, held_out, np.zeros(NUM_VECTORS, int), "")
     return metrics
 
 

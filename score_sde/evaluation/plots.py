@@ -11,7 +11,7 @@ import numpy as np
 from score_sde.data import Dataset, load_examples, to_levels
 from score_sde.evaluation.accuracy import accuracy, plot_accuracy
 from score_sde.evaluation.image_grid import by_class, save_grid
-from score_sde.evaluation.inverse_problems import restorations, save_restorations
+from score_sde.evaluation.inverse_problems import group_by_measurement, save_restorations
 from score_sde.model import DiffusionModel, NoisyClassifier
 from score_sde.parameterization import score_fn
 from score_sde.runtime import distributed
@@ -64,7 +64,7 @@ def sample_and_plot(
     samples = np.concatenate(batches)
     path.parent.mkdir(parents=True, exist_ok=True)
     if sampler.task is not None:
-        save_restorations(path, sampler.task, restorations(sampler, samples))
+        save_restorations(path, sampler.task, group_by_measurement(sampler, samples))
         return
     labels = sampler.labels(np.arange(len(samples)))
     arrays: dict[str, Any] = {} if labels is None else {"labels": np.asarray(labels)}

@@ -24,7 +24,7 @@ from score_sde.experiment.sampler import build_sampler
 from score_sde.model import DiffusionModel, NoisyClassifier
 from score_sde.parameterization import Denoiser
 from score_sde.sampling import Sampler
-from score_sde.training.ema import Averages, check_averages, check_choice
+from score_sde.training.ema import EMAConfig, check_choice, check_ema_config
 from score_sde.training.optimizer import make_optimizer
 from score_sde.training.setup import TrainingSchedule, TrainingSetup
 
@@ -118,11 +118,11 @@ def make_experiment(config: ConfigDict, devices: list[jax.Device]) -> Experiment
     )
 
 
-def build_ema(config: ConfigDict) -> Averages:
+def build_ema(config: ConfigDict) -> EMAConfig:
     """Return the EMAs to keep in training, after a check that sampling uses one of them."""
     training = config.training
     with flags(config, "training"):
-        ema = check_averages(Averages(training.ema_decay, tuple(training.ema_decays), tuple(training.ema_lengths)))
+        ema = check_ema_config(EMAConfig(training.ema_decay, tuple(training.ema_decays), tuple(training.ema_lengths)))
     with flags(config, "sampling"):
         check_choice(ema, config.sampling.ema_decay, config.sampling.ema_length)
     return ema

@@ -221,13 +221,13 @@ def _score_diagnostics(experiment: Experiment, workdir: Path) -> dict[str, Any]:
 def _restorations(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     import numpy as np
 
-    from score_sde.evaluation.inverse_problems import restoration_metrics, restorations
+    from score_sde.evaluation.inverse_problems import group_by_measurement, restoration_metrics
 
     params, step = _load_params(experiment, workdir)
     sampler = not_none(experiment.sampler)
     samples = np.concatenate([batch.x for batch in sampler.batches(params)])
     task = not_none(sampler.task)
     num_real = experiment.evaluation.num_real
-    metrics = restoration_metrics(task, restorations(sampler, samples), experiment.load("train"), num_real)
+    metrics = restoration_metrics(task, group_by_measurement(sampler, samples), experiment.load("train"), num_real)
     results = {"sampling": experiment.config["sampling"]} | metrics
     return _save(experiment, workdir, f"restore_{task.name}", step, results)

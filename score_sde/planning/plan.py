@@ -21,7 +21,7 @@ from score_sde.planning.flops import flops_of_repetitions
 from score_sde.planning.topology import Topology, parse_topology
 from score_sde.runtime.disk import report
 from score_sde.runtime.periodic import call_periodically
-from score_sde.training.devices import make_layout
+from score_sde.training.devices import make_strategy
 from score_sde.training.setup import build_train_step, check_divides
 
 NEARLY_FULL = 0.9  # fraction of the memory at which the search for the largest batch ends
@@ -87,15 +87,15 @@ def plan(experiment: Experiment, topology: str, search: bool = False) -> dict[st
 
 def compile_step(experiment: Experiment, target: Topology, batch_per_device: int) -> Compiled | None:
     """Compile the train step for a batch size per device; return None if it exceeds the devices' memory."""
-    layout = make_layout(experiment.training.strategy, target.devices)
+    parallel = make_strategy(experiment.training.strategy, target.devices)
     # A plan reads no data; the number of levels does not change the cost.
     levels = 256 if len(experiment.model.event_shape) == 3 else None
-    step = build_train_step(experiment.training, levels, layout.axis_name, layout.gather)
+    step = build_train_step(experiment.training, levels, parallel.axis_name, parallel.all_gather_params)
     num_devices = len(target.devices)
     state, batches = shapes_of_state(experiment), shapes_of_batches(experiment, batch_per_device * num_devices, levels)
     try:
         with _log_stage(f"tracing the train step of {batch_per_device} examples per device"):
-            traced = layout.lower(step, state, batches)
+            traced = parallel.lower(step, state, batches)
         with _log_stage(f"compiling the train step of {batch_per_device} examples per device for {target.name}"):
             compiled = traced.compile()
     except jax.errors.JaxRuntimeError as error:

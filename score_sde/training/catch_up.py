@@ -1,4 +1,4 @@
-"""Work due at a step, and its completion after a kill between a checkpoint and the rest of its step."""
+"""The work due at a step, and its completion if a run was killed after the checkpoint of the step."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +23,7 @@ class Pictures(NamedTuple):
 
 
 def is_due(schedule: TrainingSchedule, step: int, every: int) -> bool:
-    """Return whether work done every `every` steps (0: never), and after the last, is due after this step."""
+    """Return whether work is due that is done every `every` steps (0: never) and after the last step."""
     return every > 0 and (step % every == 0 or step >= schedule.num_steps)
 
 
@@ -46,8 +46,8 @@ def catch_up(
     step, schedule, lengths = int(state.step), setup.schedule, setup.ema.lengths
     if step == 0:
         return
-    stored = distributed.is_main_process() and lengths and is_due(schedule, step, schedule.snapshot_every)
-    if stored and not snapshots.are_whole(workdir, step, lengths):
+    snapshots_due = distributed.is_main_process() and lengths and is_due(schedule, step, schedule.snapshot_every)
+    if snapshots_due and not snapshots.are_whole(workdir, step, lengths):
         snapshots.save(workdir, step, state.averages, lengths)
     picture_due = is_due(schedule, step, schedule.sample_every)
     if distributed.any_process(picture_due and not pictures.path(step).exists()):

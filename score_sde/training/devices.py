@@ -1,7 +1,8 @@
-"""A train step on many devices, of one process or of several: every device with the whole state, or with a shard.
+"""Parallel strategies for the train step, on many devices of one or several processes.
 
-`pmap` keeps a copy of the state on each device. `fsdp` cuts every array of the state over the devices, and the compiler
-gathers what a step needs when it needs it: less memory, more traffic, the same numbers but for rounding.
+`pmap` keeps a copy of the state on each device. `fsdp` shards every array of the state over the devices, and the
+compiler gathers the parameters where a step needs them. It takes less memory and more communication than `pmap`; the
+results agree to rounding.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,36 +18,47 @@ from score_sde.runtime.distributed import replicate
 from score_sde.training.step import AXIS, scan_steps
 
 
-class Layout(NamedTuple):
-    """Where the state and the batches lie."""
+class ParallelStrategy(NamedTuple):
+    """Functions that distribute the state and the batches over devices.
 
-    axis_name: str | None  # for `make_train_step`
-    gather: Callable[[Any], Any]  # likewise: parameters -> whole on every device, inside a compiled step
-    place: Callable[[Any], Any]  # a state on the host -> on the devices
-    put: Callable[[Any], Any]  # this process's rows of batches, (steps, rows, ...), on the host -> on its devices
-    # (train_step, a state's shapes) -> (placed state, put batches) -> (state, metrics): means over the steps; the
-    # state's buffers are donated
+    Attributes:
+      axis_name: Mapped axis of `make_train_step`; None for a train step on the global batch.
+      all_gather_params: Function from sharded parameters to parameters that are whole on every device, for use within
+        a compiled step.
+      shard_state: Function from a state on the host to the state on the devices.
+      shard_batch: Function from this process's rows of batches on the host, (steps, rows, ...), to its devices.
+      compile: Function (train_step, shapes of the state) -> (sharded state, sharded batches) -> (state, metrics), with
+        the means of the metrics over the steps. The buffers of the state are donated.
+      lower: Function (train_step, shapes of the state, shapes of global batches (steps, batch, ...)) that returns the
+        lowered computation of `compile`.
+      unshard: Function from a part of a sharded state to arrays on this process's first device.
+      to_checkpoint: Function from a sharded state to arrays that Orbax saves from all processes together.
+    """
+
+    axis_name: str | None
+    all_gather_params: Callable[[Any], Any]
+    shard_state: Callable[[Any], Any]
+    shard_batch: Callable[[Any], Any]
     compile: Callable[..., Callable]
-    # (train_step, a state's shapes, the shapes of global batches (steps, batch, ...)) -> what compile compiles, lowered
     lower: Callable[..., Any]
-    whole: Callable[[Any], Any]  # a part of a placed state -> arrays on this process's first device
-    to_save: Callable[[Any], Any]  # a placed state -> arrays that Orbax saves, from all processes together
+    unshard: Callable[[Any], Any]
+    to_checkpoint: Callable[[Any], Any]
 
 
-def pmap_layout(devices: Sequence[jax.Device]) -> Layout:
-    """Data parallel: the state on every device, the batch split, gradients averaged."""
-    mine = [device for device in devices if device.process_index == jax.process_index()]
+def pmap_strategy(devices: Sequence[jax.Device]) -> ParallelStrategy:
+    """Return data parallelism: a copy of the state on every device, the batch split, gradients averaged."""
+    local = [device for device in devices if device.process_index == jax.process_index()]
     mesh = Mesh(np.array(devices), (AXIS,))
 
-    split_first = NamedSharding(Mesh(np.array(mine), (AXIS,)), PartitionSpec(AXIS))
+    split_first = NamedSharding(Mesh(np.array(local), (AXIS,)), PartitionSpec(AXIS))
 
-    def put(batches):  # (steps, rows, ...) -> (devices, steps, rows / devices, ...)
-        def one(leaf):
+    def shard_batch(batches):  # (steps, rows, ...) -> (devices, steps, rows / devices, ...)
+        def shard(leaf):
             steps, rows = leaf.shape[:2]
-            parts = leaf.reshape(steps, len(mine), rows // len(mine), *leaf.shape[2:])
-            return jax.device_put(parts.swapaxes(0, 1), split_first)
+            shards = leaf.reshape(steps, len(local), rows // len(local), *leaf.shape[2:])
+            return jax.device_put(shards.swapaxes(0, 1), split_first)
 
-        return jax.tree.map(one, batches)
+        return jax.tree.map(shard, batches)
 
     def compile_steps(train_step, state):
         compiled = mapped(train_step)
@@ -72,79 +84,102 @@ def pmap_layout(devices: Sequence[jax.Device]) -> Layout:
             jax.tree.map(stacked, state), jax.tree.map(stacked, jax.tree.map(split, batches))
         )
 
-    def to_save(state):
-        if len(mine) == len(devices):
+    def to_checkpoint(state):
+        if len(local) == len(devices):
             return unreplicate(state)
-        everywhere = NamedSharding(mesh, PartitionSpec())
+        replicated = NamedSharding(mesh, PartitionSpec())
         return jax.tree.map(
             lambda leaf: jax.make_array_from_single_device_arrays(
-                leaf.shape[1:], everywhere, [shard.data[0] for shard in leaf.addressable_shards]
+                leaf.shape[1:], replicated, [shard.data[0] for shard in leaf.addressable_shards]
             ),
             state,
         )
 
-    return Layout(
-        AXIS, lambda params: params, partial(replicate, devices=mine), put, compile_steps, lower, unreplicate, to_save
+    return ParallelStrategy(
+        axis_name=AXIS,
+        all_gather_params=lambda params: params,
+        shard_state=partial(replicate, devices=local),
+        shard_batch=shard_batch,
+        compile=compile_steps,
+        lower=lower,
+        unshard=unreplicate,
+        to_checkpoint=to_checkpoint,
     )
 
 
-def fsdp_layout(devices: Sequence[jax.Device]) -> Layout:
-    """The state in shards: each array cut along its longest axis that the devices divide; small ones are copied."""
+def fsdp_strategy(devices: Sequence[jax.Device]) -> ParallelStrategy:
+    """Return fully sharded data parallelism.
+
+    Each array is sharded along its longest axis whose length the number of devices divides. An array without such an
+    axis is copied.
+    """
     mesh = Mesh(np.array(devices), (AXIS,))
 
-    def sharding_of(leaf):
-        fitting = [axis for axis, size in enumerate(leaf.shape) if size and size % len(devices) == 0]
-        if not fitting:
+    def sharding(leaf):
+        divisible = [axis for axis, size in enumerate(leaf.shape) if size and size % len(devices) == 0]
+        if not divisible:
             return NamedSharding(mesh, PartitionSpec())
-        axis = max(fitting, key=lambda axis: leaf.shape[axis])
+        axis = max(divisible, key=lambda axis: leaf.shape[axis])
         return NamedSharding(mesh, PartitionSpec(*[None] * axis, AXIS))
 
-    def place(state):
-        def one(leaf):
+    def shard_state(state):
+        def shard(leaf):
             leaf = np.asarray(leaf)
-            return jax.make_array_from_callback(leaf.shape, sharding_of(leaf), lambda index: leaf[index])
+            return jax.make_array_from_callback(leaf.shape, sharding(leaf), lambda index: leaf[index])
 
-        return jax.tree.map(one, state)
+        return jax.tree.map(shard, state)
 
-    everywhere = NamedSharding(mesh, PartitionSpec())
+    replicated = NamedSharding(mesh, PartitionSpec())
     rows = NamedSharding(mesh, PartitionSpec(None, AXIS))
 
     def compile_steps(train_step, state):
-        shardings = jax.tree.map(sharding_of, state)
+        shardings = jax.tree.map(sharding, state)
         return jax.jit(
             partial(scan_steps, train_step),
             in_shardings=(shardings, rows),
-            out_shardings=(shardings, everywhere),
+            out_shardings=(shardings, replicated),
             donate_argnums=0,
         )
 
-    collect = jax.jit(lambda tree: tree, out_shardings=everywhere)
+    gather = jax.jit(lambda tree: tree, out_shardings=replicated)
 
-    def whole(tree):
-        return jax.tree.map(lambda leaf: leaf.addressable_data(0), collect(tree))
+    def unshard(tree):
+        return jax.tree.map(lambda leaf: leaf.addressable_data(0), gather(tree))
 
-    def gather(
-        params,
-    ):  # else the compiler may gather the batch's activations, which are larger, to the weights' shards
-        return jax.lax.with_sharding_constraint(params, everywhere)
+    def all_gather_params(params):
+        # Without this the compiler may gather the activations of the batch, which are larger, to the weights' shards.
+        return jax.lax.with_sharding_constraint(params, replicated)
 
-    def put(batches):
+    def shard_batch(batches):
         return jax.tree.map(partial(jax.make_array_from_process_local_data, rows), batches)
 
     def lower(train_step, state, batches):
         return compile_steps(train_step, state).lower(state, batches)
 
-    return Layout(None, gather, place, put, compile_steps, lower, whole, lambda state: state)
+    return ParallelStrategy(
+        axis_name=None,
+        all_gather_params=all_gather_params,
+        shard_state=shard_state,
+        shard_batch=shard_batch,
+        compile=compile_steps,
+        lower=lower,
+        unshard=unshard,
+        to_checkpoint=lambda state: state,
+    )
 
 
-LAYOUTS = {"pmap": pmap_layout, "fsdp": fsdp_layout}
+STRATEGIES = {"pmap": pmap_strategy, "fsdp": fsdp_strategy}
 
 
-def make_layout(strategy: str, devices: Sequence[jax.Device]) -> Layout:
-    """The layout of a strategy, a key of `LAYOUTS`."""
-    return lookup("strategy", LAYOUTS, strategy, "strategy")(devices)
+def make_strategy(name: str, devices: Sequence[jax.Device]) -> ParallelStrategy:
+    """Return the strategy of `STRATEGIES` with this name.
+
+    Raises:
+      UserError: if the name is unknown.
+    """
+    return lookup("strategy", STRATEGIES, name, "strategy")(devices)
 
 
 def unreplicate(tree: Any) -> Any:
-    """The copy of every array on this process's first device."""
+    """Return the copy of every array on this process's first device."""
     return jax.tree.map(lambda leaf: leaf.addressable_shards[0].data[0], tree)

@@ -1,7 +1,8 @@
-"""Moving averages of the parameters: of a fixed decay, and EDM2's of a length, which can be chosen afterwards.
+"""Exponential moving averages (EMAs) of the parameters: with a constant decay, and power-function EMAs.
 
-Karras et al. 2024, "Analyzing and Improving the Training Dynamics of Diffusion Models", Section 3: an average of
-relative length s over a run of t steps weighs the parameters of step u by u^gamma, whose standard deviation is s t.
+Karras et al. 2024, "Analyzing and Improving the Training Dynamics of Diffusion Models", Section 3: a power-function EMA
+at step t weights the parameters of step u by u^gamma. Its relative length sigma_rel is the standard deviation of these
+weights over t. Post-hoc EMA reconstructs any length after training, from stored EMAs of a few lengths.
 """
 
 from collections.abc import Sequence
@@ -14,115 +15,139 @@ import optax
 
 from score_sde.errors import UserError
 
-LONGEST = 0.28  # the standard deviation of the weights u^0, all equal, is 1 / sqrt(12) = 0.289
+MAX_LENGTH = 0.28  # gamma = 0, which weights all steps equally, has the length 1 / sqrt(12) = 0.289
 
 
-class Averages(NamedTuple):
-    """Which moving averages a run keeps beside its parameters."""
+class EMAConfig(NamedTuple):
+    """EMAs that a run keeps.
 
-    decay: float = 0.9999  # of the average that is sampled
-    decays: tuple[float, ...] = ()  # of further ones
-    lengths: tuple[float, ...] = ()  # of power functions
+    Attributes:
+      decay: Decay of the EMA that is sampled by default.
+      decays: Decays of further EMAs.
+      lengths: Relative lengths of power-function EMAs.
+    """
+
+    decay: float = 0.9999
+    decays: tuple[float, ...] = ()
+    lengths: tuple[float, ...] = ()
 
 
-def check_averages(averages: Averages) -> Averages:
-    """Refuses what is no decay or length.
+def check_ema_config(config: EMAConfig) -> EMAConfig:
+    """Return the EMA settings.
 
     Raises:
-      UserError: with the numbers.
+      UserError: if a decay or length is out of range.
     """
-    for name, decay in [("ema_decay", averages.decay), *(("ema_decays", decay) for decay in averages.decays)]:
+    for name, decay in [("ema_decay", config.decay), *(("ema_decays", decay) for decay in config.decays)]:
         if not 0 <= decay < 1:
-            raise UserError(f"need 0 <= {name} < 1, got {decay}", name)
-    for length in averages.lengths:
-        exponent(length, "ema_lengths")
-    return averages
+            raise UserError(f"EMA: expected 0 <= {name} < 1, got {decay}", name)
+    for length in config.lengths:
+        gamma_from_length(length, "ema_lengths")
+    return config
 
 
-def check_choice(averages: Averages, decay: float, length: float, argument: str = "ema_decay") -> None:
-    """Refuses to sample an average that the run doesn't keep.
+def check_choice(config: EMAConfig, decay: float, length: float, argument: str = "ema_decay") -> None:
+    """Raise UserError unless the run can provide the EMA.
+
+    Args:
+      config: EMAs of the run.
+      decay: Decay of one of `config.decays`; 0 for none of them.
+      length: Relative length of a post-hoc EMA; 0 for none.
+      argument: Argument that held the decay.
 
     Raises:
-      UserError: with those that there are.
+      UserError: if the decay is not one of the run, the length is out of range, or both are chosen.
     """
-    if decay and decay not in averages.decays:
-        kept = ", ".join(map(str, averages.decays)) or "none"
+    if decay and decay not in config.decays:
+        known = ", ".join(map(str, config.decays)) or "none"
         raise UserError(
-            f"no average of decay {decay} is kept beside training.ema_decay: ema_decays has {kept}", argument
+            f"EMA: no average of decay {decay} is kept besides training.ema_decay; ema_decays has {known}", argument
         )
     if length:
-        exponent(length)
+        gamma_from_length(length)
     if length and decay:
-        raise UserError("one of ema_decay and ema_length can be chosen, got both", "ema_decay", "ema_length")
+        raise UserError("EMA: expected one of ema_decay and ema_length, got both", "ema_decay", "ema_length")
 
 
-def first_averages(averages: Averages, params: Any) -> dict[str, Any]:
-    """All but the first, at the start: copies of the parameters, named by their place in the config."""
-    names = [f"decay_{i}" for i in range(len(averages.decays))] + [f"length_{i}" for i in range(len(averages.lengths))]
+def init_emas(config: EMAConfig, params: Any) -> dict[str, Any]:
+    """Return the initial further EMAs, copies of the parameters, keyed by their index in the config."""
+    names = [f"decay_{i}" for i in range(len(config.decays))] + [f"length_{i}" for i in range(len(config.lengths))]
     return {name: jax.tree.map(jnp.copy, params) for name in names}
 
 
 def update(
-    averages: Averages, kept: tuple[Any, dict[str, Any]], params: Any, step: jax.Array
+    config: EMAConfig, emas: tuple[Any, dict[str, Any]], params: Any, step: jax.Array
 ) -> tuple[Any, dict[str, Any]]:
-    """The averages after a step: (the first, the others).
+    """Return the EMAs after a step: the default one, and the further ones by name.
 
     Args:
-      averages: which they are.
-      kept: (the first, the others) before.
-      params: after the step.
-      step: () how many steps were finished before it.
+      config: EMAs of the run.
+      emas: EMAs before the step, in the same form.
+      params: Parameters after the step.
+      step: () number of steps finished before this one.
     """
-    shares = {f"decay_{i}": fixed_share(decay, step) for i, decay in enumerate(averages.decays)}
-    shares |= {f"length_{i}": power_share(exponent(length), step) for i, length in enumerate(averages.lengths)}
-    first, others = kept
-    moved = {name: optax.incremental_update(params, others[name], share) for name, share in shares.items()}
-    return optax.incremental_update(params, first, fixed_share(averages.decay, step)), moved
+    rates = {f"decay_{i}": constant_decay_rate(decay, step) for i, decay in enumerate(config.decays)}
+    rates |= {
+        f"length_{i}": power_function_rate(gamma_from_length(length), step) for i, length in enumerate(config.lengths)
+    }
+    default, others = emas
+    updated = {name: optax.incremental_update(params, others[name], rate) for name, rate in rates.items()}
+    return optax.incremental_update(params, default, constant_decay_rate(config.decay, step)), updated
 
 
-def fixed_share(decay: float, step: jax.Array) -> jax.Array:
-    """Of the new parameters: 1 - decay, the decay warmed up as min(decay, (1 + n) / (10 + n)) at step n."""
+def constant_decay_rate(decay: float, step: jax.Array) -> jax.Array:
+    """Return the weight 1 - decay of the new parameters, with the decay warmed up as min(decay, (1 + n) / (10 + n))."""
     return 1 - jnp.minimum(decay, (1.0 + step) / (10.0 + step))
 
 
-def power_share(gamma: float, step: jax.Array) -> jax.Array:
-    """Of the new parameters, 1 - (1 - 1 / t)^(gamma + 1) at the t-th step (Karras et al. 2024, Section 3.1)."""
-    return -jnp.expm1((gamma + 1) * jnp.log1p(-1.0 / (step + 1.0)))  # log(0) at the first step: all of them
+def power_function_rate(gamma: float, step: jax.Array) -> jax.Array:
+    """Return the weight of the new parameters at step t = step + 1 (Karras et al. 2024, Section 3.1).
+
+    It is 1 - (1 - 1 / t)^(gamma + 1).
+    """
+    return -jnp.expm1((gamma + 1) * jnp.log1p(-1.0 / (step + 1.0)))  # 1 at the first step, through log(0)
 
 
-def exponent(length: float, argument: str = "ema_length") -> float:
-    """The power gamma of an average of a relative length: length = sqrt(gamma + 1) / ((gamma + 2) sqrt(gamma + 3)).
+def gamma_from_length(length: float, argument: str = "ema_length") -> float:
+    """Return gamma for a relative length sigma_rel (Karras et al. 2024, Algorithm 2).
 
-    The largest root of (gamma + 2)^2 (gamma + 3) length^2 = gamma + 1 (Karras et al. 2024, Section 3.1).
+    It is the largest root of (gamma + 2)^2 (gamma + 3) sigma_rel^2 = gamma + 1.
 
     Raises:
-      UserError: the length is out of range.
+      UserError: if the length is out of range.
     """
-    if not 0 < length <= LONGEST:
-        raise UserError(f"an average's length is a share of the run, 0 < length <= {LONGEST}, got {length}", argument)
-    inverse = length**-2
-    return float(np.roots([1.0, 7.0, 16.0 - inverse, 12.0 - inverse]).real.max())
+    if not 0 < length <= MAX_LENGTH:
+        raise UserError(
+            f"EMA: expected a length, as a fraction of the run, of 0 < length <= {MAX_LENGTH}, got {length}", argument
+        )
+    t = length**-2
+    return float(np.roots([1.0, 7.0, 16.0 - t, 12.0 - t]).real.max())
 
 
-def reconstruction(steps: Sequence[int], lengths: Sequence[float], step: int, length: float) -> np.ndarray:
-    """Weights (n,) of stored averages whose sum is nearest to the average of another length.
+def post_hoc_weights(steps: Sequence[int], lengths: Sequence[float], step: int, length: float) -> np.ndarray:
+    """Return the weights x (n,) of stored EMAs whose sum is closest to an EMA of another length.
 
-    Nearest as functions of time, by least squares (Karras et al. 2024, Section 3.2 and Algorithm 3): the stored average
-    of step a and power p weighs time u by (p + 1) u^p / a^(p + 1) up to a, and the products of two such weights have a
-    closed form. The weights are then divided by their sum, as in the authors' code, so that parameters that never move
-    are their own average.
+    This is Algorithm 3 of Karras et al. 2024. An EMA weights the parameters of time t by its profile p(t). For stored
+    profiles p_i and the wanted profile p_r, x minimizes |sum_i x_i p_i - p_r|^2, by A x = b with A_ij = <p_i, p_j> and
+    b_i = <p_i, p_r>. As in the authors' code, x is then divided by its sum, so that the EMA of constant parameters is
+    those parameters.
 
     Args:
-      steps: when each was stored.
-      lengths: of each.
-      step: the time of the average that is wanted; every one of `steps` is at most that.
-      length: its length.
+      steps: Step t_i of each stored EMA.
+      lengths: Relative length of each stored EMA, which gives gamma_i.
+      step: Step t_r of the reconstructed EMA, at least every t_i.
+      length: Relative length of the reconstructed EMA, which gives gamma_r.
     """
-    times = np.array([*steps, step], np.float64) / step
-    powers = np.array([exponent(each) for each in [*lengths, length]])
-    early = np.minimum(times[:, None], times)
-    own = (early / times[:, None]) ** powers[:, None]  # of the first at the end of the earlier: a share, so no overflow
-    both = powers[:, None] + powers + 1
-    products = own * own.T * early / np.outer(times, times) * np.outer(powers + 1, powers + 1) / both
-    weights = np.linalg.lstsq(products[:-1, :-1], products[:-1, -1], rcond=None)[0]
-    return weights / weights.sum()
+    t_i, t_r = np.asarray(steps, np.float64) / step, 1.0
+    gamma_i, gamma_r = np.array([gamma_from_length(each) for each in lengths]), gamma_from_length(length)
+    a = p_dot_p(t_i[:, None], gamma_i[:, None], t_i, gamma_i)
+    b = p_dot_p(t_i, gamma_i, t_r, gamma_r)
+    x = np.linalg.lstsq(a, b, rcond=None)[0]  # A may be nearly singular
+    return x / x.sum()
+
+
+def p_dot_p(t_a: Any, gamma_a: Any, t_b: Any, gamma_b: Any) -> np.ndarray:
+    """Return <p_a, p_b>, where p_a(t) = (gamma_a + 1) t^gamma_a / t_a^(gamma_a + 1) up to t_a, then 0."""
+    t_min = np.minimum(t_a, t_b)
+    power = (t_min / t_a) ** gamma_a * (t_min / t_b) ** gamma_b  # of ratios up to 1, which can't overflow
+    return power * t_min / (t_a * t_b) * ((gamma_a + 1) * (gamma_b + 1)) / (gamma_a + gamma_b + 1)

@@ -1,4 +1,4 @@
-"""Requests to end the program: signals, and readers of its output that close their end."""
+"""Requests to end the program: signals, and a closed pipe or terminal behind its output."""
 
 import codecs
 import errno
@@ -10,44 +10,44 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
-STOPPED = "launch.py: stopped at once; a run goes on from its last checkpoint"
-_requests: list[Callable[[int], None]] = []  # handlers of the blocks that the program is in, the innermost last
+STOPPED = "launch.py: stopped at once; a run resumes from its last checkpoint"
+_requests: list[Callable[[int], None]] = []  # handlers of the active blocks, the innermost last
 
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], str | None]]:
-    """Remembers Ctrl-C, SIGTERM, SIGHUP and a closed output within the block, for a loop that saves and stops.
+    """Record Ctrl-C, SIGTERM, SIGHUP and a closed output within the block, for a loop that saves and stops.
 
-    A further Ctrl-C ends the program at once. SIGHUP stays ignored where it is, as under nohup.
+    A second Ctrl-C ends the program at once. SIGHUP stays ignored if it was, as under nohup.
 
     Yields:
-      A function that returns the first signal's name, or None.
+      A function that returns the name of the first signal, or None.
     """
     caught: list[str] = []
 
-    def remember(number: int) -> None:
-        if caught and number == signal.SIGINT:  # a closing terminal sends SIGHUP twice, and a cluster SIGTERM
+    def record(number: int) -> None:
+        if caught and number == signal.SIGINT:  # other signals may repeat, as SIGHUP of a closing terminal does
             end_at_once(number)
         caught.append(signal.Signals(number).name)
 
     numbers = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         numbers.append(signal.SIGHUP)
-    with _handled(numbers, remember):
+    with _handled(numbers, record):
         yield lambda: caught[0] if caught else None
 
 
 @contextmanager
 def ending_at_ctrl_c() -> Iterator[None]:
-    """Ends the program at once at a Ctrl-C within the block."""
+    """End the program at once on a Ctrl-C within the block."""
     with _handled([signal.SIGINT], end_at_once):
         yield
 
 
 def end_at_once(number: int) -> NoReturn:
-    """Ends the program without cleaning up, with the exit status of a program that the signal has ended.
+    """End the program without cleaning up, with the exit status of a program that the signal has ended.
 
-    Files are written atomically, so that nothing is half written; whatever a library would do at its end could wait.
+    Files are written atomically, so none is left incomplete. The clean-up of libraries could take long.
     """
     if number == signal.SIGINT:
         with suppress(OSError):
@@ -56,16 +56,16 @@ def end_at_once(number: int) -> NoReturn:
 
 
 def guard_output() -> None:
-    """Makes a closed pipe or terminal behind stdout or stderr end the program quietly: training saves first.
+    """Make a closed pipe or terminal behind stdout or stderr end the program quietly; training saves first.
 
-    Characters that a terminal has no code for are written in others, "±" as "+-".
+    Characters that a terminal can't encode are replaced, "±" by "+-".
     """
     sys.stdout = _Outlet(printable(sys.stdout or os.fdopen(1, "w")))
     sys.stderr = _Outlet(printable(sys.stderr or os.fdopen(2, "w")))
 
 
 def printable(stream: Any) -> Any:
-    """Returns the stream, which from now on writes what its encoding lacks as "+-" or "?"."""
+    """Return the stream, changed to write characters that it can't encode as "+-" (for "±") or "?"."""
 
     def plain(error: Any) -> tuple[str, int]:
         return "+-" if error.object[error.start] == "±" else "?", error.start + 1
@@ -77,7 +77,7 @@ def printable(stream: Any) -> Any:
 
 
 class _Outlet:
-    """A text stream that nobody may read any more."""
+    """A text stream whose reader may have closed its end."""
 
     def __init__(self, stream: Any):
         self._stream = stream
@@ -101,15 +101,15 @@ class _Outlet:
     def _close(self, error: OSError) -> None:
         if error.errno not in (errno.EPIPE, errno.EIO):
             raise error
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self._stream.fileno())  # where the compiler's messages go, too
-        os.close(nowhere)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self._stream.fileno())  # the compiler writes to this descriptor, too
+        os.close(null)
         (_requests[-1] if _requests else end_at_once)(signal.SIGPIPE)
 
 
 @contextmanager
 def _handled(numbers: list[signal.Signals], handle: Callable[[int], None]) -> Iterator[None]:
-    """Calls `handle` at these signals from a thread, as Python's own handlers wait until compiled code returns."""
+    """Call `handle` on these signals from a thread, as Python's own handlers wait until compiled code returns."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
 

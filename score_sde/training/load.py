@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 from score_sde.models import pretrained
 from score_sde.runtime import distributed
 from score_sde.training.checkpoints import has_checkpoint, restore_newest, restore_step
-from score_sde.training.ema import Averages
+from score_sde.training.ema import EMAConfig
 from score_sde.training.setup import TrainingSetup
-from score_sde.training.snapshots import reconstruct
+from score_sde.training.snapshots import reconstruct_ema
 from score_sde.training.workdir import prepare
 
 
@@ -27,12 +27,12 @@ class CheckpointSpec(NamedTuple):
     ema_length: float = 0.0
 
     def record(self, step: int, seed: int) -> dict[str, Any]:
-        """Return what is written with every result: the step of the checkpoint, the EMA and the seed."""
+        """Return the metadata of a result: the step of the checkpoint, the EMA and the seed."""
         average = {"length": self.ema_length} if self.ema_length else {"decay": self.ema_decay}
         return {"step": step, "average": average, "seed": seed}
 
 
-def default_spec(config: Mapping[str, Any], ema: Averages) -> CheckpointSpec:
+def default_spec(config: Mapping[str, Any], ema: EMAConfig) -> CheckpointSpec:
     """Return the newest checkpoint with the EMA of config.sampling."""
     sampling = config["sampling"]
     return CheckpointSpec(None, sampling["ema_decay"] or ema.decay, sampling["ema_length"])
@@ -62,14 +62,14 @@ def load_params(
     state = restore_newest(workdir) if spec.step is None else restore_step(workdir, spec.step)
     step = int(state["step"])
     if spec.ema_length:
-        return reconstruct(workdir, step, spec.ema_length), step
+        return reconstruct_ema(workdir, step, spec.ema_length), step
     if spec.ema_decay != setup.ema.decay:
         return state["averages"][f"decay_{setup.ema.decays.index(spec.ema_decay)}"], step
     return state["ema_params"], step
 
 
 def export(setup: TrainingSetup, config: Mapping[str, Any], workdir: Path) -> Path:
-    """Write the parameters of `load_params` as safetensors, with what their use elsewhere needs; return the file."""
+    """Write the parameters of `load_params` as safetensors, with the config of their network; return the path."""
     params, step = load_params(setup, config, workdir)
     path = workdir / f"ema_{step:08d}.safetensors"
     if distributed.is_main_process():
@@ -78,7 +78,7 @@ def export(setup: TrainingSetup, config: Mapping[str, Any], workdir: Path) -> Pa
 
 
 def write_weights(path: Path, params: Any, config: Mapping[str, Any]) -> None:
-    """Write parameters as safetensors, with the parts of the config that give them their meaning."""
+    """Write parameters as safetensors, with the model, process and objective of the config."""
     data = {name: config["data"][name] for name in ("image_size", "channels", "sigma_data")}
     process = {"sde": config["sde"], "objective": config["loss"]["objective"]}
     pretrained.save(path, params, config["model"], process | data)

@@ -1,4 +1,4 @@
-"""The training loop: batches, steps, logs, pictures and checkpoints."""
+"""The training loop: batches, steps, logs, sample plots and checkpoints."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -15,9 +15,9 @@ from score_sde.runtime import distributed
 from score_sde.training import checkpoints, snapshots
 from score_sde.training.catch_up import Pictures, catch_up, is_due
 from score_sde.training.data_record import check_same_data
-from score_sde.training.devices import make_layout
+from score_sde.training.devices import make_strategy
 from score_sde.training.interrupt import interruptible
-from score_sde.training.metrics import MetricsLog, Window, progress_bar
+from score_sde.training.metrics import MetricAccumulator, MetricsLog, progress_bar
 from score_sde.training.nonfinite import check_finite
 from score_sde.training.setup import (
     TrainingSetup,
@@ -41,7 +41,7 @@ def train(
     workdir: Path,
     devices: list[jax.Device],
 ) -> str:
-    """Train from the newest readable checkpoint in the folder, or from the start, to the last step or a signal.
+    """Train from the newest readable checkpoint, or from the start, until the last step or a signal.
 
     Args:
       setup: Parts of the run.
@@ -62,7 +62,7 @@ def train(
     """
     source = load("train")
     check_data(setup, source, len(devices))
-    layout = make_layout(setup.strategy, devices)
+    parallel = make_strategy(setup.strategy, devices)
     with sole_writer(workdir):
         check_config(workdir, config)  # another run may have begun here since the start
         prepare(workdir, config)
@@ -71,9 +71,9 @@ def train(
             return f"this network is exact, there is nothing to train; pictures are in {workdir / 'samples'}"
         schedule = setup.schedule
         keep = schedule.keep_checkpoints, schedule.keep_every, schedule.keep_best
-        manager = checkpoints.open_checkpoints(workdir / "checkpoints", *keep)
+        manager = checkpoints.make_manager(workdir / "checkpoints", *keep)
         with checkpoints.closing(manager):
-            return _train(setup, source, batches, pictures, workdir, devices, layout, manager)
+            return _train(setup, source, batches, pictures, workdir, devices, parallel, manager)
 
 
 def _train(
@@ -83,7 +83,7 @@ def _train(
     pictures: Pictures,
     workdir: Path,
     devices,
-    layout,
+    parallel,
     manager,
 ) -> str:
     schedule, lengths = setup.schedule, setup.ema.lengths
@@ -97,12 +97,12 @@ def _train(
 
     check_step(schedule, workdir, step)
 
-    train_step = build_train_step(setup, source.levels, layout.axis_name, layout.gather)
-    run_steps = layout.compile(train_step, state)
+    train_step = build_train_step(setup, source.levels, parallel.axis_name, parallel.all_gather_params)
+    run_steps = parallel.compile(train_step, state)
     calls = batches(source, step, distributed.local_slice(setup.batch_size))
     batch = next(calls)
     log_batch(batch)
-    metrics_log, window = MetricsLog(workdir, first_step=step), Window(setup.batch_size)
+    metrics_log, accumulator = MetricsLog(workdir, first_step=step), MetricAccumulator(setup.batch_size)
     metrics: Metrics | None = None
     losses: list[float] = []
 
@@ -112,16 +112,16 @@ def _train(
         progress_bar(schedule.num_steps, step, "step", workdir.name) as bar,
     ):
         catch_up(setup, workdir, state, pictures, interrupted)
-        state, batch = layout.place(state), layout.put(_attach_stop_flag(batch, lambda: None))
+        state, batch = parallel.shard_state(state), parallel.shard_batch(_attach_stop_flag(batch, lambda: None))
         stopping = False
         while step < schedule.num_steps and not stopping:
             previous = metrics
             state, metrics = run_steps(state, batch)
-            # The next batch is copied while the devices are busy.
-            batch = layout.put(_attach_stop_flag(next(calls), interrupted))
-            jax.block_until_ready(previous)  # at most one call ahead of the devices, so that a signal waits for no more
+            # The next batch is copied to the devices while they are busy.
+            batch = parallel.shard_batch(_attach_stop_flag(next(calls), interrupted))
+            jax.block_until_ready(previous)  # stay at most one call ahead, so that a signal is handled soon
             step += schedule.steps_per_call
-            window.add(metrics, schedule.steps_per_call)
+            accumulator.add(metrics, schedule.steps_per_call)
             bar.update(schedule.steps_per_call)
             stopping = _should_stop(interrupted, previous)
             log_due, save_due, sample_due, snapshot_due = (
@@ -134,28 +134,28 @@ def _train(
                 )
             )
             if log_due or save_due or sample_due:
-                check_finite(window, step, setup, partial(batches, source), workdir, manager)
+                check_finite(accumulator, step, setup, partial(batches, source), workdir, manager)
             if log_due:
-                record = window.summary()
+                record = accumulator.summary()
                 metrics_log.write(step, record)
                 losses += [record["loss"]] if math.isfinite(record["loss"]) else []  # all steps may have been skipped
                 bar.set_postfix_str(_postfix(record), refresh=False)
-            window.pause()
+            accumulator.pause()
             if snapshot_due:  # before the checkpoint, so that a resumed run never misses an earlier snapshot
-                snapshots.save(workdir, step, layout.whole(state.averages), lengths)
-            if save_due or sample_due:  # before the picture, which takes a while in which the machine may be lost
-                checkpoints.save(manager, layout.to_save(state), sum(losses) / len(losses) if losses else None)
+                snapshots.save(workdir, step, parallel.unshard(state.averages), lengths)
+            if save_due or sample_due:  # before the plot, since the machine may be lost meanwhile
+                checkpoints.save(manager, parallel.to_checkpoint(state), sum(losses) / len(losses) if losses else None)
                 losses = []
             if sample_due and not stopping:
-                pictures.draw(layout.whole(state.ema_params), step, interrupted)
-            window.resume()
+                pictures.draw(parallel.unshard(state.ema_params), step, interrupted)
+            accumulator.resume()
         if stopping and step < schedule.num_steps:
-            check_finite(window, step, setup, partial(batches, source), workdir, manager)
-            checkpoints.save(manager, layout.to_save(state))
+            check_finite(accumulator, step, setup, partial(batches, source), workdir, manager)
+            checkpoints.save(manager, parallel.to_checkpoint(state))
         checkpoints.finish(manager)
     if step < schedule.num_steps:
         by = interrupted() or "another process"
-        return f"stopped by {by} and saved at step {step}; the same command goes on from there"
+        return f"stopped by {by} and saved at step {step}; the same command resumes from there"
     return f"trained {step} steps; pictures are in {workdir / 'samples'}"
 
 

@@ -1,4 +1,4 @@
-"""What a run reports while it trains: metrics.jsonl, TensorBoard's event files (no TensorFlow) and a progress bar."""
+"""Training metrics: metrics.jsonl, TensorBoard event files (without TensorFlow) and the progress bar."""
 
 import json
 import math
@@ -18,20 +18,18 @@ from score_sde.runtime.disk import report, set_aside, write_atomically
 
 
 class MetricsLog:
-    """Appends to DIR/metrics.jsonl and DIR/tensorboard; a resumed run first drops what it will write again.
-
-    Of several processes only the first writes.
-    """
+    """The log of a run in DIR/metrics.jsonl and DIR/tensorboard, written by the main process only."""
 
     def __init__(self, workdir: Path, first_step: int):
+        """Open the log, and drop the records after `first_step`, which a resumed run writes again."""
         if not distributed.is_main_process():
             return
         self._path = workdir / "metrics.jsonl"
-        _keep_up_to(self._path, first_step)
+        _drop_after(self._path, first_step)
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """One JSON object on a line of its own, and one event a metric."""
+        """Write the metrics of a step, as a line of JSON and as one TensorBoard event per metric."""
         if not distributed.is_main_process():
             return
         with self._path.open("a") as file:
@@ -41,16 +39,20 @@ class MetricsLog:
         self._events.flush()
 
     def close(self) -> None:
+        """Close the event file."""
         if distributed.is_main_process():
             self._events.close()
 
 
 def read_log(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The records of a metrics.jsonl, and the number of damaged lines; a last one without its end is being written."""
-    *whole, last = path.read_bytes().split(b"\n") if path.is_file() else [b""]
-    records = [_record(line) for line in whole if line.strip()]
-    found = [record for record in (*records, _record(last)) if record is not None]
-    return found, records.count(None)
+    """Return the records of a metrics.jsonl, and the number of damaged lines.
+
+    A last line without a newline is not damaged, since it may be in the course of being written.
+    """
+    *complete, last = path.read_bytes().split(b"\n") if path.is_file() else [b""]
+    records = [_record(line) for line in complete if line.strip()]
+    readable = [record for record in (*records, _record(last)) if record is not None]
+    return readable, records.count(None)
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
@@ -61,33 +63,38 @@ def _record(line: bytes) -> dict[str, Any] | None:
     return record if isinstance(record, dict) and type(record.get("step")) is int else None
 
 
-def _keep_up_to(path: Path, step: int) -> None:
-    """Drops the lines behind a step: a killed run logged more than it saved, and its last line may be cut short."""
+def _drop_after(path: Path, step: int) -> None:
+    """Drop the lines after a step; a killed run logged more than it saved, and its last line may be incomplete."""
     records, damaged = read_log(path)
     if damaged:
-        kept = set_aside(path, path.parent)
-        report(f"{path} has {damaged} line(s) that can't be read; it is kept in {kept}, and the others go on in place")
+        copy = set_aside(path, path.parent)
+        report(f"{path} has {damaged} line(s) that can't be read; the file is kept in {copy}, its other lines stay")
     if path.is_file() or records:
         lines = (json.dumps(record) for record in records if record["step"] <= step)
         write_atomically(path, "".join(f"{line}\n" for line in lines))
 
 
-class Window:
-    """The metrics since the last log, left on the devices until they are asked for, and the time that training took.
+class MetricAccumulator:
+    """The metrics since the last log, which stay on the devices until they are logged, and the training time.
 
-    The first call, which compiles, and pauses that are not training are not in that time.
+    The time includes neither the first call, which compiles, nor pauses.
     """
 
     def __init__(self, batch_size: int):
+        """Start without metrics.
+
+        Args:
+          batch_size: Global batch size.
+        """
         self._batch_size = batch_size
         self._metrics: list[dict[str, jax.Array]] = []
         self._lengths: list[int] = []
-        self._bad_before = 0  # steps that were not finite up to the last log, without a break
-        self._last: float | None = None
+        self._nonfinite_before = 0  # consecutive nonfinite steps up to the last log
+        self._last: float | None = None  # start of the time that is not yet counted
         self._seconds, self._steps = 0.0, 0
 
     def add(self, metrics: dict[str, jax.Array], steps: int) -> None:
-        """The metrics of a call of so many steps."""
+        """Add the mean metrics of a call of `steps` steps."""
         self._metrics.append(metrics)
         self._lengths.append(steps)
         if self._last is None:
@@ -98,40 +105,44 @@ class Window:
         self.resume()
 
     def pause(self) -> None:
-        """What follows, until `resume`, is not training."""
+        """Stop the clock until `resume`."""
         self._seconds += time.perf_counter() - not_none(self._last)
 
     def resume(self) -> None:
+        """Start the clock."""
         self._last = time.perf_counter()
 
     def nonfinite(self, step: int) -> tuple[int, int, int]:
-        """Of the steps whose loss or gradient was not finite: the first since the last log, how many there were since
-        then, and how many the last ones are without a break.
+        """Return (first, total, consecutive) of the steps whose loss or gradient was not finite.
 
-        Steps are counted from 0; within a call the bad ones are the last, as NaN stays for good.
+        Steps are counted from 0. Within a call the nonfinite steps are assumed to be the last ones, as NaN persists.
 
         Args:
-          step: how many are finished.
+          step: Number of finished steps.
+
+        Returns:
+          The first nonfinite step since the last log, their number since then, and the number of consecutive nonfinite
+          steps up to the last step.
         """
-        first, total, unbroken, passed = step, 0, self._bad_before, step - sum(self._lengths)
+        first, total, consecutive, passed = step, 0, self._nonfinite_before, step - sum(self._lengths)
         for metrics, steps in zip(jax.device_get(self._metrics), self._lengths, strict=True):
             count = round(float(metrics["nonfinite"]) * steps)
             passed += steps
             if count and not total:
                 first = passed - count
             total += count
-            unbroken = unbroken + count if count == steps else count
-        return first, total, unbroken
+            consecutive = consecutive + count if count == steps else count
+        return first, total, consecutive
 
     def summary(self) -> dict[str, float]:
-        """Means since the last summary, with steps and images a second once there is something to time."""
-        _, _, self._bad_before = self.nonfinite(0)
+        """Return the means since the last summary, with steps and images per second after the first call."""
+        _, _, self._nonfinite_before = self.nonfinite(0)
         values = jax.device_get(self._metrics)
         record = {name: float(np.mean([value[name] for value in values])) for name in values[0] if name != "stop"}
         skipped = record.pop("nonfinite", 0.0)
-        if skipped:  # those steps add 0 to the sums
-            share = 1 - skipped or math.nan
-            record = {name: value / share for name, value in record.items()} | {"skipped": skipped}
+        if skipped:  # skipped steps add 0 to the sums
+            fraction = 1 - skipped or math.nan
+            record = {name: value / fraction for name, value in record.items()} | {"skipped": skipped}
         self.pause()
         if self._steps:
             rate = self._steps / self._seconds
@@ -142,7 +153,10 @@ class Window:
 
 
 def progress_bar(total: int, first: int, unit: str, description: str) -> tqdm:
-    """A bar from `first` to `total` with the rate and the time left; without a terminal a line every 10 seconds."""
+    """Return a bar from `first` to `total` with the rate and the remaining time.
+
+    Without a terminal it prints a line every 10 seconds.
+    """
     quiet = not distributed.is_main_process() or sys.stderr is None
     interval = 0.2 if not quiet and sys.stderr.isatty() else 10.0
     return tqdm(

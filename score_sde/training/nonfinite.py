@@ -1,4 +1,4 @@
-"""A loss that is no longer finite: the run stops, names the step, and leaves what reproduces it."""
+"""Detection of a nonfinite loss or gradient; the run stops with a record that reproduces the step."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -10,14 +10,19 @@ from score_sde.errors import UserError
 from score_sde.runtime import distributed
 from score_sde.runtime.disk import write_atomically
 from score_sde.training.checkpoints import finish
-from score_sde.training.metrics import Window
+from score_sde.training.metrics import MetricAccumulator
 from score_sde.training.setup import TrainingSetup
 
 MAX_CONSECUTIVE_SKIPS = 100
 
 
 def check_finite(
-    window: Window, step: int, setup: TrainingSetup, batches: Callable[[int], Iterator], workdir: Path, manager
+    accumulator: MetricAccumulator,
+    step: int,
+    setup: TrainingSetup,
+    batches: Callable[[int], Iterator],
+    workdir: Path,
+    manager,
 ) -> None:
     """Raise UserError if a step since the last log was not finite; call it before anything is saved.
 
@@ -25,18 +30,18 @@ def check_finite(
     its key and the indices of its examples.
 
     Args:
-      window: Metrics since the last log.
+      accumulator: Metrics since the last log.
       step: Number of finished steps.
       setup: Parts of the run.
       batches: Function from a step to the batches from there on.
       workdir: Folder of the run.
       manager: Checkpoint manager.
     """
-    first, count, unbroken = window.nonfinite(step)
+    first, count, consecutive = accumulator.nonfinite(step)
     skipping = setup.skip_nonfinite
-    if count == 0 or (skipping and unbroken < MAX_CONSECUTIVE_SKIPS):
+    if count == 0 or (skipping and consecutive < MAX_CONSECUTIVE_SKIPS):
         return
-    first = step - unbroken if skipping else first
+    first = step - consecutive if skipping else first
     finish(manager)
     saved = manager.latest_step()
     path = workdir / f"nonfinite_{first:08d}.json"
@@ -52,9 +57,9 @@ def check_finite(
     subject = "every step" if skipping else "the loss or its gradient"
     checkpoint = "No checkpoint was saved" if saved is None else f"The last checkpoint is of step {saved}"
     raise UserError(
-        f"{subject} is not finite from step {first} on; {path} says with which examples and key. {checkpoint}: the "
-        "same command goes on from there and comes to the same step again. A smaller learning_rate or clip_norm, or "
-        "more warmup_steps may help",
+        f"{subject} is not finite from step {first} on; {path} has its examples and key. {checkpoint}. The same "
+        "command resumes from there and reaches the same step again. A smaller learning_rate or clip_norm, or more "
+        "warmup_steps may help",
         "learning_rate",
         "clip_norm",
         "warmup_steps",

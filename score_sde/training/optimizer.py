@@ -1,4 +1,4 @@
-"""Optimizers, by name: the gradient's global norm clipped, then the method, its rate warmed up and let decay."""
+"""Optimizers by name, with clipping of the gradient's global norm, warm-up and learning-rate schedules."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -16,18 +16,18 @@ from score_sde.models.constraints import KERNELS, constrain
 def muon(
     learning_rate: optax.Schedule, beta: float = 0.95, ns_steps: int = 5, weight_decay: float = 0.0
 ) -> optax.GradientTransformation:
-    """Muon (Jordan et al. 2024) of kernels, as matrices from all their inputs to their outputs; Adam of all else.
+    """Return Muon (Jordan et al. 2024) for kernels, as matrices from inputs to outputs, and Adam for other parameters.
 
-    The matrices' updates have Adam's root mean square (Liu et al. 2025), so that one learning rate serves both.
+    The updates of the matrices have the root mean square of Adam's (Liu et al. 2025), so both share a learning rate.
     """
 
     def matrices(params):
-        def of_leaf(path, leaf):
+        def dimension_numbers(path, leaf):
             if path[-1].key not in KERNELS or leaf.ndim < 2:
                 return None
             return contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1)
 
-        return jax.tree_util.tree_map_with_path(of_leaf, params)
+        return jax.tree_util.tree_map_with_path(dimension_numbers, params)
 
     return contrib.muon(
         learning_rate,
@@ -49,22 +49,22 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
 
 
 def constant() -> optax.Schedule:
-    """1, always."""
+    """Return the factor 1 at every step."""
     return lambda step: jnp.ones(())
 
 
 def cosine(decay_steps: int, final: float = 0.0) -> optax.Schedule:
-    """From 1 at the start to `final` at decay_steps along half a cosine (Loshchilov and Hutter 2017), then `final`."""
-    return lambda step: final + (1 - final) * 0.5 * (1 + jnp.cos(math.pi * _passed(step, decay_steps)))
+    """Return a factor that falls from 1 to `final` in decay_steps along half a cosine (Loshchilov and Hutter 2017)."""
+    return lambda step: final + (1 - final) * 0.5 * (1 + jnp.cos(math.pi * _progress(step, decay_steps)))
 
 
 def linear(decay_steps: int, final: float = 0.0) -> optax.Schedule:
-    """From 1 at the start to `final` at decay_steps along a line, then `final`."""
-    return lambda step: 1 - (1 - final) * _passed(step, decay_steps)
+    """Return a factor that falls linearly from 1 to `final` in decay_steps, and then stays."""
+    return lambda step: 1 - (1 - final) * _progress(step, decay_steps)
 
 
 def inverse_sqrt(reference_steps: int) -> optax.Schedule:
-    """1 up to reference_steps, then sqrt(reference_steps / step) (Karras et al. 2024)."""
+    """Return the factor 1 up to reference_steps, then sqrt(reference_steps / step) (Karras et al. 2024)."""
     return lambda step: jnp.sqrt(reference_steps / jnp.maximum(step, reference_steps))
 
 
@@ -76,7 +76,8 @@ LR_SCHEDULES: dict[str, Callable[..., optax.Schedule]] = {
 }
 
 
-def _passed(step: jax.Array, decay_steps: int) -> jax.Array:
+def _progress(step: jax.Array, decay_steps: int) -> jax.Array:
+    """Return the fraction of decay_steps that is done, at most 1."""
     return jnp.minimum(step / decay_steps, 1.0)
 
 
@@ -89,22 +90,22 @@ def make_optimizer(
     schedule: str = "constant",
     schedule_kwargs: Mapping[str, Any] | None = None,
 ) -> optax.GradientTransformation:
-    """Clips the gradient to clip_norm, then steps.
+    """Return an optimizer that clips the gradient, updates the parameters and keeps the networks' constraints.
 
-    At step n the rate is learning_rate * min(n / warmup_steps, 1) * schedule(n): 0 at first, where there is a warm-up
-    (Song et al. 2021, Appendix H.1).
+    The learning rate at step n is learning_rate * min(n / warmup_steps, 1) * schedule(n) (Song et al. 2021, Appendix
+    H.1).
 
     Args:
-      name: a key of `OPTIMIZERS`.
-      learning_rate: the peak.
-      warmup_steps: of the linear warm-up, 0 for none.
-      clip_norm: of the gradient of all parameters together.
-      kwargs: of the Optax function.
-      schedule: a key of `LR_SCHEDULES`.
-      schedule_kwargs: its numbers.
+      name: Name of the optimizer in `OPTIMIZERS`.
+      learning_rate: Peak learning rate.
+      warmup_steps: Number of steps of the linear warm-up; 0 for none.
+      clip_norm: Maximum norm of the gradient of all parameters together.
+      kwargs: Further keyword arguments of the optimizer.
+      schedule: Name of the learning-rate schedule in `LR_SCHEDULES`.
+      schedule_kwargs: Keyword arguments of the schedule.
 
     Raises:
-      UserError: a number is out of its range, or a name or a keyword is unknown.
+      UserError: if a value is out of range, or a name or keyword argument is unknown.
     """
     if not (learning_rate > 0 and clip_norm > 0 and warmup_steps >= 0):
         raise UserError(
@@ -115,25 +116,25 @@ def make_optimizer(
             "warmup_steps",
         )
     if "learning_rate" in kwargs:
-        raise UserError("optimizer: learning_rate is an argument of its own, not one of kwargs", "learning_rate")
-    numbers = dict(schedule_kwargs or {})
-    if any(not isinstance(value, int | float) or value < 0 for value in numbers.values()) or 0 in (
-        numbers.get("decay_steps"),
-        numbers.get("reference_steps"),
+        raise UserError("optimizer: learning_rate is a separate argument, not one of kwargs", "learning_rate")
+    schedule_kwargs = dict(schedule_kwargs or {})
+    if any(not isinstance(value, int | float) or value < 0 for value in schedule_kwargs.values()) or 0 in (
+        schedule_kwargs.get("decay_steps"),
+        schedule_kwargs.get("reference_steps"),
     ):
-        raise UserError(f"schedule {schedule!r}: no such numbers as {numbers}")
-    decay = build("schedule", LR_SCHEDULES, schedule, numbers)
+        raise UserError(f"schedule {schedule!r}: expected numbers >= 0 and numbers of steps > 0, got {schedule_kwargs}")
+    decay = build("schedule", LR_SCHEDULES, schedule, schedule_kwargs)
 
     def rate(step):
-        warmed = jnp.minimum(step / warmup_steps, 1.0) if warmup_steps else 1.0
-        return learning_rate * warmed * decay(step)
+        warmup = jnp.minimum(step / warmup_steps, 1.0) if warmup_steps else 1.0
+        return learning_rate * warmup * decay(step)
 
     method = build("optimizer", OPTIMIZERS, name, {**kwargs, "learning_rate": rate})
     return optax.chain(optax.clip_by_global_norm(clip_norm), method, constrained())
 
 
 def constrained() -> optax.GradientTransformation:
-    """Return the transformation that keeps the networks' constraints (`models.constraints`)."""
+    """Return a transformation of updates that keeps the networks' constraints (`models.constraints`)."""
     return optax.GradientTransformation(
         lambda params: optax.EmptyState(), lambda updates, state, params: (constrain(updates, params), state)
     )

@@ -12,14 +12,14 @@ from score_sde.data import Dataset
 from score_sde.errors import UserError
 from score_sde.runtime import distributed
 from score_sde.training import checkpoints
-from score_sde.training.ema import Averages
+from score_sde.training.ema import EMAConfig
 from score_sde.training.loss import LossFn
 from score_sde.training.state import TrainState, initial_state
 from score_sde.training.step import make_train_step
 
 
 class TrainingSchedule(NamedTuple):
-    """Length of a run, and the intervals of what it does on the way, in steps."""
+    """The length of a run, and the intervals of logs, checkpoints, sample plots and EMA snapshots, in steps."""
 
     num_steps: int
     steps_per_call: int
@@ -43,7 +43,7 @@ class TrainingSetup(NamedTuple):
       key: Key of all training noise.
       batch_size: Global batch size.
       schedule: Length and intervals.
-      strategy: Distribution over devices, a key of `devices.LAYOUTS`.
+      strategy: Distribution over devices, a key of `devices.STRATEGIES`.
       grad_accum_steps: Number of microbatches over which gradients are accumulated.
       num_classes: Number of classes the network is conditioned on; 0 if labels are unused.
       dequantize: Whether to spread pixels uniformly over their levels.
@@ -55,7 +55,7 @@ class TrainingSetup(NamedTuple):
     init_params: Callable[[], Any]
     loss_fn: LossFn
     optimizer: optax.GradientTransformation
-    ema: Averages
+    ema: EMAConfig
     key: jax.Array
     batch_size: int
     schedule: TrainingSchedule
@@ -81,7 +81,7 @@ def check_data(setup: TrainingSetup, source: Dataset, num_devices: int) -> None:
     """Raise UserError unless the data fit the loss and the network, and the devices share the batch evenly."""
     check_divides(setup.batch_size, num_devices, setup.grad_accum_steps)
     if source.levels is None and setup.dequantize:
-        raise UserError("only pixels can be dequantized, these data are real numbers", "dequantize=False")
+        raise UserError("dequantize: expected data of pixels, got real numbers", "dequantize=False")
     if source.levels is None and setup.needs_levels:
         raise UserError(
             "ddpm_hybrid: expected pixels with a number of levels for the decoder term, got real numbers",
@@ -111,8 +111,8 @@ def check_step(schedule: TrainingSchedule, workdir: Any, step: int) -> None:
     """Raise UserError if the restored step is not a multiple of steps_per_call."""
     if step % schedule.steps_per_call:
         raise UserError(
-            f"the checkpoint in {workdir} is of step {step}, no multiple of steps_per_call={schedule.steps_per_call}; "
-            "steps_per_call=1 gives the same parameters",
+            f"the checkpoint in {workdir} is of step {step}, not a multiple of "
+            f"steps_per_call={schedule.steps_per_call}; steps_per_call=1 gives the same parameters",
             "steps_per_call=1",
         )
 
@@ -124,7 +124,7 @@ def restore_or_init(setup: TrainingSetup, manager: Any) -> TrainState:
 
 
 def build_train_step(
-    setup: TrainingSetup, levels: int | None, axis_name: str | None, gather: Callable = lambda params: params
+    setup: TrainingSetup, levels: int | None, axis_name: str | None, all_gather_params: Callable = lambda params: params
 ) -> Callable:
     """Return the train step for data with this number of pixel levels; see `make_train_step`."""
     return make_train_step(
@@ -134,11 +134,11 @@ def build_train_step(
         setup.ema,
         levels,
         axis_name,
-        gather,
+        all_gather_params,
         dequantized=setup.dequantize,
         labelled=setup.num_classes > 0,
         augment={"probability": setup.augment} if setup.augment else None,
-        accumulate=setup.grad_accum_steps,
+        grad_accum_steps=setup.grad_accum_steps,
         skip_nonfinite=setup.skip_nonfinite,
     )
 
@@ -148,15 +148,15 @@ def log_summary(setup: TrainingSetup, source: Dataset, state: TrainState, device
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     processes = jax.process_count()
     hardware = f"{len(devices)} {devices[0].platform} device(s)" + (f" of {processes} processes" * (processes > 1))
-    accumulated = f" in {setup.grad_accum_steps} parts" if setup.grad_accum_steps > 1 else ""
+    accumulated = f" in {setup.grad_accum_steps} microbatches" if setup.grad_accum_steps > 1 else ""
     log(
         f"{parameters:,} parameters; {len(source.examples):,} {_describe(source)}; {hardware}, batch "
-        f"{setup.batch_size}, {setup.batch_size // len(devices)} a device{accumulated}; from step {int(state.step)}"
+        f"{setup.batch_size}, {setup.batch_size // len(devices)} per device{accumulated}; from step {int(state.step)}"
     )
 
 
 def log_batch(batch: dict[str, np.ndarray]) -> None:
-    """Print types, shapes and ranges of this process's first batch."""
+    """Print the types, shapes and ranges of this process's first batch."""
     parts = (
         f"{name} {array.dtype} {'x'.join(map(str, array.shape[1:]))} from {array.min():g} to {array.max():g}"
         for name, array in batch.items()

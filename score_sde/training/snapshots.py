@@ -1,4 +1,4 @@
-"""Stored averages of a run, from which one of any length is put together after the training (Karras et al. 2024)."""
+"""EMA snapshots in DIR/snapshots, from which post-hoc EMA reconstructs any length (Karras et al. 2024)."""
 
 import json
 import re
@@ -11,55 +11,56 @@ from flax import traverse_util
 from score_sde.errors import UserError
 from score_sde.runtime import distributed, weight_files
 from score_sde.runtime.disk import UNREADABLE, read_object, report, write_atomically
-from score_sde.training.ema import reconstruction
+from score_sde.training.ema import post_hoc_weights
 
 NAME = re.compile(r"(\d{8,})_(.+)\.safetensors")
 
 
 def save(workdir: Path, step: int, averages: dict[str, Any], lengths: tuple[float, ...]) -> None:
-    """Writes the averages of a step, "length_0" and so on, one file each, and then their names into the index."""
+    """Write the power-function EMAs of a step, "length_0" and so on, one file each, and then the index of all files."""
     if not distributed.is_main_process():
         return
     folder = workdir / "snapshots"
     folder.mkdir(exist_ok=True)
     for i, path in enumerate(_paths(workdir, step, lengths)):
         weight_files.write_tree(path, averages[f"length_{i}"], "snapshot", {"step": step, "length": lengths[i]})
-    write_atomically(_index(workdir), json.dumps({"files": _stored(workdir)}, indent=1) + "\n")
+    write_atomically(_index(workdir), json.dumps({"files": _file_names(workdir)}, indent=1) + "\n")
 
 
 def are_whole(workdir: Path, step: int, lengths: tuple[float, ...]) -> bool:
-    """Returns whether all EMA snapshots of a step are stored and undamaged."""
+    """Return whether all EMA snapshots of a step exist and are undamaged."""
     try:
         for path in _paths(workdir, step, lengths):
             _read(path)
     except UserError as error:
-        report(f"the stored averages of step {step} are made again: {error}")
+        report(f"the EMA snapshots of step {step} are written again: {error}")
         return False
     return True
 
 
-def reconstruct(workdir: Path, step: int, length: float) -> Any:
-    """The parameters' average of a length, up to the last snapshot that is not after `step`.
+def reconstruct_ema(workdir: Path, step: int, length: float) -> Any:
+    """Return the EMA of a relative length at the last snapshot up to `step`.
 
     Raises:
-      UserError: the run stored no snapshots, or one is missing or damaged.
+      UserError: if the run has no snapshots, or one is missing or damaged.
     """
-    stored = [(*_named(name), workdir / "snapshots" / name) for name in _stored(workdir)]
-    stored = [entry for entry in stored if entry[0] <= step]
-    if not stored:
+    snapshots = [(*_parse(name), workdir / "snapshots" / name) for name in _file_names(workdir)]
+    snapshots = [snapshot for snapshot in snapshots if snapshot[0] <= step]
+    if not snapshots:
         raise UserError(
-            f"{workdir} stored no averages to put one of length {length} together from: train with some ema_lengths",
+            f"{workdir} has no EMA snapshots, which an EMA of length {length} is reconstructed from; train with some "
+            "ema_lengths",
             "ema_lengths=(0.05,0.1)",
         )
-    steps, lengths, paths = zip(*stored, strict=True)
-    weights = reconstruction(steps, lengths, max(steps), length)
+    steps, lengths, paths = zip(*snapshots, strict=True)
+    weights = post_hoc_weights(steps, lengths, max(steps), length)
     total: dict[str, np.ndarray] = {}
     for weight, path in zip(weights, paths, strict=True):
         try:
             arrays = _read(path)
         except UserError as error:
             raise UserError(
-                f"{error}; an average of any length needs all of them, ema_length=0 takes one of the checkpoint",
+                f"{error}; an EMA of any length needs all snapshots, ema_length=0 takes an EMA of the checkpoint",
                 "ema_length=0",
             ) from error
         for name, array in arrays.items():
@@ -75,15 +76,15 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     return weight_files.read(path).arrays
 
 
-def _stored(workdir: Path) -> list[str]:
-    """The names of all stored averages: those that the index knows, and those that are there."""
-    there = {path.name for path in (workdir / "snapshots").glob("*") if NAME.fullmatch(path.name)}
+def _file_names(workdir: Path) -> list[str]:
+    """Return the names of all snapshots that are in the index or in the folder."""
+    present = {path.name for path in (workdir / "snapshots").glob("*") if NAME.fullmatch(path.name)}
     try:
-        known = read_object(_index(workdir))["files"] if _index(workdir).is_file() else []
-        return sorted(there.union(name for name in known if NAME.fullmatch(name)))
+        indexed = read_object(_index(workdir))["files"] if _index(workdir).is_file() else []
+        return sorted(present.union(name for name in indexed if NAME.fullmatch(name)))
     except (*UNREADABLE, KeyError, TypeError) as error:
-        report(f"{_index(workdir)} can't be read ({error}); the averages that are there are taken as all")
-        return sorted(there)
+        report(f"{_index(workdir)} can't be read ({error}); the snapshots in the folder are taken to be all")
+        return sorted(present)
 
 
 def _index(workdir: Path) -> Path:
@@ -94,6 +95,7 @@ def _paths(workdir: Path, step: int, lengths: tuple[float, ...]) -> list[Path]:
     return [workdir / "snapshots" / f"{step:08d}_{length:g}.safetensors" for length in lengths]
 
 
-def _named(name: str) -> tuple[int, float]:
+def _parse(name: str) -> tuple[int, float]:
+    """Return the step and the length in a file's name."""
     step, length = name.removesuffix(".safetensors").split("_")
     return int(step), float(length)

@@ -1,4 +1,4 @@
-"""A run's folder and its config: written once, and held against the config of every later call."""
+"""A run's folder and its config, which is written once and compared with the config of every later call."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -10,7 +10,7 @@ from score_sde.errors import UserError
 from score_sde.runtime import distributed
 from score_sde.runtime.disk import UNREADABLE, locked, read_object, report, write_atomically
 
-# What a resumed run may change: none of these changes the parameters that a given step reaches, but for rounding.
+# Keys that a resumed run may change, since the parameters after a given step don't depend on them, except by rounding.
 MAY_CHANGE = (
     "data.path",
     "data.num_threads",
@@ -35,7 +35,7 @@ MAY_CHANGE = (
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """("training.batch_size", 128) and so on, for every leaf of a nested config."""
+    """Yield every leaf of a nested config with its path, as in ("training.batch_size", 128)."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{key}.")
@@ -44,11 +44,11 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def check_config(workdir: Path, config: Mapping[str, Any]) -> None:
-    """Refuses a folder that holds a run of another config.
+    """Raise UserError unless the folder is empty or holds a run with this config.
 
     Raises:
-      UserError: the folder's config.json differs in a key that changes the run, each of which the message names; or it
-        is damaged, and the folder has checkpoints.
+      UserError: if the folder's config.json differs in keys that change the run, or is damaged in a folder with
+        checkpoints. The message names the keys.
     """
     path = workdir / "config.json"
     if not path.is_file():
@@ -58,32 +58,32 @@ def check_config(workdir: Path, config: Mapping[str, Any]) -> None:
     except UNREADABLE as error:
         if any(step.name.isdigit() for step in (workdir / "checkpoints").glob("*")):
             raise UserError(
-                f"{path} can't be read ({error}), so whether this command is of the same run is unknown: if it is, "
-                "remove that file and it is written again; else choose another folder",
+                f"{path} can't be read ({error}), so it is unknown whether this command continues the same run; if it "
+                "does, remove that file and it is written again, otherwise choose another folder",
                 "workdir",
             ) from error
-        return report(f"{path} can't be read ({error}); nothing was trained yet, and it is written again")
-    given = dict(flatten(json.loads(json.dumps(config))))
+        return report(f"{path} can't be read ({error}); nothing was trained yet, so it is written again")
+    current = dict(flatten(json.loads(json.dumps(config))))
     differing = [
-        f"{key} was {saved.get(key, 'absent')!r}, is {given.get(key, 'absent')!r}"
-        for key in sorted(saved.keys() | given.keys())
-        if saved.get(key, "absent") != given.get(key, "absent")
+        f"{key} was {saved.get(key, 'absent')!r}, is {current.get(key, 'absent')!r}"
+        for key in sorted(saved.keys() | current.keys())
+        if saved.get(key, "absent") != current.get(key, "absent")
         and not any(key == free or key.startswith(f"{free}.") for free in MAY_CHANGE)
     ]
     if differing:
         raise UserError(
-            f"{workdir} holds a run of another config: {'; '.join(differing)}. Go on with the old values, or choose "
-            f"another folder; what may change: {', '.join(MAY_CHANGE)}",
+            f"{workdir} holds a run of another config: {'; '.join(differing)}. Resume with the old values, or choose "
+            f"another folder. These keys may change: {', '.join(MAY_CHANGE)}",
             "workdir",
         )
 
 
 @contextmanager
 def sole_writer(workdir: Path) -> Iterator[None]:
-    """Makes the run's folder and keeps every other training out of it for the block; reading stays free.
+    """Make the run's folder, and keep other training processes out of it during the block; reading needs no lock.
 
     Raises:
-      UserError: another process trains there, or the folder cannot be made or written.
+      UserError: if another process trains there, or the folder can't be made or written.
     """
     problem = ""
     with ExitStack() as stack:
@@ -91,20 +91,20 @@ def sole_writer(workdir: Path) -> Iterator[None]:
             if distributed.is_main_process():
                 workdir.mkdir(parents=True, exist_ok=True)
                 holder = stack.enter_context(locked(workdir / "lock", seconds=2.0))
-                problem = f"{workdir} is in use: {holder} trains there; wait for its end, or choose another folder"
+                problem = f"{workdir} is in use: {holder} trains there; wait until it ends, or choose another folder"
                 problem = problem if holder else ""
         except OSError as error:
             problem = _unwritable(workdir, error.strerror or str(error))
         if distributed.any_process(bool(problem)):
-            raise UserError(problem or f"{workdir} can't be used, as process 0 says", "workdir")
+            raise UserError(problem or f"{workdir} can't be used, according to process 0", "workdir")
         yield
 
 
 def prepare(workdir: Path, config: Mapping[str, Any]) -> None:
-    """Makes the run's folder and writes config.json; call `check_config` first.
+    """Make the run's folder and write config.json; call `check_config` first.
 
     Raises:
-      UserError: the folder cannot be made or written.
+      UserError: if the folder can't be made or written.
     """
     problem = ""
     try:

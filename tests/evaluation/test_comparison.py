@@ -9,7 +9,7 @@ from score_sde.data import Dataset, load, load_examples
 from score_sde.data.examples import Arrays
 from score_sde.errors import UserError
 from score_sde.evaluation import features, results
-from score_sde.evaluation.comparison import check_number, classified, compare
+from score_sde.evaluation.comparison import check_count, classifier_metrics, compute_metrics
 from score_sde.evaluation.evaluate import save_neighbours
 from score_sde.evaluation.extractors import EXTRACTORS, choose
 from score_sde.evaluation.extractors.small_classifier import fit, fitted
@@ -42,7 +42,7 @@ def figures_of(extractors, draws, real, test):
     for name, extractor in extractors.items():
         drawn = [extracted(extractor, samples) for samples in draws]
         held_out = extracted(extractor, test)
-        figures |= compare(name, drawn, extracted(extractor, real), held_out)
+        figures |= compute_metrics(name, drawn, extracted(extractor, real), held_out)
         seen += [drawn[0], held_out] if name == "classifier" else []
     return figures, seen
 
@@ -50,7 +50,7 @@ def figures_of(extractors, draws, real, test):
 def test_real_digits_pass_for_digits_and_noise_does_not(digits, extractors):
     _, train, test, labels, _ = digits
     figures, seen = figures_of(extractors, [train[1000:1250], train[1250:]], train[:1000], test)
-    figures |= classified(*seen, labels, "made here")
+    figures |= classifier_metrics(*seen, labels, "made here")
     assert figures["classifier"]["test_accuracy"] > 0.97
     assert abs(figures["top_class_probability_samples"] - figures["top_class_probability_test"]) < 0.05
     assert min(figures["class_shares"]) > 0.04
@@ -86,12 +86,12 @@ def test_moments_do_not_depend_on_batches_or_devices(digits, extractors, monkeyp
         found = [extracted(extractor, train)]
         monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
         found.append(extracted(extractor, train))
-        monkeypatch.setattr(features, "GATHERED", 1)
+        monkeypatch.setattr(features, "MOMENT_CHUNK", 1)
         found.append(extracted(extractor, train))
         monkeypatch.undo()
         scale = np.abs(found[0].moments.covariance).max()
         for other in found[1:]:
-            assert found[0].moments.number == other.moments.number == 1500
+            assert found[0].moments.num_vectors == other.moments.num_vectors == 1500
             np.testing.assert_array_equal(found[0].vectors, other.vectors)
             np.testing.assert_allclose(found[0].moments.mean, other.moments.mean, rtol=1e-9, atol=1e-12)
             np.testing.assert_allclose(found[0].moments.covariance, other.moments.covariance, rtol=0, atol=1e-9 * scale)
@@ -105,9 +105,9 @@ def test_moments_do_not_depend_on_batches_or_devices(digits, extractors, monkeyp
 def test_a_splits_features_are_computed_once_and_told_apart(digits, extractors, monkeypatch, tmp_path):
     train, images, *_ = digits
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(features, "KEPT", 700)
-    split = features.split_of(train, DATA, "train", 1000)
-    assert split.number == 1000
+    monkeypatch.setattr(features, "NUM_STORED_FEATURES", 700)
+    split = features.make_split(train, DATA, "train", 1000)
+    assert split.num_images == 1000
     extractor, calls = extractors["pixels"], []
     extract = features.make_extract(extractor)
 
@@ -115,9 +115,9 @@ def test_a_splits_features_are_computed_once_and_told_apart(digits, extractors, 
         calls.append(args)
         return extract(*args)
 
-    first, second = (features.of_real(counted, extractor, split) for _ in range(2))
+    first, second = (features.real_features(counted, extractor, split) for _ in range(2))
     assert len(calls) == 1
-    assert first.moments.number == 1000
+    assert first.moments.num_vectors == 1000
     assert first.vectors.shape == (700, 64)
     whole = extracted(extractor, images[:1000])
     for found in (first, second):
@@ -126,9 +126,9 @@ def test_a_splits_features_are_computed_once_and_told_apart(digits, extractors, 
             np.testing.assert_array_equal(part, expected)
     hashes = {split.fingerprint}
     for data, name, number in ((DATA | {"crop": True}, "train", 1000), (DATA, "test", 1000), (DATA, "train", 999)):
-        hashes.add(features.split_of(train, data, name, number).fingerprint)
+        hashes.add(features.make_split(train, data, name, number).fingerprint)
     assert len(hashes) == 4  # what is cut, the split and the number of images all count
-    other = features.of_real(counted, extractor._replace(fingerprint="another"), split)
+    other = features.real_features(counted, extractor._replace(fingerprint="another"), split)
     assert len(calls) == 2
     np.testing.assert_array_equal(other.vectors, first.vectors)
 
@@ -176,7 +176,7 @@ def test_what_images_can_be_compared_in():
     with pytest.raises(UserError, match="photographs, not images of 2 channels"):
         choose(("dinov2",), odd, files)
     with pytest.raises(UserError, match="at least 6, got 5"):
-        check_number(5, "samples", "evaluation.num_samples")
+        check_count(5, "samples", "evaluation.num_samples")
     with pytest.raises(UserError, match="several classes"):
         fit(neither)
 

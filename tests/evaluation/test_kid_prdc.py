@@ -4,19 +4,19 @@ import numpy as np
 import pytest
 
 from score_sde.errors import UserError
-from score_sde.evaluation.metrics import inception_score, kernel_distance, manifolds, nearest, squared_mmd
+from score_sde.evaluation.metrics import inception_score, kid, nearest_neighbors, precision_recall, squared_mmd
 
 
 def test_kid_is_unbiased():
     """Its mean over splits of one law is 0; of two laws it is E k(x,x') + E k(y,y') - 2 E k(x,y) of all pairs."""
     rng = np.random.default_rng(0)
-    found = kernel_distance(rng.standard_normal((4000, 8)), rng.standard_normal((4000, 8)), subset_size=100)
+    found = kid(rng.standard_normal((4000, 8)), rng.standard_normal((4000, 8)), subset_size=100)
     assert abs(found.mean) < 3 * found.standard_error
     # In one dimension of unit normals and of normals about 1, with moments 1, 0, 1, 0 and 1, 1, 2, 4 (E x^0 .. x^3)
     # E (x y + 1)^3 = sum_j binom(3, j) m_j m'_j.
     weights, first, second = np.array([1, 3, 3, 1]), np.array([1, 0, 1, 0]), np.array([1, 1, 2, 4])
     expected = np.sum(weights * (first - second) ** 2)
-    found = kernel_distance(rng.standard_normal((20000, 1)), 1 + rng.standard_normal((20000, 1)), subset_size=200)
+    found = kid(rng.standard_normal((20000, 1)), 1 + rng.standard_normal((20000, 1)), subset_size=200)
     assert abs(found.mean - expected) < 3 * found.standard_error < expected / 4
 
 
@@ -32,7 +32,7 @@ def test_mmd_is_the_sum_over_pairs():
     across = np.mean([k(a, b) for a in x for b in y])
     np.testing.assert_allclose(squared_mmd(x, y), own + other - 2 * across, rtol=1e-12)
     with pytest.raises(UserError, match="two vectors"):
-        kernel_distance(x[:1], y)
+        kid(x[:1], y)
 
 
 def test_precision_and_recall_where_they_are_known():
@@ -41,11 +41,11 @@ def test_precision_and_recall_where_they_are_known():
     cluster, other = rng.uniform(0, 1, (2, 400, 2))
     real = np.concatenate([cluster, other + 100])
     samples = np.concatenate([rng.permutation(cluster)[:300], rng.uniform(1000, 1001, (100, 2))])
-    found = manifolds(real, samples)
+    found = precision_recall(real, samples)
     assert found.precision == 0.75
     assert 0.45 < found.recall <= 0.5 + 1e-9
     assert 0.45 < found.coverage <= 0.5
-    again = manifolds(real, real)
+    again = precision_recall(real, real)
     assert (again.precision, again.recall, again.coverage) == (1, 1, 1)
     # A real vector lies in its own ball and, on average, in those of the k others that it is a neighbour of.
     np.testing.assert_allclose(again.density, 6 / 5, rtol=1e-12)
@@ -54,7 +54,7 @@ def test_precision_and_recall_where_they_are_known():
 def test_balls_by_hand():
     """On a line, k = 1: real 0, 1, 10 with radii 1, 1, 9; samples 1.5, 30, 31 with radii 28.5, 1, 1."""
     real, samples = np.array([[0.0], [1.0], [10.0]]), np.array([[1.5], [30.0], [31.0]])
-    found = manifolds(real, samples, neighbours=1, density_neighbours=1)
+    found = precision_recall(real, samples, k=1, density_k=1)
     assert found.precision == pytest.approx(1 / 3)  # 1.5, in the balls of 1 and of 10
     assert found.recall == 1.0  # all in the ball of 1.5
     assert found.density == pytest.approx(2 / 3)
@@ -62,7 +62,7 @@ def test_balls_by_hand():
 
 
 def test_nearest_neighbours():
-    places = nearest(np.array([[0.0, 0.0]]), np.array([[3.0, 4.0], [0.0, 1.0], [9.0, 9.0]]), 2)
+    places = nearest_neighbors(np.array([[0.0, 0.0]]), np.array([[3.0, 4.0], [0.0, 1.0], [9.0, 9.0]]), 2)
     np.testing.assert_array_equal(places, [[1, 0]])
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from score_sde.evaluation.metrics import Moments, frechet_distance, merge, moments_of
+from score_sde.evaluation.metrics import Moments, compute_moments, frechet_distance, merge
 
 
 def gaussian(mean, covariance, count=100):
@@ -31,19 +31,21 @@ def test_singular_covariances():
     """Fewer vectors than features, and a constant one: 0 of a set against itself, the shift's square of a shift."""
     x = np.random.default_rng(0).standard_normal((5, 12))
     x[:, 3] = 0.0
-    assert abs(frechet_distance(moments_of(x), moments_of(x))) < 1e-7 * np.sum(x**2)  # roots of rounding's 1e-16
-    np.testing.assert_allclose(frechet_distance(moments_of(x), moments_of(x + np.eye(12)[3])), 1.0, rtol=1e-6)
+    assert abs(frechet_distance(compute_moments(x), compute_moments(x))) < 1e-7 * np.sum(
+        x**2
+    )  # roots of rounding's 1e-16
+    np.testing.assert_allclose(frechet_distance(compute_moments(x), compute_moments(x + np.eye(12)[3])), 1.0, rtol=1e-6)
 
 
 def test_parts_of_any_size_merge_to_the_whole():
     """Also where the mean is 1e6 times the spread, where sums of squares in float64 would lose four digits."""
     x = np.random.default_rng(0).standard_normal((1000, 6)) + 1e6
-    whole = moments_of(x)
+    whole = compute_moments(x)
     for size in (1, 7, 333, 1000):
-        parts = [moments_of(x[first : first + size]) for first in range(0, 1000, size)]
+        parts = [compute_moments(x[first : first + size]) for first in range(0, 1000, size)]
         total = parts[0]
         for part in parts[1:]:
             total = merge(total, part)
-        assert total.number == 1000
+        assert total.num_vectors == 1000
         np.testing.assert_allclose(total.mean, whole.mean, rtol=1e-13)  # a thousand roundings
         np.testing.assert_allclose(total.covariance, np.cov(x.T), rtol=1e-9, atol=1e-9)

@@ -77,7 +77,7 @@ def test_grey_images_of_few_levels_are_shown_as_photographs(theirs):
     for images, levels in ((grey, 17), (colour, 256)):
         source = Dataset(Arrays(images, np.zeros(3)), images.shape[1:], levels, 1)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("score_sde.evaluation.features.ROWS", 4)
+            patch.setattr("score_sde.evaluation.features.BATCH_PER_DEVICE", 4)
             extract = make_extract(EXTRACTORS["inception"](source, {}, str(path)))
             found.append(extract(images.__getitem__, 3).vectors)
     np.testing.assert_array_equal(*found)

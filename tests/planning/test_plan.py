@@ -17,7 +17,7 @@ from score_sde.planning import plan
 from score_sde.planning.collectives import collectives
 from score_sde.planning.flops import flops_of_repetitions
 from score_sde.planning.topology import CHIPS, parse_topology
-from score_sde.training.devices import make_layout
+from score_sde.training.devices import make_strategy
 from score_sde.training.setup import build_train_step
 from tests.cli import POINTS, ROOT, environment, finish, start
 
@@ -37,15 +37,17 @@ def test_plan_for_virtual_devices_agrees_with_a_run(strategy):
     """Arguments and collectives per device, compared with the arrays and the compiled program of a run."""
     experiment = experiment_of(strategy)
     estimate = plan.plan(experiment, f"cpu:{NUMBER}")
-    layout = make_layout(strategy, jax.devices()[:NUMBER])
+    parallel = make_strategy(strategy, jax.devices()[:NUMBER])
     state = experiment.training.init_state()
-    placed = layout.place(state)
+    placed = parallel.shard_state(state)
     image = np.zeros((1, 16, 2), np.float32)
     number = np.zeros((1, 16), np.int32)
-    batch = layout.put({"image": image, "label": number, "index": number})
+    batch = parallel.shard_batch({"image": image, "label": number, "index": number})
     held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves((placed, batch)))
     assert abs(estimate["argument_bytes"] / held - 1) < 0.1
-    run_steps = layout.compile(build_train_step(experiment.training, None, layout.axis_name, layout.gather), state)
+    run_steps = parallel.compile(
+        build_train_step(experiment.training, None, parallel.axis_name, parallel.all_gather_params), state
+    )
     state, _ = run_steps(placed, batch)  # the planned program runs
     if strategy == "pmap":
         assert 0.9 < estimate["collective_bytes"]["all-reduce"] / estimate["gradient_bytes"] < 1.1

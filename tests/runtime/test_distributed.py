@@ -33,7 +33,7 @@ def test_two_processes_are_one_run(tmp_path):
     alone, together = tmp_path / "alone", tmp_path / "together"
     finish(start(alone, *STEPS, devices=8))
     printed = [finish(process) for process in start_two(together, *STEPS)]
-    assert "8 cpu device(s) of 2 processes, batch 8, 1 a device" in printed[0]
+    assert "8 cpu device(s) of 2 processes, batch 8, 1 per device" in printed[0]
     assert "trained 20 steps" in printed[0] and "trained" not in printed[1]
     first, second = restore_newest(alone), restore_newest(together)
     assert int(second["step"]) == 20

@@ -5,12 +5,19 @@ import pytest
 
 from score_sde.errors import UserError
 from score_sde.training import snapshots
-from score_sde.training.ema import Averages, check_averages, check_choice, exponent, power_share, reconstruction
+from score_sde.training.ema import (
+    EMAConfig,
+    check_choice,
+    check_ema_config,
+    gamma_from_length,
+    post_hoc_weights,
+    power_function_rate,
+)
 
 
 @pytest.mark.parametrize("length", [0.01, 0.05, 0.1, 0.25])
 def test_a_length_is_the_standard_deviation_of_its_weights(length):
-    gamma = exponent(length)
+    gamma = gamma_from_length(length)
     u = (np.arange(200_000) + 0.5) / 200_000
     weights = u**gamma / (u**gamma).sum()
     mean = (weights * u).sum()
@@ -26,9 +33,9 @@ def walk(steps=2000, dimension=64):
 
 def tracked(path, length, stored_every=None):
     """The average after the last step, and those stored on the way."""
-    average, stored, gamma = path[0], {}, exponent(length)
+    average, stored, gamma = path[0], {}, gamma_from_length(length)
     for step, params in enumerate(path):
-        share = float(power_share(gamma, np.float64(step)))
+        share = float(power_function_rate(gamma, np.float64(step)))
         average = (1 - share) * average + share * params
         if stored_every and (step + 1) % stored_every == 0:
             stored[step + 1] = average
@@ -45,7 +52,7 @@ def test_a_reconstruction_is_the_average_that_would_have_been_tracked(length):
             steps.append(step)
             lengths.append(each)
             arrays.append(average)
-    weights = reconstruction(steps, lengths, len(path), length)
+    weights = post_hoc_weights(steps, lengths, len(path), length)
     found = weights @ np.stack(arrays)
     assert np.linalg.norm(found - directly) < 0.01 * np.linalg.norm(directly)
 
@@ -62,7 +69,7 @@ def test_a_reconstruction_is_the_average_that_would_have_been_tracked(length):
 )
 def test_constant_parameters_are_their_own_average(steps, length):
     stored = [step for step in steps for _ in (0.05, 0.1)]
-    weights = reconstruction(stored, [0.05, 0.1] * len(steps), steps[-1], length)
+    weights = post_hoc_weights(stored, [0.05, 0.1] * len(steps), steps[-1], length)
     np.testing.assert_allclose(weights.sum(), 1.0, rtol=1e-12)
 
 
@@ -74,18 +81,18 @@ def test_snapshots_go_out_and_back(tmp_path):
         kernels = rng.normal(size=(2, 3, 2)).astype(np.float32)
         stored[step] = {f"length_{i}": {"a": {"kernel": kernel}} for i, kernel in enumerate(kernels)}
         snapshots.save(tmp_path, step, stored[step], (0.05, 0.1))
-    found = snapshots.reconstruct(tmp_path, 350, 0.1)  # the last one before the checkpoint
+    found = snapshots.reconstruct_ema(tmp_path, 350, 0.1)  # the last one before the checkpoint
     np.testing.assert_allclose(found["a"]["kernel"], stored[300]["length_1"]["a"]["kernel"], atol=1e-4)
     with pytest.raises(UserError, match="ema_lengths"):
-        snapshots.reconstruct(tmp_path / "other", 350, 0.1)
+        snapshots.reconstruct_ema(tmp_path / "other", 350, 0.1)
 
 
 def test_averages_that_there_are_not_are_refused():
     with pytest.raises(UserError, match=r"0 <= ema_decays < 1, got 1\.0"):
-        check_averages(Averages(0.9, (1.0,)))
-    with pytest.raises(UserError, match=r"0 < length <= 0.28, got 0.5.*training.ema_lengths"):
-        check_averages(Averages(0.9, (), (0.5,)))
-    with pytest.raises(UserError, match=r"ema_decays has 0.99 .*sampling.ema_decay"):
-        check_choice(Averages(0.9, (0.99,)), 0.5, 0.0)
+        check_ema_config(EMAConfig(0.9, (1.0,)))
+    with pytest.raises(UserError, match=r"0 < length <= 0.28, got 0.5.*ema_lengths"):
+        check_ema_config(EMAConfig(0.9, (), (0.5,)))
+    with pytest.raises(UserError, match=r"ema_decays has 0.99 .*ema_decay"):
+        check_choice(EMAConfig(0.9, (0.99,)), 0.5, 0.0)
     with pytest.raises(UserError, match="one of"):
-        check_choice(Averages(0.9, (0.99,)), 0.99, 0.1)
+        check_choice(EMAConfig(0.9, (0.99,)), 0.99, 0.1)

@@ -106,14 +106,14 @@ def test_a_flip_that_the_format_does_not_notice_is_noticed(finished, tmp_path):
         copy = tmp_path / "copy" / "checkpoints" / "40"
         shutil.copytree(folder, copy)
         shutil.copytree(finished / "manifests", tmp_path / "copy" / "manifests")
-        checkpoints.check(copy)
+        checkpoints.verify(copy)
         target = copy / file.relative_to(folder)
         if target.stat().st_size:
             flip(target)
         else:
             target.write_bytes(b"x")
         with pytest.raises(ValueError, match="is not what was saved"):
-            checkpoints.check(copy)
+            checkpoints.verify(copy)
         shutil.rmtree(tmp_path / "copy")
 
 
@@ -263,23 +263,23 @@ def averaged(tmp_path_factory):
 @pytest.mark.parametrize("damage", [flip, truncate, Path.unlink, lambda path: path.write_bytes(b"")])
 def test_damaged_snapshots_are_refused_or_made_again(averaged, tmp_path, damage):
     workdir = copy(averaged, tmp_path)
-    expected = snapshots.reconstruct(workdir, 40, 0.07)
+    expected = snapshots.reconstruct_ema(workdir, 40, 0.07)
     damage(workdir / "snapshots" / "00000040_0.1.safetensors")
     with pytest.raises(UserError, match=r"00000040_0\.1\.safetensors .*ema_length=0"):
-        snapshots.reconstruct(workdir, 40, 0.07)
+        snapshots.reconstruct_ema(workdir, 40, 0.07)
     run(workdir, config(ema_lengths=(0.05, 0.1), snapshot_every=20))  # of the step that the checkpoint is of
-    jax.tree.map(np.testing.assert_array_equal, snapshots.reconstruct(workdir, 40, 0.07), expected)
+    jax.tree.map(np.testing.assert_array_equal, snapshots.reconstruct_ema(workdir, 40, 0.07), expected)
     damage(workdir / "snapshots" / "00000020_0.05.safetensors")
     with pytest.raises(UserError, match=r"00000020_0\.05\.safetensors"):
-        snapshots.reconstruct(workdir, 40, 0.07)
+        snapshots.reconstruct_ema(workdir, 40, 0.07)
 
 
 def test_snapshots_without_an_index_are_all_taken(averaged, tmp_path):
     workdir = copy(averaged, tmp_path)
-    expected = snapshots.reconstruct(workdir, 40, 0.07)
+    expected = snapshots.reconstruct_ema(workdir, 40, 0.07)
     for damage in (truncate, Path.unlink):
         damage(workdir / "snapshots" / "index.json")
-        jax.tree.map(np.testing.assert_array_equal, snapshots.reconstruct(workdir, 40, 0.07), expected)
+        jax.tree.map(np.testing.assert_array_equal, snapshots.reconstruct_ema(workdir, 40, 0.07), expected)
 
 
 def test_other_data_are_refused(finished, tmp_path):
@@ -310,7 +310,7 @@ def test_a_failure_during_a_save_ends_the_save_first(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="a failure"):
         run(tmp_path, config())
     assert checkpoints.saved_steps(tmp_path) == [10] and (tmp_path / "manifests" / "10.json").is_file()
-    checkpoints.check(tmp_path / "checkpoints" / "10")
+    checkpoints.verify(tmp_path / "checkpoints" / "10")
     monkeypatch.undo()
     assert "trained 40 steps" in run(tmp_path, config())  # the folder is free again
 
@@ -347,7 +347,7 @@ def resident() -> int:
 def test_memory_stays_flat_over_saves_and_restores(tmp_path, what):
     """Of 50 the last 40 keep less than one state, whose 200 arrays are of 24 MiB."""
     params = {f"w{i}": np.full((3 * 2**20 // 100,), float(i), np.float32) for i in range(100)}
-    manager = checkpoints.open_checkpoints(tmp_path / "checkpoints", keep=1)
+    manager = checkpoints.make_manager(tmp_path / "checkpoints", keep=1)
 
     def state(step):
         tree = jax.tree.map(jnp.asarray, params)

@@ -77,7 +77,7 @@ def test_every_optimizer_finds_a_minimum(name):
     [
         ("cosin", {}, "Did you mean 'cosine'"),
         ("cosine", {}, "decay_steps"),
-        ("cosine", {"decay_steps": 0}, "no such numbers"),
+        ("cosine", {"decay_steps": 0}, "numbers of steps > 0"),
         ("linear", {"decay_steps": 10, "finale": 0.1}, "Did you mean 'final'"),
     ],
 )

@@ -99,7 +99,7 @@ def test_a_signal_saves_says_where_and_goes_on(undisturbed, tmp_path, number):
     printed = finish(process)
     (step,) = saved_steps(tmp_path)
     assert 10 <= step < 200
-    assert f"stopped by {number.name} and saved at step {step}; the same command goes on from there" in printed
+    assert f"stopped by {number.name} and saved at step {step}; the same command resumes from there" in printed
     assert f"from step {step}" in finish(start(tmp_path))
     # A log's mean starts anew where the signal fell; the state is what must not change.
     assert_same_state(tmp_path, undisturbed)

@@ -10,8 +10,8 @@ import pytest
 from configs import toy2d, vp_digits
 from score_sde.errors import UserError
 from score_sde.experiment import make_experiment
-from score_sde.training.devices import make_layout
-from score_sde.training.ema import exponent
+from score_sde.training.devices import make_strategy
+from score_sde.training.ema import gamma_from_length
 from score_sde.training.setup import build_train_step
 from score_sde.training.state import initial_state
 from tests.runs import train
@@ -50,27 +50,28 @@ def start():
 @cache
 def compile_step(num_devices, dropout=0.0, strategy="pmap", points=False, **training):
     experiment = make(dropout, points, strategy=strategy, **training)
-    layout = make_layout(strategy, jax.devices()[:num_devices])
+    parallel = make_strategy(strategy, jax.devices()[:num_devices])
     shapes = jax.eval_shape(lambda: experiment.training.init_state())
-    return layout, layout.compile(
-        build_train_step(experiment.training, None if points else 17, layout.axis_name, layout.gather), shapes
+    return parallel, parallel.compile(
+        build_train_step(experiment.training, None if points else 17, parallel.axis_name, parallel.all_gather_params),
+        shapes,
     )
 
 
-def prepare(start, layout, calls, steps_per_call=1, points=False):
+def prepare(start, parallel, calls, steps_per_call=1, points=False):
     """The state on the devices, and the batches of so many calls."""
     shape = (calls, steps_per_call, BATCH)
     rng = np.random.default_rng(0)
     images = rng.normal(size=(*shape, 2)) if points else rng.integers(0, 17, (*shape, 8, 8, 1), np.uint8)
-    return layout.place(start), [layout.put({"image": batch}) for batch in images]
+    return parallel.shard_state(start), [parallel.shard_batch({"image": batch}) for batch in images]
 
 
 def run(start, num_devices, calls, steps_per_call=1, **options):
-    layout, run_steps = compile_step(num_devices, **options)
-    state, batches = prepare(start, layout, calls, steps_per_call, options.get("points", False))
+    parallel, run_steps = compile_step(num_devices, **options)
+    state, batches = prepare(start, parallel, calls, steps_per_call, options.get("points", False))
     for batch in batches:
         state, metrics = run_steps(state, batch)
-    return layout.whole(state), metrics
+    return parallel.unshard(state), metrics
 
 
 def relative_difference(first, second, origin):
@@ -99,8 +100,8 @@ def test_shards_give_the_numbers_of_copies(start):
     shards, _ = run(start, 8, calls=5, dropout=0.3, strategy="fsdp")
     assert relative_difference(copies.params, shards.params, start.params) < 1e-3
     assert relative_difference(copies.ema_params, shards.ema_params, start.params) < 1e-3
-    layout, _ = compile_step(8, dropout=0.3, strategy="fsdp")
-    placed = layout.place(start)
+    parallel, _ = compile_step(8, dropout=0.3, strategy="fsdp")
+    placed = parallel.shard_state(start)
     held = sum(leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves(placed))
     assert held < 0.2 * sum(leaf.size for leaf in jax.tree.leaves(placed))
 
@@ -139,7 +140,7 @@ def test_several_averages_are_kept(on_points):
         shares = {
             "first": 1 - min(0.05, (1 + n) / (10 + n)),
             "decay_0": 1 - min(0.3, (1 + n) / (10 + n)),
-            "length_0": 1 - (1 - 1 / (n + 1)) ** (exponent(0.1) + 1),
+            "length_0": 1 - (1 - 1 / (n + 1)) ** (gamma_from_length(0.1) + 1),
         }
         for name, share in shares.items():
             expected[name] = jax.tree.map(
@@ -169,8 +170,8 @@ def test_steps_a_call_change_no_bit(start):
 )
 def test_the_second_call_compiles_nothing(on_points, compilations, num_devices, strategy):
     compile_step.cache_clear()
-    layout, compiled = compile_step(num_devices, strategy=strategy, points=True, **AVERAGES)
-    state, batches = prepare(on_points, layout, calls=3, points=True)
+    parallel, compiled = compile_step(num_devices, strategy=strategy, points=True, **AVERAGES)
+    state, batches = prepare(on_points, parallel, calls=3, points=True)
     state, _ = compiled(state, batches[0])
     assert compilations  # the first call does compile, and the listener hears it
     compilations.clear()
