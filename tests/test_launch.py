@@ -245,7 +245,7 @@ SHORT = ("--config.training.num_steps=20", "--config.training.sample_every=10")
 def test_train_and_evaluate_leave_what_the_contract_says(tmp_path):
     printed = finish(start(tmp_path, *SHORT, devices=2))
     assert "trained 20 steps" in printed
-    assert "2 cpu device(s), batch 8, 4 a device" in printed
+    assert "2 cpu device(s), batch 8, 4 per device" in printed
 
     assert json.loads((tmp_path / "config.json").read_text())["training"]["batch_size"] == 8
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

@@ -11,7 +11,8 @@ from score_sde.experiment.flags import flags, plain
 def load_split(config: ConfigDict, split: str) -> data.Dataset:
     """Return a split ("train", "test") of the data set of config.data."""
     options = config.data
-    with flags(config, "data", "data.kwargs", **{"data set": "data.name"}):
+    names = ("image_size", "channels", "path", "crop", "kwargs")
+    with flags(config, "data.kwargs", **{"data set": "data.name"} | {name: f"data.{name}" for name in names}):
         return data.load(
             options.name,
             split,
