@@ -1,1 +1,1 @@
-"""Sample grids, and numbers that say how good samples are."""
+"""Evaluation: sample plots, metrics of samples, likelihoods and diagnostics."""

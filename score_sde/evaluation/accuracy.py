@@ -23,16 +23,16 @@ def accuracy(
     """Measure accuracy and cross-entropy on a test split, at times spread evenly over the process.
 
     Args:
-      classifier: The classifier.
-      params: Its parameters.
+      classifier: Noise-conditional classifier.
+      params: Parameters of the classifier.
       source: Test split.
       seed: Seed of the noise; example i has the same noise fold_in(seed, i) at every time.
-      batch_size: Number of images evaluated at a time.
+      batch_size: Number of images per batch.
       num_images: Maximum number of images.
 
     Returns:
-      One {"t", "log_snr", "accuracy", "cross_entropy" in nats, "num_images"} per time. A guess has an accuracy of 1
-      over the number of classes.
+      One {"t", "log_snr", "accuracy", "cross_entropy" in nats, "num_images"} per time. The accuracy of
+      guessing is 1 / num_classes.
     """
     sde = classifier.sde
     pixels, labels = load_examples(source, num_images)
@@ -54,8 +54,8 @@ def accuracy(
         for first in range(0, count, batch):
             indices = np.minimum(np.arange(first, first + batch), count - 1)  # pads the last batch
             measured = measure(params, images[indices], labels[indices], indices, t)
-            for column, part in zip((correct, entropy), measured, strict=True):
-                column.append(np.asarray(part)[: count - first])
+            for column, values in zip((correct, entropy), measured, strict=True):
+                column.append(np.asarray(values)[: count - first])
         rows.append(
             {
                 "t": float(t),
@@ -69,7 +69,7 @@ def accuracy(
 
 
 def plot_accuracy(path: Path, rows: list[dict[str, float]], num_classes: int) -> None:
-    """Write a PNG of accuracy against time, with log-SNRs at its points."""
+    """Write a PNG of accuracy against time, with the log-SNR at each point."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, no global state
     from matplotlib.figure import Figure
 

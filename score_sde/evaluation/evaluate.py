@@ -98,7 +98,7 @@ def checkpoints_to_evaluate(
       ema: EMAs of the run.
 
     Raises:
-      UserError: if a checkpoint is missing, or an EMA was not kept.
+      UserError: if a checkpoint is missing, or an EMA is not one of the run.
     """
     emas = [(decay, 0.0) for decay in options.ema_decays] + [(0.0, length) for length in options.ema_lengths]
     for decay, length in emas:
@@ -123,7 +123,7 @@ def _points(
     """Return the function (sets of samples, step) -> results for points."""
     splits = [make_split(load(name), config["data"], name, options.num_real) for name in ("train", "test")]
     train, test = (load_examples(split.source, split.num_images)[0] for split in splits)
-    return lambda draws, step: _hashes(splits, {}) | compare_points(draws[0], train, test)
+    return lambda sample_sets, step: _hashes(splits, {}) | compare_points(sample_sets[0], train, test)
 
 
 def _images(
@@ -143,10 +143,10 @@ def _images(
     baseline = _load_baseline(options, hashes) if options.against else None
     measures = {name: _measure(extractor, splits) for name, extractor in extractors.items()}
 
-    def compare_with(draws, step):
+    def compare_with(sample_sets, step):
         results = dict(hashes)
         for name, measure in measures.items():
-            features = [measure.extract(samples.__getitem__, len(samples)) for samples in draws]
+            features = [measure.extract(samples.__getitem__, len(samples)) for samples in sample_sets]
             results |= compute_metrics(name, features, measure.real, measure.held_out)
             if name == "classifier":
                 _, labels = load_examples(test.source, len(measure.held_out.logits))
@@ -156,7 +156,7 @@ def _images(
         if options.neighbours and distributed.is_main_process():
             images, _ = load_examples(train.source, min(train.num_images, options.neighbours_among))
             path = sample_path(workdir, step, suffix="_neighbours")
-            save_neighbours(path, draws[0][: options.neighbours], images, not_none(train.source.levels))
+            save_neighbors(path, sample_sets[0][: options.neighbours], images, not_none(train.source.levels))
         return results
 
     return compare_with
@@ -192,7 +192,7 @@ def _differences(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, floa
     return {name: ours[name]["mean"] - theirs[name]["mean"] for name in distances if "test_train" not in name}
 
 
-def save_neighbours(path: Path, samples: np.ndarray, train: np.ndarray, levels: int) -> None:
+def save_neighbors(path: Path, samples: np.ndarray, train: np.ndarray, levels: int) -> None:
     """Write a PNG with a sample and its nearest training images, in pixels, per row, which reveals copies.
 
     Args:

@@ -67,7 +67,7 @@ def make_split(source: Dataset, data: dict[str, Any], name: str, limit: int) -> 
 
 
 def make_extract(extractor: Extractor) -> Callable[..., Features]:
-    """Compile an extractor for all devices; each of several processes computes its part, and all get the whole result.
+    """Compile an extractor for all devices; each process computes its rows, and all processes get the whole result.
 
     Returns:
       (rows, count, num_stored=None, name="features") -> Features of `count` images. rows(indices) returns pixels (n,

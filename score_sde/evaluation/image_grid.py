@@ -1,4 +1,4 @@
-"""Images laid side by side in one picture."""
+"""Image grids."""
 
 import math
 from pathlib import Path
@@ -10,15 +10,15 @@ from score_sde.runtime.disk import replacing
 
 
 def grid(images: np.ndarray, margin: int = 1, columns: int | None = None) -> np.ndarray:
-    """Lays images side by side, in reading order.
+    """Arrange images in a grid, row by row.
 
     Args:
-      images: (n, height, width, channels) uint8.
-      margin: black pixels around each image.
-      columns: images in a row; None: as square as it goes.
+      images: (n, height, width, channels) uint8 images.
+      margin: Number of black pixels around each image.
+      columns: Number of images per row; None for a grid that is as square as possible.
 
     Returns:
-      (grid height, grid width, channels) uint8; places without an image are black.
+      (grid height, grid width, channels) uint8 image; cells without an image are black.
     """
     n, height, width, channels = images.shape
     columns = math.ceil(math.sqrt(n)) if columns is None else columns
@@ -31,24 +31,24 @@ def grid(images: np.ndarray, margin: int = 1, columns: int | None = None) -> np.
 
 
 def by_class(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, int]:
-    """Images for a grid with a row for each class, and its columns; rows are filled up with black images.
+    """Return images for a grid with one row per class, padded with black images, and its number of columns.
 
     Args:
-      images: (n, height, width, channels) uint8.
-      labels: (n,) integers.
+      images: (n, height, width, channels) uint8 images.
+      labels: (n,) integer classes.
     """
     classes, counts = np.unique(labels, return_counts=True)
     cells = np.zeros((len(classes), counts.max(), *images.shape[1:]), np.uint8)
     for row, label in zip(cells, classes, strict=True):
-        chosen = images[labels == label]
-        row[: len(chosen)] = chosen
+        members = images[labels == label]
+        row[: len(members)] = members
     return cells.reshape(-1, *images.shape[1:]), int(counts.max())
 
 
 def save_grid(path: Path, images: np.ndarray, columns: int | None = None, min_side: int = 512) -> None:
-    """Writes a grid of (n, height, width, channels) uint8 images as PNG, small pixels enlarged to squares.
+    """Write a grid of (n, height, width, channels) uint8 images as a PNG, enlarged to a side of at least `min_side`.
 
-    Images that are not gray, RGB or RGBA are drawn as their channels side by side, each in gray.
+    The channels of images that are not gray, RGB or RGBA are shown side by side, each in gray.
     """
     if images.shape[-1] not in (1, 3, 4):
         images = np.concatenate(np.split(images, images.shape[-1], axis=-1), axis=2)

@@ -14,7 +14,7 @@ from score_sde.operators import regularized_pinv
 from score_sde.runtime.disk import replacing
 from score_sde.sampling import InverseTask, Sampler
 
-NUM_ROWS = 8  # of the image grid
+NUM_ROWS = 8  # maximum number of rows of the image grid
 
 
 class Restorations(NamedTuple):
@@ -33,15 +33,15 @@ class Restorations(NamedTuple):
 
 def group_by_measurement(sampler: Sampler, samples: np.ndarray) -> Restorations:
     """Return the samples of an inverse problem, grouped by measurement."""
-    number = not_none(sampler.task).samples_per_measurement
+    num_completions = not_none(sampler.task).samples_per_measurement
     truth, measured = sampler.measured()
-    return Restorations(truth, measured, samples.reshape(-1, number, *truth.shape[1:]))
+    return Restorations(truth, measured, samples.reshape(-1, num_completions, *truth.shape[1:]))
 
 
 def save_restorations(path: Path, task: InverseTask, restored: Restorations) -> None:
     """Write a PNG with the truth, the measurement and the completions of an image per row, and all arrays as .npz."""
     measured = restored.measured
-    if measured.shape != restored.truth.shape:  # show the smallest image with this measurement
+    if measured.shape != restored.truth.shape:  # plot the image of least norm with this measurement
         measured = np.asarray(regularized_pinv(not_none(task.operator), jnp.asarray(measured), 1.0, 0.0))
     columns = np.concatenate([restored.truth[:, None], measured[:, None], restored.completions], axis=1)[:NUM_ROWS]
     cells = to_levels(columns.reshape(-1, *restored.truth.shape[1:]), 256)
@@ -51,17 +51,17 @@ def save_restorations(path: Path, task: InverseTask, restored: Restorations) -> 
 
 
 def restoration_metrics(task: InverseTask, restored: Restorations, train: Dataset, num_real: int) -> dict[str, Any]:
-    """Return PSNRs, for a range of 2, in dB, as means over images, and the consistency with the measurement.
+    """Return mean PSNRs over images, in dB for a data range of 2, and the consistency with the measurement.
 
     "psnr_posterior_mean" is for the mean over completions, "psnr_completions" for single ones, "psnr_mean_image" for
     the mean of the training split. For super-resolution "psnr_bicubic" is for bicubic interpolation. "consistency" is
-    the root mean square of A x - y over the completions, in the range of A, which compares with "task_noise".
+    the root mean square of A x - y over the completions, in the range of A. It should be close to "task_noise".
 
     Args:
-      task: The inverse problem.
-      restored: Its samples.
+      task: Inverse problem.
+      restored: Images, measurements and completions.
       train: Training split.
-      num_real: Maximum number of its images in the mean image.
+      num_real: Maximum number of training images in the mean image.
     """
     truth = restored.truth
     train_images = to_unit_range(load_examples(train, num_real)[0], train.levels)

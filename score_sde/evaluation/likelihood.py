@@ -38,12 +38,13 @@ def likelihood(
     were dropped in training.
 
     For pixels it is in bits/dim, a bound through uniform dequantization, with the prior, divergence, dequantization and
-    truncation as its parts, which sum to it. With it come the variational bound of a discrete chain, and the bits/dim
-    of a histogram per pixel of the training split. For real numbers it is the mean log-density in nats.
+    truncation as its parts, which sum to it. The results also have the variational bound of a discrete-time schedule,
+    and the bits/dim of a histogram per pixel of the training split. For real numbers it is the mean log-density in
+    nats.
 
     Args:
       model: Diffusion model.
-      params: Its parameters.
+      params: Parameters of the model.
       load: Function from a split to its data.
       options: Options of the likelihood.
       seed: Seed of dequantization and probes.
@@ -99,11 +100,11 @@ def _flow_parts(model: DiffusionModel, options: LikelihoodOptions, levels: int |
 
     def measure(params, images, labels, keys):
         denoiser = model.denoiser(params, labels=labels if model.num_classes else None)
-        draws = jax.lax.map(lambda n: once(denoiser, images, fold_each(keys, n)), jnp.arange(options.num_draws))
-        parts = {name: jnp.mean(values, axis=0) for name, values in draws.items()}
-        parts["probes_standard_error"] /= math.sqrt(options.num_draws)  # of a mean over the draws
+        repeats = jax.lax.map(lambda n: once(denoiser, images, fold_each(keys, n)), jnp.arange(options.num_draws))
+        parts = {name: jnp.mean(values, axis=0) for name, values in repeats.items()}
+        parts["probes_standard_error"] /= math.sqrt(options.num_draws)  # the parts are means over the repeats
         if options.importance:
-            tighter = jax.nn.logsumexp(draws["log_prob"], axis=0) - math.log(options.num_draws)
+            tighter = jax.nn.logsumexp(repeats["log_prob"], axis=0) - math.log(options.num_draws)
             parts |= {"importance": tighter - parts["log_prob"], "log_prob": tighter}
         return parts
 
@@ -111,7 +112,7 @@ def _flow_parts(model: DiffusionModel, options: LikelihoodOptions, levels: int |
 
 
 def _chain_bound(model: DiffusionModel, chain: ddpm.Schedule, levels: int) -> Callable:
-    """Return (params, images, labels, keys) -> {"bits": (n,)}, the variational bound of a chain with our denoiser."""
+    """Return (params, images, labels, keys) -> {"bits": (n,)}, the variational bound of the denoiser on a schedule."""
 
     def measure(params, images, labels, keys):
         denoiser = model.denoiser(params, labels=labels if model.num_classes else None)
@@ -123,9 +124,9 @@ def _chain_bound(model: DiffusionModel, chain: ddpm.Schedule, levels: int) -> Ca
 
 
 def chain_through_vp(num_steps: int) -> ddpm.Schedule:
-    """The discrete chain of num_steps steps that passes through the vp SDE; for 1,000 it is nearly Ho et al.'s.
+    """Return the discrete-time schedule of num_steps steps on the vp SDE, close to Ho et al. 2020's for 1,000 steps.
 
-    In float64, since a beta is the difference from 1 of a number very near 1.
+    It is computed in float64, since each beta is the difference between 1 and a number close to 1.
     """
     with jax.enable_x64(True):
         log_alpha = np.log(vp().alpha(jnp.arange(num_steps + 1) / num_steps))
@@ -133,9 +134,8 @@ def chain_through_vp(num_steps: int) -> ddpm.Schedule:
 
 
 def chain_epsilon(denoiser, sde: SDE, chain: ddpm.Schedule) -> Callable:
-    """Returns (x_n, n) -> eps, or (eps, v), of a chain's step from a denoiser of any SDE, at the same log-SNR."""
-
-    c = ddpm.coefficients(chain)  # whose noise keeps the digits that 1 - alphas_cumprod has lost
+    """Return (x_n, n) -> eps, or (eps, v), for a schedule, from a denoiser of any SDE at the same log-SNR."""
+    c = ddpm.coefficients(chain)  # c.noise is more precise than 1 - alphas_cumprod
 
     def epsilon_fn(x, n):
         signal = c.signal[n]
@@ -148,11 +148,12 @@ def chain_epsilon(denoiser, sde: SDE, chain: ddpm.Schedule) -> Callable:
 
 
 def histogram_bits(train: np.ndarray, test: np.ndarray, levels: int) -> float:
-    """bits/dim of a test split under independent histograms, one a pixel, of a training split with one added to each.
+    """Return the bits/dim of a test split under independent histograms per pixel, with a pseudocount of one per level.
 
     Args:
-      train: (n, *event) integers 0 .. levels - 1.
-      test: (m, *event).
+      train: (n, *event) integer pixels of the training split, 0 .. levels - 1, which the histograms count.
+      test: (m, *event) integer pixels of the test split.
+      levels: Number of pixel levels.
     """
     train, test = (images.reshape(len(images), -1).astype(int) for images in (train, test))
     counts = np.ones((train.shape[1], levels))
@@ -166,9 +167,9 @@ def _over_batches(
 ) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     """Return the function from labels to the measurements of all images, computed on all devices.
 
-    Example i draws with fold_in(key, i), whatever the batch. A second call compiles nothing.
+    Example i has the key fold_in(key, i) in any batch. A second call compiles nothing.
     """
-    devices = jax.local_devices()  # with several processes each measures its rows, and all get the whole
+    devices = jax.local_devices()  # each process measures its rows, and all processes get the whole result
     num_devices = len(devices) * jax.process_count()
     per_device = math.ceil(options.batch_size / num_devices)
     batch = per_device * num_devices
@@ -184,49 +185,49 @@ def _over_batches(
                 indices = np.minimum(np.arange(first, first + batch), len(images) - 1)[local]  # pads the last batch
                 rows = (part[indices].reshape(len(devices), per_device, *part.shape[1:]) for part in (images, labels))
                 measured = compiled(params, *rows, keys_of(indices).reshape(len(devices), per_device))
-                number = min(batch, len(images) - first)
+                count = min(batch, len(images) - first)
                 flat = {name: np.asarray(values).reshape(-1) for name, values in measured.items()}
                 gathered = distributed.all_gather(flat)
                 if not np.isfinite(gathered.get("log_prob", 0.0)).all():
                     raise UserError(
                         f"likelihood: an example took more than {options.max_steps} steps", "max_steps", "rtol", "atol"
                     )
-                parts.append({name: values[:number] for name, values in gathered.items()})
-                bar.update(number)
+                parts.append({name: values[:count] for name, values in gathered.items()})
+                bar.update(count)
         return {name: np.concatenate([part[name] for part in parts]).astype(np.float64) for name in parts[0]}
 
     return over_batches
 
 
 def breakdown(parts: dict[str, np.ndarray], event_shape: tuple[int, ...], levels: int | None) -> dict[str, Any]:
-    """Return the means of the parts over examples, in nats, and for pixels also in bits/dim; they sum to the whole."""
-    figures: dict[str, Any] = {"nfe": mean_of(parts.pop("nfe")) if "nfe" in parts else None}
+    """Return the means of the parts over examples, in nats or for pixels in bits/dim; the parts sum to the total."""
+    metrics: dict[str, Any] = {"nfe": mean_of(parts.pop("nfe")) if "nfe" in parts else None}
     probes = parts.pop("probes_standard_error")
-    figures["log_prob_nats"] = mean_of(parts["log_prob"])
-    if np.isfinite(probes).all():  # one probe shows no spread
-        figures["log_prob_nats"]["standard_error_of_probes"] = float(np.sqrt(np.mean(probes**2) / len(probes)))
+    metrics["log_prob_nats"] = mean_of(parts["log_prob"])
+    if np.isfinite(probes).all():  # the spread of a single probe is unknown
+        metrics["log_prob_nats"]["standard_error_of_probes"] = float(np.sqrt(np.mean(probes**2) / len(probes)))
     if levels is None:
-        return figures | {f"{name}_nats": mean_of(values) for name, values in parts.items() if name != "log_prob"}
+        return metrics | {f"{name}_nats": mean_of(values) for name, values in parts.items() if name != "log_prob"}
     to_bits = partial(bits_per_dim, event_shape=event_shape, levels=levels, data_range=centered_range(levels))
-    figures["bits_per_dim"] = mean_of(to_bits(parts["log_prob"]))
-    volume = float(to_bits(np.zeros(())))  # the density of an even spread over a level
-    figures["bits_per_dim_account"] = {"dequantization": {"mean": volume, "standard_error": 0.0}} | {
+    metrics["bits_per_dim"] = mean_of(to_bits(parts["log_prob"]))
+    volume = float(to_bits(np.zeros(())))  # bits/dim of uniform dequantization
+    metrics["bits_per_dim_account"] = {"dequantization": {"mean": volume, "standard_error": 0.0}} | {
         name: mean_of(to_bits(values) - volume) for name, values in parts.items() if name != "log_prob"
     }
-    return figures
+    return metrics
 
 
-def text(figures: dict[str, Any]) -> str:
+def text(results: dict[str, Any]) -> str:
     """Return the results as JSON, and a sentence on each likelihood."""
-    lines = [json.dumps({key: value for key, value in figures.items() if key != "settings"}, indent=2)]
-    if "bits_per_dim" in figures:
-        bits = figures["bits_per_dim"]
-        evaluations = f"{figures['nfe']['mean']:.0f}" if figures["nfe"] else "an unknown number of"
+    lines = [json.dumps({key: value for key, value in results.items() if key != "settings"}, indent=2)]
+    if "bits_per_dim" in results:
+        bits = results["bits_per_dim"]
+        evaluations = f"{results['nfe']['mean']:.0f}" if results["nfe"] else "an unknown number of"
         lines.append(
-            f"{bits['mean']:.3f} ± {bits['standard_error']:.3f} bits/dim on {figures['num_examples']} test images, "
-            f"{evaluations} evaluations each; histograms need {figures['histograms_bits_per_dim']:.3f}"
+            f"{bits['mean']:.3f} ± {bits['standard_error']:.3f} bits/dim on {results['num_examples']} test images, "
+            f"{evaluations} evaluations each; histograms need {results['histograms_bits_per_dim']:.3f}"
         )
-    if "bits_per_dim" in figures.get("unconditional", {}):
-        bits = figures["unconditional"]["bits_per_dim"]
+    if "bits_per_dim" in results.get("unconditional", {}):
+        bits = results["unconditional"]["bits_per_dim"]
         lines.append(f"that is p(x | y); p(x) has {bits['mean']:.3f} ± {bits['standard_error']:.3f} bits/dim")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Options of the modes that measure a run; configs/common.py documents each."""
+"""Options of the evaluation modes; configs/common.py documents each option."""
 
 from typing import NamedTuple
 
@@ -42,7 +42,7 @@ class LikelihoodOptions(NamedTuple):
 
 
 class BenchmarkOptions(NamedTuple):
-    """Options of the benchmark of solvers on one network."""
+    """Options of the solver benchmark."""
 
     num_samples: int
     nfe: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""Plots of samples: image grids and scatter plots in DIR/samples, denoising trajectories, results against steps."""
+"""Plots: image grids and scatter plots of samples, denoising trajectories, and results against steps."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +19,8 @@ from score_sde.runtime.disk import replacing
 from score_sde.sampling import Sampler
 from score_sde.sde import t_from_log_snr
 
-NUM_FRAMES = 11  # of a denoising strip, from noise to the sample
-NUM_ROWS = 6
+NUM_FRAMES = 11  # maximum number of times in a denoising plot
+NUM_ROWS = 6  # maximum number of samples in a denoising plot
 LEVELS = (4.0, 0.0)  # log-SNRs of the plotted score fields: sigma / alpha = 0.14 and 1
 
 
@@ -38,21 +38,21 @@ def sample_and_plot(
     train: Callable[[], Dataset],
     interrupted: Callable[[], Any] = lambda: None,
 ) -> None:
-    """Generate the samples of a grid, and write them as a picture and as arrays.
+    """Generate samples, and write them as a plot and as arrays.
 
-    Images become a grid, with a row for each class if all are sampled in turn. The .npz has `images` (n, height, width,
-    channels) uint8 and their `labels`, if they have any. Points become a scatter plot over the data next to the score
-    field, with `samples` (n, features) float32. For an inverse problem a row shows the truth, the measurement and
+    Images become a grid, with one row per class if all classes are sampled in turn. The .npz has `images` (n, height,
+    width, channels) uint8 and their `labels`, if they have any. Points become a scatter plot next to the data and the
+    score field, with `samples` (n, features) float32. For an inverse problem a row shows the truth, the measurement and
     completions.
 
     Args:
       path: Path of the PNG; the .npz has the same name.
       sampler: Sampler.
       model: Diffusion model.
-      params: Its parameters (EMA).
-      train: Function that returns the training split, which points are plotted over.
-      interrupted: Function that returns whether to stop. It is called after each batch, and if so nothing is written;
-        several processes never stop here.
+      params: Parameters of the model (EMA).
+      train: Function that returns the training split, for the plot of points.
+      interrupted: Function that returns whether to stop without writing anything. It is called after each batch, and
+        ignored with several processes.
     """
     batches = []
     for batch in sampler.batches(params):
@@ -86,9 +86,9 @@ def measure_and_plot(path: Path, classifier: NoisyClassifier, params: Any, test:
         plot_accuracy(path, rows, classifier.num_classes)
 
 
-def _save_arrays(picture: Path, **arrays: Any) -> None:
-    """Write the .npz of a picture; the picture is written after it, so that if it exists both are complete."""
-    with replacing(picture.with_suffix(".npz")) as partial:
+def _save_arrays(plot_path: Path, **arrays: Any) -> None:
+    """Write the .npz of a plot. Call it before the plot is written, so that a plot implies complete arrays."""
+    with replacing(plot_path.with_suffix(".npz")) as partial:
         np.savez_compressed(partial, **arrays)
 
 
@@ -112,15 +112,15 @@ def plot_trajectory(path: Path, sampler: Sampler, model: DiffusionModel, params:
 
 
 def denoising_strip(trajectory: np.ndarray, num_frames: int = NUM_FRAMES) -> np.ndarray:
-    """Return the images of a denoising plot, a row per sample and a column per evenly spaced time.
+    """Return the images of a denoising plot, with one row per sample and one column per evenly spaced time.
 
     Args:
       trajectory: (num_steps + 1, n, height, width, channels) images of `solve(..., trajectory=True)`.
       num_frames: Maximum number of columns.
 
     Returns:
-      (n * columns, height, width, channels) uint8 images, row by row. Each frame is scaled so that its 99th percentile
-      of |x|, if it is above 1, is white or black, which makes noise of any scale visible.
+      (n * columns, height, width, channels) uint8 images, row by row. A frame whose 99th percentile of |x|
+      exceeds 1 is scaled to 1 there, so that noise of any scale is visible.
     """
     steps = np.unique(np.rint(np.linspace(0, len(trajectory) - 1, num_frames)).astype(int))
     frames = trajectory[steps]
@@ -156,7 +156,7 @@ def save_scatter(path: Path, model: DiffusionModel, params: Any, data: np.ndarra
 
 
 def save_paths(path: Path, trajectory: np.ndarray) -> None:
-    """Write a PNG of the paths (num_steps + 1, n, features) from the prior to the data, in two features."""
+    """Write a PNG of the trajectories (num_steps + 1, n, d) from the prior to the data, in two features."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -188,7 +188,7 @@ def score_field(model: DiffusionModel, params: Any, level: float, limit: float, 
 
 
 def save_curve(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write a PNG with a panel per distance: a line per EMA over steps, or a point per EMA of a single step.
+    """Write a PNG with a panel per distance: a line per EMA against steps, or a point per EMA for a single step.
 
     Args:
       path: Path of the PNG.
@@ -203,16 +203,16 @@ def save_curve(path: Path, rows: list[dict[str, Any]]) -> None:
     FigureCanvasAgg(figure)
     for panel, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         if len(steps) > 1:
-            for average in _averages(rows):
-                line = [(row["step"], row[name]) for row in rows if row["average"] == average]
-                panel.plot(*zip(*line, strict=True), marker="o", label=_average_name(average))
+            for ema in _emas(rows):
+                line = [(row["step"], row[name]) for row in rows if row["average"] == ema]
+                panel.plot(*zip(*line, strict=True), marker="o", label=_ema_name(ema))
             panel.set_xlabel("step")
             panel.legend()
         else:
             panel.plot(
-                [_average_name(row["average"]) for row in rows], [row[name] for row in rows], marker="o", color="black"
+                [_ema_name(row["average"]) for row in rows], [row[name] for row in rows], marker="o", color="black"
             )
-            panel.set_xlabel(f"average, at step {steps[0]}")
+            panel.set_xlabel(f"EMA, at step {steps[0]}")
         panel.set_ylabel(f"{name} ({rows[0]['num_samples']} samples)")
         panel.set_yscale("log")
         panel.axhline(1.0, color="gray", linestyle=":")
@@ -220,9 +220,9 @@ def save_curve(path: Path, rows: list[dict[str, Any]]) -> None:
         figure.savefig(partial, format="png")
 
 
-def _averages(rows: list[dict[str, Any]]) -> list[dict[str, float]]:
-    return list({_average_name(row["average"]): row["average"] for row in rows}.values())
+def _emas(rows: list[dict[str, Any]]) -> list[dict[str, float]]:
+    return list({_ema_name(row["average"]): row["average"] for row in rows}.values())
 
 
-def _average_name(average: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:g}" for name, value in average.items())
+def _ema_name(ema: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in ema.items())

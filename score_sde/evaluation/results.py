@@ -1,4 +1,4 @@
-"""Results of a run: DIR/evaluation.json, which several modes write to."""
+"""Results of a run in DIR/evaluation.json, which several modes write to."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from score_sde.errors import UserError
 from score_sde.runtime import distributed
 from score_sde.runtime.disk import UNREADABLE, locked, read_object, report, set_aside, write_atomically
 
-# Sections that a mode has for itself, besides "restore_<task>" of each inverse problem; `evaluate` has the rest.
+# Sections of single modes. Each inverse problem has a section "restore_<task>", too; `evaluate` writes the rest.
 SECTIONS = ("likelihood", "certify", "accuracy", "health")
 
 
@@ -46,7 +46,7 @@ def check_results_file(workdir: Path) -> None:
 
 
 def save_results(workdir: Path, results: dict[str, Any]) -> None:
-    """Write results to evaluation.json; a section replaces itself, all else replaces the results of `evaluate`."""
+    """Write results to evaluation.json; a section replaces itself, other results replace those of `evaluate`."""
     if not distributed.is_main_process():
         return
     with _sole_writer(workdir):
@@ -79,7 +79,7 @@ def _stored(workdir: Path) -> dict[str, Any]:
 
 @contextmanager
 def _sole_writer(workdir: Path) -> Iterator[None]:
-    """Keep other modes from writing during the block, after a wait of at most a minute."""
+    """Keep other processes from writing during the block; wait at most a minute for the lock."""
     with locked(workdir / "evaluation.lock", seconds=60.0) as holder:
         if holder:
             report(f"{_path(workdir)} has been in use for a minute, by {holder}; its results may be lost")
@@ -90,11 +90,11 @@ def check_comparable(ours: dict[str, Any], theirs: dict[str, Any], path: str) ->
     """Raise UserError unless two results come from the same data, features and numbers of samples.
 
     Args:
-      ours: The hashes and numbers of these results.
-      theirs: Those of the other results.
-      path: The path of the other results, for the message.
+      ours: Hashes and numbers of samples of these results.
+      theirs: Other results.
+      path: Path of the other results, for the message.
     """
     different = [name for name in ours if ours[name] != theirs.get(name)]
     if different:
         differences = "; ".join(f"{name}: {ours[name]} here, {theirs.get(name)} there" for name in different)
-        raise UserError(f"figures of {path} are not comparable with these ({differences})")
+        raise UserError(f"the results of {path} are not comparable with these ({differences})")

@@ -13,15 +13,15 @@ from score_sde.runtime.hashing import hash_json, hash_pytree
 from score_sde.sampling import Sampler
 from score_sde.training.metrics import progress_bar
 
-FOLDER = "evaluation"  # in a run's folder, until the results are written
-IGNORED = ("num_samples", "batch_size")  # options of sampling that change no sample
+FOLDER = "evaluation"  # subfolder of a run, until the results are written
+IGNORED = ("num_samples", "batch_size")  # options of sampling that samples don't depend on
 
 
 class Samples(NamedTuple):
     """Samples of one set of parameters.
 
     Attributes:
-      x: (n, *event) samples: pixels where the data are pixels, otherwise float32.
+      x: (n, *event) samples, which are pixels if the data are, otherwise float32.
       nfe: Mean number of network evaluations per sample; None if the solver can't count them.
     """
 
@@ -30,17 +30,17 @@ class Samples(NamedTuple):
 
 
 def generate_samples(
-    sampler: Sampler, params: Any, number: int, levels: int | None, config: Mapping[str, Any], workdir: Path
+    sampler: Sampler, params: Any, num_samples: int, levels: int | None, config: Mapping[str, Any], workdir: Path
 ) -> Samples:
-    """Generate samples, except those that an interrupted evaluation with the same settings has stored.
+    """Generate samples, or load those that an interrupted evaluation with the same settings has stored.
 
     Args:
       sampler: Sampler.
       params: Parameters of the network.
-      number: Number of samples.
+      num_samples: Number of samples.
       levels: Number of pixel levels; None for data that are not pixels.
       config: Resolved config of the run.
-      workdir: Folder of the run; batches are in DIR/evaluation/<hash of all that a sample depends on>.
+      workdir: Folder of the run; batches are stored in DIR/evaluation/<hash of the settings>.
     """
     folder = workdir / FOLDER / _key(sampler, params, config)
     if distributed.is_main_process():
@@ -48,8 +48,8 @@ def generate_samples(
     distributed.barrier("evaluation's folder")
     parts = _stored(folder)
     done = sum(len(part["x"]) for part in parts)
-    with progress_bar(number, min(done, number), "image", "samples") as bar:
-        for batch in sampler.batches(params, number, first=done):
+    with progress_bar(num_samples, min(done, num_samples), "image", "samples") as bar:
+        for batch in sampler.batches(params, num_samples, first=done):
             x = batch.x if levels is None else to_levels(batch.x, levels)
             part: dict[str, Any] = {"x": x} | ({} if batch.nfe is None else {"nfe": batch.nfe})
             if distributed.is_main_process():
@@ -57,8 +57,8 @@ def generate_samples(
             parts.append(part)
             done += len(x)
             bar.update(len(x))
-    x = np.concatenate([part["x"] for part in parts])[:number]
-    nfe = np.concatenate([part["nfe"] for part in parts])[:number].mean() if "nfe" in parts[0] else None
+    x = np.concatenate([part["x"] for part in parts])[:num_samples]
+    nfe = np.concatenate([part["nfe"] for part in parts])[:num_samples].mean() if "nfe" in parts[0] else None
     return Samples(x, None if nfe is None else float(nfe))
 
 

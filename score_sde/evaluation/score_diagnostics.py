@@ -1,7 +1,7 @@
-"""What an exact score fulfils at every noise level, measured of any denoiser: a number an example, 0 where it holds.
+"""Consistency checks that an exact score satisfies at every noise level, as per-example residuals of a denoiser.
 
-All are made dimensionless, so that levels, processes and data sets can be laid side by side: errors of eps, whose every
-component has the variance 1, per dimension.
+All residuals are dimensionless, so that noise levels, processes and data sets can be compared. They are errors of eps,
+whose components have variance 1, per dimension.
 """
 
 from collections.abc import Callable
@@ -27,57 +27,58 @@ from score_sde.runtime.disk import replacing
 from score_sde.sde import SDE, add_noise, log_snr, t_from_log_snr, time_derivative
 from score_sde.training.metrics import progress_bar
 
-EXACT = 16  # dimensions up to which a divergence is taken along every axis
-PROBES = 2  # above them, directions of an estimate
-BATCH = 32  # examples of which third derivatives are taken at a time
-SPAN = (-9.0, 14.0)  # log-SNRs: below and above, float32 and the data say nothing
+MAX_EXACT_DIMENSION = 16  # maximum dimension for an exact divergence, along every axis
+NUM_PROBES = 2  # directions per estimate of a divergence in higher dimensions
+BATCH = 32  # examples per batch of third derivatives
+LOG_SNR_RANGE = (-9.0, 14.0)  # outside of it float32 and the data are uninformative
 PANELS = {
     "loss": "error of eps",
     "stein": "Stein's identity",
     "curl": "curl",
     "fokker_planck": "Fokker-Planck residual",
-    "memorization": "distance to the training set's own denoiser",
+    "memorization": "distance to the empirical denoiser",
 }
 
 
 def per_dimension(x: jax.Array) -> jax.Array:
-    """The mean over an example's numbers: (batch, *event) -> (batch,)."""
+    """Return the mean over the dimensions of each example: (batch, *event) -> (batch,)."""
     return jnp.mean(x.reshape(len(x), -1), axis=1)
 
 
 def stein(sde: SDE, denoiser: Denoiser, x: jax.Array, t: jax.Array) -> jax.Array:
-    """1 + <score, x - mean> / d, whose mean over x ~ p_t is 0: E[<score, f>] = -E[div f], f being x less a constant.
+    """Return 1 + <score, x - mean> / d, whose mean over x ~ p_t is 0 for an exact score.
 
-    Stein's identity, by integration by parts. The batch is the sample: the mean is its own, corrected by n / (n - 1).
+    This is Stein's identity, E[<score, f>] = -E[div f], for f = x minus a constant. The constant is the mean of the
+    batch, with a correction by n / (n - 1).
 
     Args:
-      sde: the forward process.
-      denoiser: of its score.
-      x: (batch, *event) from p_t, batch > 1.
+      sde: Forward process.
+      denoiser: Denoiser.
+      x: (batch, *event) samples of p_t, with batch > 1.
       t: () time.
 
     Returns:
-      (batch,).
+      (batch,) residuals.
     """
-    centred = (x - jnp.mean(x, axis=0, keepdims=True)) * (len(x) / (len(x) - 1))
-    return 1 + per_dimension(score_fn(denoiser, sde)(x, t) * centred)
+    centered = (x - jnp.mean(x, axis=0, keepdims=True)) * (len(x) / (len(x) - 1))
+    return 1 + per_dimension(score_fn(denoiser, sde)(x, t) * centered)
 
 
 def curl(sde: SDE, denoiser: Denoiser, x: jax.Array, t: jax.Array, keys: jax.Array) -> jax.Array:
-    """|sigma (J - J^T) / 2|^2 / d of the Jacobian J of eps: a score is a gradient, and its Jacobian symmetric.
+    """Return |sigma (J - J^T) / 2|^2 / d for the Jacobian J of eps, which is symmetric since a score is a gradient.
 
-    sigma J of an exact denoiser has eigenvalues of at most 1, so this is a share. The squared Frobenius norm is taken
-    along a random direction of signs for each example, without bias.
+    For an exact denoiser the eigenvalues of sigma J are at most 1, so this is a fraction. The squared Frobenius norm is
+    estimated without bias, along one Rademacher direction per example.
 
     Args:
-      sde: the forward process.
-      denoiser: of eps.
-      x: (batch, *event).
+      sde: Forward process.
+      denoiser: Denoiser.
+      x: (batch, *event) noisy examples.
       t: () time.
-      keys: (batch,).
+      keys: (batch,) keys of the directions.
 
     Returns:
-      (batch,).
+      (batch,) residuals.
     """
 
     def epsilon(x):
@@ -85,77 +86,77 @@ def curl(sde: SDE, denoiser: Denoiser, x: jax.Array, t: jax.Array, keys: jax.Arr
 
     direction = rademacher(keys, x)
     _, forward = jax.jvp(epsilon, (x,), (direction,))
-    _, pull = jax.vjp(epsilon, x)
-    (backward,) = pull(direction)
+    _, vjp = jax.vjp(epsilon, x)
+    (backward,) = vjp(direction)
     return per_dimension((sde.sigma(t) * (forward - backward) / 2) ** 2)
 
 
 def fokker_planck(sde: SDE, denoiser: Denoiser, x: jax.Array, t: jax.Array, keys: jax.Array) -> jax.Array:
-    """The squared residual of the score's Fokker-Planck equation, in eps per unit of log-SNR, per dimension.
+    """Return the squared residual of the score's Fokker-Planck equation, in eps per unit of log-SNR, per dimension.
 
-    d score / dt = grad (g^2 (div score + |score|^2) / 2 - <f, score>) (Lai et al. 2023, eq. 6). Where the divergence is
-    estimated, two independent estimates are multiplied, so that their noise adds nothing on average.
+    The equation is d score / dt = grad (g^2 (div score + |score|^2) / 2 - <f, score>) (Lai et al. 2023, eq. 6). An
+    estimated divergence enters by the product of two independent estimates, so that its noise has mean 0.
 
     Args:
-      sde: the forward process.
-      denoiser: of eps, differentiable three times.
-      x: (batch, *event).
+      sde: Forward process.
+      denoiser: Denoiser, differentiable three times.
+      x: (batch, *event) noisy examples.
       t: () time with alpha(t) > 0.
-      keys: (batch,).
+      keys: (batch,) keys of the estimates.
 
     Returns:
-      (batch,), negative too where the divergence is estimated.
+      (batch,) squared residuals, which may be negative if the divergence is estimated.
     """
     score = score_fn(denoiser, sde)
     half = sde.diffusion(t) ** 2 / 2
 
-    def potential(x, directions):  # summed over examples, of which each bears on its own gradient alone
+    def potential(x, directions):  # summed over examples, whose gradients are independent
         divergence: Any = sum(jnp.sum(v * jax.jvp(lambda x: score(x, t), (x,), (v,))[1]) for v in directions)
-        if x[0].size > EXACT:
+        if x[0].size > MAX_EXACT_DIMENSION:
             divergence /= len(directions)
-        here = score(x, t)
-        return half * (divergence + jnp.sum(here**2)) - jnp.sum(sde.drift(x, t) * here)
+        s = score(x, t)
+        return half * (divergence + jnp.sum(s**2)) - jnp.sum(sde.drift(x, t) * s)
 
-    _, moved = jax.jvp(lambda t: score(x, t), (t,), (jnp.ones_like(t),))
+    _, dscore_dt = jax.jvp(lambda t: score(x, t), (t,), (jnp.ones_like(t),))
     scale = sde.sigma(t) / time_derivative(lambda t: log_snr(sde, t), t)
-    residuals = [scale * (moved - jax.grad(potential)(x, directions)) for directions in _two_sets(keys, x)]
+    residuals = [scale * (dscore_dt - jax.grad(potential)(x, directions)) for directions in _probe_pairs(keys, x)]
     return per_dimension(residuals[0] * residuals[1])
 
 
-def make_empirical(
+def empirical_denoiser(
     sde: SDE, images: np.ndarray, labels: np.ndarray | None = None
 ) -> Callable[[np.ndarray, float, np.ndarray | None], np.ndarray]:
-    """The exact E[x0 | x] where the data are a training set and nothing else: what a network that memorizes gives.
+    """Return the exact E[x0 | x] for the empirical distribution of a training set, the output of a memorizing network.
 
     Args:
-      sde: the forward process.
-      images: (n, *event), all of them.
-      labels: (n,), where the network is told classes.
+      sde: Forward process.
+      images: (n, *event) images of the whole training set.
+      labels: (n,) classes, for a class-conditional network; otherwise None.
 
     Returns:
-      (x (batch, *event), t, labels (batch,) or None) -> x0 (batch, *event), in float64: with little noise the nearest
-      image decides, by differences that float32 doesn't hold.
+      (x (batch, *event), t, labels (batch,) or None) -> x0 (batch, *event). It computes in float64, because at low
+      noise the weights depend on differences below the resolution of float32.
     """
     flat = np.asarray(images, np.float64).reshape(len(images), -1)
     norms = np.sum(flat**2, axis=1)
 
-    def x0(x, t, told=None):
+    def x0(x, t, x_labels=None):
         alpha, sigma = (float(function(jnp.float32(t))) for function in (sde.alpha, sde.sigma))
         logits = (2 * np.asarray(x, np.float64).reshape(len(x), -1) @ flat.T / alpha - norms) * (alpha / sigma) ** 2 / 2
         if labels is not None:
-            logits = np.where(labels[None] == told[:, None], logits, -np.inf)
+            logits = np.where(labels[None] == x_labels[:, None], logits, -np.inf)
         return (softmax(logits, axis=1) @ flat).reshape(x.shape)
 
     return x0
 
 
-def _two_sets(keys: jax.Array, x: jax.Array) -> list[list[jax.Array]]:
-    """Directions for two independent estimates of a divergence; every axis twice where there are few."""
+def _probe_pairs(keys: jax.Array, x: jax.Array) -> list[list[jax.Array]]:
+    """Return the directions of two independent estimates of a divergence; in low dimension both have every axis."""
     size = x[0].size
-    if size <= EXACT:
+    if size <= MAX_EXACT_DIMENSION:
         axes = [jnp.broadcast_to(axis.reshape(x.shape[1:]), x.shape) for axis in jnp.eye(size, dtype=x.dtype)]
         return [axes, axes]
-    return [[rademacher(fold_each(keys, PROBES * n + i), x) for i in range(PROBES)] for n in (0, 1)]
+    return [[rademacher(fold_each(keys, NUM_PROBES * n + i), x) for i in range(NUM_PROBES)] for n in (0, 1)]
 
 
 def score_diagnostics(
@@ -172,16 +173,16 @@ def score_diagnostics(
 
     Args:
       model: Diffusion model.
-      params: Its parameters.
+      params: Parameters of the model.
       load: Function from a split to its data.
       options: Options of evaluation.
       seed: Seed of noise and probes.
       dequantize_pixels: Whether the network was trained on dequantized pixels.
       workdir: Folder of the run.
-      truth: Exact denoiser of the data, where it is known.
+      truth: Exact denoiser of the data; None if it is unknown.
 
     Returns:
-      {"num_images", "levels": one dictionary per level}, see `measure`.
+      {"num_images", "levels"}, with one dictionary per level, as `measure` returns them.
 
     Raises:
       UserError: if the network was trained at discrete timesteps only.
@@ -189,13 +190,13 @@ def score_diagnostics(
     check_continuous_time(model, "health")
     key = jax.random.key(seed)
     sets = {split: _examples(load(split), options.num_real, dequantize_pixels, key) for split in ("train", "test")}
-    number = min(options.health_images, *(len(x0) for x0, _ in sets.values()))
-    if number < 2:
-        raise UserError(f"health takes two images at least, got {number}", "health_images")
+    num_images = min(options.health_images, *(len(x0) for x0, _ in sets.values()))
+    if num_images < 2:
+        raise UserError(f"health: expected at least two images, got {num_images}", "health_images")
     conditional = model.num_classes > 0
-    empirical = make_empirical(model.sde, sets["train"][0], sets["train"][1] if conditional else None)
-    keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(number))
-    first = {split: (x0[:number], labels[:number]) for split, (x0, labels) in sets.items()}
+    empirical = empirical_denoiser(model.sde, sets["train"][0], sets["train"][1] if conditional else None)
+    keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(num_images))
+    first = {split: (x0[:num_images], labels[:num_images]) for split, (x0, labels) in sets.items()}
 
     def denoiser(labels):
         return model.denoiser(params, labels=labels if conditional else None)
@@ -204,7 +205,7 @@ def score_diagnostics(
     if distributed.is_main_process():
         workdir.mkdir(parents=True, exist_ok=True)
         save_health(workdir / "health.png", rows)
-    return {"num_images": number, "levels": rows}
+    return {"num_images": num_images, "levels": rows}
 
 
 def measure(
@@ -216,40 +217,40 @@ def measure(
     truth: Denoiser | None = None,
     empirical: Any = None,
 ) -> list[dict[str, Any]]:
-    """The diagnostics of a denoiser by noise level, each as {"mean", "standard_error"} over examples.
+    """Measure the diagnostics of a denoiser by noise level, each as {"mean", "standard_error"} over examples.
 
     Args:
-      sde: the forward process.
-      denoiser: labels (n,) -> denoiser.
-      sets: "train" and "test": n examples (n, *event) each, and their labels (n,).
-      keys: (n,) of noise and probes, the same at every level.
-      num_levels: how many.
-      truth: the exact denoiser, where it is known.
-      empirical: (x, t, labels) -> x0 of the training set's own exact denoiser; None: leave that out.
+      sde: Forward process.
+      denoiser: Function from labels (n,) to a denoiser.
+      sets: Examples (n, *event) and their labels (n,), under "train" and "test".
+      keys: (n,) keys of noise and probes, the same at every level.
+      num_levels: Number of noise levels.
+      truth: Exact denoiser of the data; None if it is unknown.
+      empirical: Result of `empirical_denoiser`; None to omit memorization.
 
     Returns:
-      One {"t", "log_snr", "loss", "loss_train", "stein", "curl", "fokker_planck", ...} a level: "loss" is |eps_hat -
-      eps|^2 / d, with the truth known beside "irreducible" and "excess" |eps_hat - eps_exact|^2 / d, their difference
-      on average. "memorization" is the squared error of eps_hat against the training set's own denoiser where that set
-      was noised, "memorization_test" where the test set was, in eps per dimension.
+      One {"t", "log_snr", "loss", "loss_train", "stein", "curl", "fokker_planck", ...} per level. "loss" is |eps_hat -
+      eps|^2 / d. With the truth, "irreducible" is |eps_exact - eps|^2 / d, and "excess" is |eps_hat - eps_exact|^2 / d,
+      their difference on average. "memorization" is the squared difference of eps between the denoiser and the
+      empirical denoiser on noisy training examples, per dimension. "memorization_test" is the same on test examples.
     """
 
     @jax.jit
     def differentiate(x, labels, t, keys):
-        ours = denoiser(labels)
-        return curl(sde, ours, x, t, fold_each(keys, 1)), fokker_planck(sde, ours, x, t, fold_each(keys, 2))
+        denoise = denoiser(labels)
+        return curl(sde, denoise, x, t, fold_each(keys, 1)), fokker_planck(sde, denoise, x, t, fold_each(keys, 2))
 
     @jax.jit
-    def look(x0, labels, t, keys):
+    def residuals(x0, labels, t, keys):
         epsilon = noise(fold_each(keys, 0), x0)
         x = add_noise(sde, x0, epsilon, t)
-        seen = denoiser(labels)(x, t)
-        found = {"loss": per_dimension((seen.epsilon - epsilon) ** 2)}
+        prediction = denoiser(labels)(x, t)
+        values = {"loss": per_dimension((prediction.epsilon - epsilon) ** 2)}
         if truth is not None:
             exact = truth(x, t).epsilon
-            found["irreducible"] = per_dimension((exact - epsilon) ** 2)
-            found["excess"] = per_dimension((seen.epsilon - exact) ** 2)
-        return x, seen.x0, found | {"stein": stein(sde, denoiser(labels), x, t)}
+            values["irreducible"] = per_dimension((exact - epsilon) ** 2)
+            values["excess"] = per_dimension((prediction.epsilon - exact) ** 2)
+        return x, prediction.x0, values | {"stein": stein(sde, denoiser(labels), x, t)}
 
     rows = []
     levels = _levels(sde, num_levels)
@@ -258,26 +259,26 @@ def measure(
             t = t_from_log_snr(sde, jnp.float32(level))
             row: dict[str, Any] = {"t": float(t), "log_snr": float(level)}
             for split, (x0, labels) in sets.items():
-                x, seen, found = look(x0, labels, t, keys)
+                x, predicted_x0, values = residuals(x0, labels, t, keys)
                 if split == "train":
-                    row["loss_train"] = mean_of(found["loss"])
+                    row["loss_train"] = mean_of(values["loss"])
                 else:
-                    row |= {name: mean_of(values) for name, values in found.items()}
-                    derived = [differentiate(x[some], labels[some], t, keys[some]) for some in _batches(len(x))]
-                    for name, values in zip(("curl", "fokker_planck"), zip(*derived, strict=True), strict=True):
-                        row[name] = mean_of(np.concatenate(values)[: len(x)])
+                    row |= {name: mean_of(value) for name, value in values.items()}
+                    batches = [differentiate(x[batch], labels[batch], t, keys[batch]) for batch in _batches(len(x))]
+                    for name, parts in zip(("curl", "fokker_planck"), zip(*batches, strict=True), strict=True):
+                        row[name] = mean_of(np.concatenate(parts)[: len(x)])
                 if empirical is not None:
-                    apart = (np.asarray(seen) - empirical(np.asarray(x), t, labels)) * float(
+                    error = (np.asarray(predicted_x0) - empirical(np.asarray(x), t, labels)) * float(
                         sde.alpha(t) / sde.sigma(t)
                     )
-                    row["memorization" if split == "train" else "memorization_test"] = mean_of(per_dimension(apart**2))
+                    row["memorization" if split == "train" else "memorization_test"] = mean_of(per_dimension(error**2))
             rows.append(row)
             bar.update(1)
     return rows
 
 
 def save_health(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Writes a PNG with a panel for each of `PANELS` against log-SNR, with two standard errors."""
+    """Write a PNG with a panel for each of `PANELS` against log-SNR, with error bars of two standard errors."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, no global state
     from matplotlib.figure import Figure
 
@@ -289,11 +290,11 @@ def save_health(path: Path, rows: list[dict[str, Any]]) -> None:
     }
     for panel, (name, title) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
         for line in lines.get(name, (name,)):
-            shown = [
+            points = [
                 (row["log_snr"], row[line]["mean"], 2 * row[line]["standard_error"]) for row in rows if line in row
             ]
-            if shown:
-                level, mean, error = np.array(shown).T
+            if points:
+                level, mean, error = np.array(points).T
                 panel.errorbar(level, mean, error, marker="o", markersize=3, label=line)
         panel.set_title(title)
         panel.set_xlabel("log-SNR")
@@ -306,10 +307,10 @@ def save_health(path: Path, rows: list[dict[str, Any]]) -> None:
         figure.savefig(partial, format="png")
 
 
-def _levels(sde: SDE, number: int) -> np.ndarray:
-    """log-SNRs within the process, evenly spaced from the least noise to the most."""
+def _levels(sde: SDE, num_levels: int) -> np.ndarray:
+    """Return evenly spaced log-SNRs of the process, within `LOG_SNR_RANGE`, from the lowest noise to the highest."""
     ends = [float(log_snr(sde, jnp.float32(t))) for t in (sde.t_min, sde.t_max)]
-    return np.linspace(min(ends[0], SPAN[1]), max(ends[1], SPAN[0]), number)
+    return np.linspace(min(ends[0], LOG_SNR_RANGE[1]), max(ends[1], LOG_SNR_RANGE[0]), num_levels)
 
 
 def _examples(source: Dataset, limit: int, dequantize_pixels: bool, key: jax.Array) -> tuple[np.ndarray, np.ndarray]:
@@ -322,6 +323,6 @@ def _examples(source: Dataset, limit: int, dequantize_pixels: bool, key: jax.Arr
     return np.asarray(to_unit_range(images, source.levels)), labels
 
 
-def _batches(number: int) -> list[np.ndarray]:
-    """Places of examples, `BATCH` at a time; the last are filled up with the last example."""
-    return [np.minimum(np.arange(first, first + BATCH), number - 1) for first in range(0, number, BATCH)]
+def _batches(num_examples: int) -> list[np.ndarray]:
+    """Return the indices of examples in batches of size `BATCH`; the last example pads the last batch."""
+    return [np.minimum(np.arange(first, first + BATCH), num_examples - 1) for first in range(0, num_examples, BATCH)]

@@ -1,7 +1,7 @@
-"""`--mode=certify`: how far from its own fine solution each solver ends, on this network; no truth is needed.
+"""Discretization error of each solver on a network, relative to a fine-grid reference (the mode `certify`).
 
-Deterministic solvers start from the same latents, and are held against Runge-Kutta of order 4 on a very fine grid.
-Stochastic ones follow the same Brownian paths at every resolution, and are held against their own finest solution.
+Deterministic solvers start from the same latents, and are compared with 4th-order Runge-Kutta on a very fine grid.
+Stochastic solvers follow the same Brownian paths at every resolution, and are compared with their finest solution.
 """
 
 from collections.abc import Callable, Sequence
@@ -55,7 +55,7 @@ STOCHASTIC: dict[str, Callable[[], Solver]] = {
     "dpm_solver_pp_sde 2": partial(dpm_solver_pp_sde, 2),
     "stochastic_runge_kutta": stochastic_runge_kutta,
 }
-TOLERANCE = 0.01  # "within 1%"
+TOLERANCE = 0.01  # distance to the reference of a solver that is "within 1%"
 
 
 def certify(
@@ -70,7 +70,7 @@ def certify(
 
     Args:
       model: Diffusion model.
-      params: Its parameters.
+      params: Parameters of the model.
       options: Options of the benchmark.
       seed: Seed of latents and Brownian paths.
       plot_path: Path of the PNG.
@@ -80,7 +80,7 @@ def certify(
       The results, and a text with the table and the cheapest solver within 1%.
 
     Raises:
-      UserError: if the network was trained at discrete timesteps only, or gives NaN.
+      UserError: if the network was trained at discrete timesteps only, or gives NaN or infinity.
     """
     check_continuous_time(model, "certify")
     sde = model.sde
@@ -97,24 +97,31 @@ def certify(
     return results, _text(rows, strong, reference_error, cheapest, options)
 
 
-def make_runner(solver: Solver, sde: SDE, make_denoiser: Callable, longest: int) -> Callable:
-    """(params, x, times, noise=None) -> x at times[-1], compiled once for all grids of at most `longest` steps."""
+def make_runner(solver: Solver, sde: SDE, make_denoiser: Callable, max_steps: int) -> Callable:
+    """Return (params, x, times, noise=None) -> x at times[-1], compiled once for all grids of up to `max_steps` steps.
+
+    Args:
+      solver: Solver.
+      sde: Forward process.
+      make_denoiser: Function from parameters to a denoiser.
+      max_steps: Maximum number of steps of a grid.
+    """
 
     @jax.jit
     def run(params, x, times, steps, noise):
         denoiser = make_denoiser(params)
 
         def advance(n, state):
-            source = None if noise is None else noise[n]
-            return solver.step(sde, denoiser, state, times[n], times[n + 1], source)
+            step_noise = None if noise is None else noise[n]
+            return solver.step(sde, denoiser, state, times[n], times[n + 1], step_noise)
 
         return jax.lax.fori_loop(0, steps, advance, solver.init(x)).x
 
     def padded(params, x, times, noise=None):
         steps = len(times) - 1
-        times = np.pad(np.asarray(times, np.float32), (0, longest - steps), mode="edge")
+        times = np.pad(np.asarray(times, np.float32), (0, max_steps - steps), mode="edge")
         if noise is not None:
-            noise = jnp.pad(noise, ((0, longest - steps),) + ((0, 0),) * x.ndim)
+            noise = jnp.pad(noise, ((0, max_steps - steps),) + ((0, 0),) * x.ndim)
         return np.asarray(run(params, x, times, steps, noise))
 
     return padded
@@ -123,17 +130,21 @@ def make_runner(solver: Solver, sde: SDE, make_denoiser: Callable, longest: int)
 def deterministic_table(
     sde: SDE, make_denoiser: Callable, params: Any, x: jax.Array, options: BenchmarkOptions
 ) -> tuple[list, float]:
-    """Distances to the reference, |x - reference| / |reference|, and the reference's own, from half as many steps.
+    """Measure the distance |x - reference| / |reference| of every deterministic solver, spacing and budget.
 
     Args:
-      sde: the forward process.
-      make_denoiser: params -> denoiser.
-      params: the network's.
+      sde: Forward process.
+      make_denoiser: Function from parameters to a denoiser.
+      params: Parameters of the network.
       x: (n, *event) latents at t_max.
       options: Options of the benchmark.
 
     Returns:
-      (one {"solver", "spacing", "budget", "steps", "nfe", "distance"} for each, the reference's own distance).
+      One {"solver", "spacing", "budget", "steps", "nfe", "distance"} per measurement, and the error of the reference,
+      its distance to the solution with half as many steps.
+
+    Raises:
+      UserError: if the network gives NaN or infinity.
     """
     reference_run = make_runner(rk4(), sde, make_denoiser, options.reference_steps)
     reference, half = (
@@ -141,7 +152,9 @@ def deterministic_table(
         for steps in (options.reference_steps, options.reference_steps // 2)
     )
     if not np.isfinite(reference).all():
-        raise UserError("the network gives NaN or infinity on its way from noise to data: nothing can be certified")
+        raise UserError(
+            "certify: expected finite samples, got NaN or infinity from the network on the way from noise to data"
+        )
     rows = []
     names = [name for name, make in DETERMINISTIC.items() if _runs(make(), sde)]
     with progress_bar(len(names), 0, "solver", "probability flow") as bar:
@@ -169,13 +182,21 @@ def deterministic_table(
 def stochastic_table(
     sde: SDE, make_denoiser: Callable, params: Any, x: jax.Array, keys: jax.Array, options: BenchmarkOptions
 ) -> list[dict[str, Any]]:
-    """Distances to each solver's own finest solution along the same Brownian paths, and the strong order they show.
+    """Measure each stochastic solver's distances to its finest solution on the same Brownian paths.
 
-    The noise of a step from t to t' is (W(t) - W(t')) / sqrt(t - t') of one path W a sample, from Diffrax's virtual
-    Brownian tree, so that a finer grid fills in what a coarser one has seen.
+    The noise of a step from t to t' is (W(t) - W(t')) / sqrt(t - t'), with one path W per sample from Diffrax's virtual
+    Brownian tree. A finer grid thus refines the path of a coarser one.
+
+    Args:
+      sde: Forward process.
+      make_denoiser: Function from parameters to a denoiser.
+      params: Parameters of the network.
+      x: (n, *event) latents at t_max.
+      keys: (n,) keys of the paths.
+      options: Options of the benchmark.
 
     Returns:
-      One {"solver", "steps", "distances", "strong_order"} for each.
+      One {"solver", "steps", "distances", "strong_order"} per solver, with the strong order fitted to the distances.
     """
     steps = sorted(options.refinements)
     names = [name for name, make in STOCHASTIC.items() if _runs(make(), sde)]
@@ -194,13 +215,20 @@ def stochastic_table(
 
 
 def brownian_noise(sde: SDE, keys: jax.Array, x: jax.Array, times: np.ndarray, finest: np.ndarray) -> jax.Array:
-    """(num_steps, n, *event) standard normal noise: the increments of one Brownian path a sample over its steps.
+    """Return (num_steps, n, *event) standard normal noise, the scaled increments of one Brownian path per sample.
 
-    The path is resolved to half the shortest step of the finest grid: with another resolution it is another path.
+    The path is resolved to half the shortest step of the finest grid, as a path depends on its resolution.
+
+    Args:
+      sde: Forward process.
+      keys: (n,) keys of the paths.
+      x: (n, *event) array, for its shape and dtype.
+      times: (num_steps + 1,) grid.
+      finest: Finest grid that is compared.
     """
     shape = jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
     low, high = float(times[-1]), float(times[0])
-    tolerance = max(float((-np.diff(finest)).min()) / 2, 2e-7 * high)  # but for float32's rounding
+    tolerance = max(float((-np.diff(finest)).min()) / 2, 2e-7 * high)  # at least the rounding of float32
 
     def path(key):
         tree = diffrax.VirtualBrownianTree(low, high, tol=tolerance, shape=shape, key=key)
@@ -227,7 +255,7 @@ def _distance(x: np.ndarray, reference: np.ndarray) -> float:
 
 
 def best_spacings(rows: Sequence[dict[str, Any]]) -> dict[str, dict[int, dict[str, Any]]]:
-    """Of each solver and each budget of evaluations the row with the nearest spacing."""
+    """Return the row with the best spacing of each solver and each budget of evaluations."""
     best: dict[str, dict[int, dict[str, Any]]] = {}
     for row in sorted(rows, key=lambda row: row["distance"], reverse=True):
         best.setdefault(row["solver"], {})[row["budget"]] = row
@@ -235,7 +263,7 @@ def best_spacings(rows: Sequence[dict[str, Any]]) -> dict[str, dict[int, dict[st
 
 
 def save_plot(path: Path, rows: Sequence[dict[str, Any]], strong: Sequence[dict[str, Any]]) -> None:
-    """Distance against evaluations of the deterministic solvers, and against steps of the stochastic ones, as a PNG."""
+    """Write a PNG of distance against NFE for deterministic solvers, and against steps for stochastic solvers."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -250,8 +278,8 @@ def save_plot(path: Path, rows: Sequence[dict[str, Any]], strong: Sequence[dict[
     for row in strong:
         second.loglog(row["steps"], row["distances"], "o-", lw=1, label=f"{row['solver']}: {row['strong_order']:.2f}")
     second.set(title="reverse SDE, one Brownian path refined: strong order", xlabel="steps")
-    for panel, shown in ((first, rows), (second, strong)):
-        if shown:
+    for panel, plotted in ((first, rows), (second, strong)):
+        if plotted:
             panel.legend(fontsize=8)
         panel.grid(alpha=0.3)
     with replacing(path) as partial:
@@ -267,9 +295,9 @@ def _text(rows, strong, reference_error: float, cheapest, options: BenchmarkOpti
     lines += [f"{row['solver']}: strong order {row['strong_order']:.2f}" for row in strong]
     lines.append(f"the reference, {options.reference_steps} steps of rk4, is {reference_error:.2g} from half as many")
     if reference_error >= TOLERANCE:
-        lines.append("the reference itself is not within 1%: give more reference_steps")
+        lines.append("the reference itself is not within 1%; increase reference_steps")
     elif cheapest is None:
-        lines.append("nothing here is within 1%: give more in nfe")
+        lines.append("nothing here is within 1%; add a larger budget to nfe")
     else:
         lines.append(
             f"the cheapest within 1% is {cheapest['solver']} on {cheapest['spacing']}, {cheapest['nfe']} evaluations "

@@ -11,11 +11,11 @@ from score_sde.training.state import TrainState
 
 
 class Pictures(NamedTuple):
-    """A callback that draws samples.
+    """A callback that plots samples.
 
     Attributes:
-      path: Function from a step to the path of its picture.
-      draw: Function (params, step, interrupted) that draws it; it may stop early once `interrupted()` is true.
+      path: Function from a step to the path of its plot.
+      draw: Function (params, step, interrupted) that writes the plot; it may stop early once `interrupted()` is true.
     """
 
     path: Callable[[int], Path]
@@ -34,13 +34,13 @@ def catch_up(
     pictures: Pictures,
     interrupted: Callable[[], Any] = lambda: None,
 ) -> None:
-    """Write the EMA snapshots and the picture of the restored step, if they are missing.
+    """Write the EMA snapshots and the sample plot of the restored step, if they are missing.
 
     Args:
       setup: Parts of the run.
       workdir: Folder of the run.
       state: Restored state, on the host.
-      pictures: Callback that draws samples.
+      pictures: Callback that plots samples.
       interrupted: Function that returns whether to stop.
     """
     step, schedule, lengths = int(state.step), setup.schedule, setup.ema.lengths
@@ -49,6 +49,6 @@ def catch_up(
     snapshots_due = distributed.is_main_process() and lengths and is_due(schedule, step, schedule.snapshot_every)
     if snapshots_due and not snapshots.are_whole(workdir, step, lengths):
         snapshots.save(workdir, step, state.averages, lengths)
-    picture_due = is_due(schedule, step, schedule.sample_every)
-    if distributed.any_process(picture_due and not pictures.path(step).exists()):
+    sample_due = is_due(schedule, step, schedule.sample_every)
+    if distributed.any_process(sample_due and not pictures.path(step).exists()):
         pictures.draw(state.ema_params, step, interrupted)

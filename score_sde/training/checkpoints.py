@@ -137,7 +137,7 @@ def on_disk(manager: ocp.CheckpointManager) -> Iterator[None]:
     """Raise a full disk within the block as UserError, with the last complete checkpoint."""
     try:
         yield
-    except Exception as error:  # Orbax wraps the system's errors in its own, of many types
+    except Exception as error:  # Orbax wraps errors of the system in errors of many types
         if isinstance(error, UserError) or not _is_full(error):
             raise
         saved = [step for step in manager.all_steps(read=True) if (manager.directory / str(step)).is_dir()]

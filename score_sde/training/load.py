@@ -43,7 +43,7 @@ def load_params(
 ) -> tuple[Any, int]:
     """Return an EMA of a checkpoint's parameters, and its step.
 
-    Without a checkpoint it returns the parameters of a pretrained or exact network, and step 0.
+    Without a checkpoint it returns the parameters of a pretrained or analytic network, and step 0.
 
     Args:
       setup: Parts of the run.

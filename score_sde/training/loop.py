@@ -47,7 +47,7 @@ def train(
       setup: Parts of the run.
       load: Function from a split to its data.
       batches: Function (source, first_step, rows) that iterates over batches.
-      pictures: Callback that draws samples.
+      pictures: Callback that plots samples.
       config: Resolved config, which is written to the folder.
       workdir: Folder of the run, which all processes share.
       devices: Devices of all processes, in order of the processes.
@@ -56,9 +56,9 @@ def train(
       A sentence on the state of the run and its files.
 
     Raises:
-      UserError: if the devices don't share the batch evenly, the data set is missing or is not that of the run, the
-        folder can't be written or another process trains there, the checkpoint doesn't fit the schedule, the disk is
-        full, or the loss is not finite.
+      UserError: if the devices don't share the batch evenly, the data set is missing or differs from that of the run,
+        the folder can't be written or another process trains there, the checkpoint doesn't fit the schedule, the disk
+        is full, or the loss is not finite.
     """
     source = load("train")
     check_data(setup, source, len(devices))

@@ -66,7 +66,7 @@ def ddpm_hybrid_loss(
       model: Model with a learned variance.
       schedule: Schedule of the timesteps.
       sample_times: Time sampler.
-      **options: `vlb_weight` of `ddpm.hybrid_loss`, and `levels` in place of those of the data.
+      **options: `vlb_weight` of `ddpm.hybrid_loss`, and `levels`, which overrides those of the data.
     """
 
     def loss(params, x0, rngs, labels=None, augment=None, levels=None):

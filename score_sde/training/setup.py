@@ -1,4 +1,4 @@
-"""The parts of a training run, and what happens before its first step."""
+"""The parts of a training run, and its preparation before the first step."""
 
 import sys
 from collections.abc import Callable
@@ -69,7 +69,7 @@ class TrainingSetup(NamedTuple):
 
     @property
     def trainable(self) -> bool:
-        """Whether the network has parameters; an exact one has none."""
+        """Whether the network has parameters; an analytic network has none."""
         return bool(jax.tree.leaves(jax.eval_shape(self.init_params)))
 
     def init_state(self) -> TrainState:
@@ -97,12 +97,12 @@ def check_data(setup: TrainingSetup, source: Dataset, num_devices: int) -> None:
 
 def check_divides(batch_size: int, num_devices: int, grad_accum_steps: int = 1) -> None:
     """Raise UserError unless devices and microbatches share the global batch evenly."""
-    parts = num_devices * grad_accum_steps
-    if batch_size < 1 or batch_size % parts:
+    divisor = num_devices * grad_accum_steps
+    if batch_size < 1 or batch_size % divisor:
         times = f" times {grad_accum_steps} parts" if grad_accum_steps > 1 else ""
         raise UserError(
             f"training: the global batch of {batch_size} doesn't divide among {num_devices} devices{times}; take a "
-            f"multiple of {parts}",
+            f"multiple of {divisor}",
             "batch_size",
         )
 
@@ -157,11 +157,11 @@ def log_summary(setup: TrainingSetup, source: Dataset, state: TrainState, device
 
 def log_batch(batch: dict[str, np.ndarray]) -> None:
     """Print the types, shapes and ranges of this process's first batch."""
-    parts = (
+    descriptions = (
         f"{name} {array.dtype} {'x'.join(map(str, array.shape[1:]))} from {array.min():g} to {array.max():g}"
         for name, array in batch.items()
     )
-    log(f"the first batch: {', '.join(parts)}")
+    log(f"the first batch: {', '.join(descriptions)}")
 
 
 def log(message: Any) -> None:

@@ -10,9 +10,9 @@ from score_sde.data.examples import Arrays
 from score_sde.errors import UserError
 from score_sde.evaluation import features, results
 from score_sde.evaluation.comparison import check_count, classifier_metrics, compute_metrics
-from score_sde.evaluation.evaluate import save_neighbours
+from score_sde.evaluation.evaluate import save_neighbors
 from score_sde.evaluation.extractors import EXTRACTORS, choose
-from score_sde.evaluation.extractors.small_classifier import fit, fitted
+from score_sde.evaluation.extractors.small_classifier import fit, load_or_fit
 
 DATA = vp_digits.get_config().to_dict()["data"]
 
@@ -32,7 +32,7 @@ def digits():
 def extractors(digits):
     train, *_, made = digits
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("score_sde.evaluation.extractors.fitted", lambda source, data: made)
+        patch.setattr("score_sde.evaluation.extractors.load_or_fit", lambda source, data: made)
         return {name: EXTRACTORS[name](train, DATA, "") for name in ("classifier", "pixels")}
 
 
@@ -97,7 +97,7 @@ def test_moments_do_not_depend_on_batches_or_devices(digits, extractors, monkeyp
             np.testing.assert_allclose(found[0].moments.covariance, other.moments.covariance, rtol=0, atol=1e-9 * scale)
         whole = np.asarray(found[0].vectors, np.float64)
         np.testing.assert_allclose(found[0].moments.covariance, np.cov(whole.T), rtol=0, atol=1e-9 * scale)
-    monkeypatch.setattr(features, "ROWS", 37)
+    monkeypatch.setattr(features, "BATCH_PER_DEVICE", 37)
     other = extracted(extractors["pixels"], train)
     np.testing.assert_allclose(other.moments.mean, train.reshape(1500, -1).mean(0) / 8 - 1, rtol=1e-6, atol=1e-6)
 
@@ -147,10 +147,10 @@ def test_a_classifier_is_trained_once(digits, tmp_path, monkeypatch):
     calls = []
     place = "score_sde.evaluation.extractors.small_classifier.fit"
     monkeypatch.setattr(place, lambda source: calls.append(1) or classifier)
-    first, second = fitted(train, DATA), fitted(train, DATA)
+    first, second = load_or_fit(train, DATA), load_or_fit(train, DATA)
     assert calls == [1]
     assert first.fingerprint == second.fingerprint == classifier.fingerprint
-    fitted(train, DATA | {"crop": True})  # other images, another classifier
+    load_or_fit(train, DATA | {"crop": True})  # other images, another classifier
     assert calls == [1, 1]
 
 
@@ -167,7 +167,7 @@ def test_what_images_can_be_compared_in():
     assert choose(("pixels",), small, files) == ("pixels",)
     with pytest.raises(UserError, match=r"too large to compare in pixels.*inception"):
         choose((), neither, files)
-    with pytest.raises(UserError, match="4096 pixels at most"):
+    with pytest.raises(UserError, match="at most 4096 values"):
         choose(("pixels",), large, files)
     with pytest.raises(UserError, match="no classes"):
         choose(("classifier",), unlabelled, files)
@@ -185,7 +185,7 @@ def test_a_copied_image_is_shown_beside_itself(digits, tmp_path):
     from PIL import Image
 
     _, train, *_ = digits
-    save_neighbours(tmp_path / "n.png", train[:2], train, 17)
+    save_neighbors(tmp_path / "n.png", train[:2], train, 17)
     shown = np.asarray(Image.open(tmp_path / "n.png"))
     factor = shown.shape[1] // (6 * 9 + 1)
     small = shown[::factor, ::factor]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from score_sde.evaluation import score_diagnostics as diagnostics
-from score_sde.evaluation.score_diagnostics import PANELS, make_empirical, measure, save_health
+from score_sde.evaluation.score_diagnostics import PANELS, empirical_denoiser, measure, save_health
 from score_sde.parameterization import Prediction
 from score_sde.sde import SDES, add_noise, log_snr, time_derivative
 from tests import mixtures
@@ -59,7 +59,7 @@ def test_an_exact_mixture_is_healthy_and_a_turned_one_shows_as_curl(name, keys, 
     exact = mixtures.denoiser(sde)
     rows = measure(sde, lambda labels: exact, sets, keys, 6, truth=exact)
     rate = 0.1
-    empirical = make_empirical(sde, sets["train"][0])
+    empirical = empirical_denoiser(sde, sets["train"][0])
     wrong = measure(sde, lambda labels: turned(exact, rate), sets, keys, 6, truth=exact, empirical=empirical)
     for row, other in zip(rows, wrong, strict=True):
         assert row["excess"]["mean"] == 0
@@ -131,7 +131,7 @@ def test_the_training_sets_own_denoiser():
     alpha, sigma = float(sde.alpha(jnp.float32(t))), float(sde.sigma(jnp.float32(t)))
     told = np.array([0, 1, 1, 0, 0])
     for classes in (None, labels):
-        found = diagnostics.make_empirical(sde, images, classes)(x, t, told)
+        found = diagnostics.empirical_denoiser(sde, images, classes)(x, t, told)
         for one, own, label in zip(x, found, told, strict=True):
             weights = np.array([np.exp(-np.sum((one - alpha * image) ** 2) / (2 * sigma**2)) for image in images])
             weights *= 1.0 if classes is None else classes == label
@@ -139,4 +139,4 @@ def test_the_training_sets_own_denoiser():
             np.testing.assert_allclose(own, expected, rtol=1e-12, atol=1e-14)
     # With hardly any noise it is the image itself: what is memorized is given back.
     noisy = float(sde.alpha(jnp.float32(1e-3))) * images
-    np.testing.assert_allclose(diagnostics.make_empirical(sde, images)(noisy, 1e-3), images, atol=1e-12)
+    np.testing.assert_allclose(diagnostics.empirical_denoiser(sde, images)(noisy, 1e-3), images, atol=1e-12)

@@ -66,13 +66,13 @@ def test_missing_and_other_weights_are_told_apart(tmp_path, monkeypatch):
     shape = (8, 8, 3)
     source = Dataset(Arrays(np.zeros((2, *shape), np.uint8), np.zeros(2)), shape, 256, 10)
     for name, library in (("inception", inception), ("dinov2", dinov2)):
-        with pytest.raises(UserError, match=f"download {library.SOURCE}.*put it there.*set {name}"):
+        with pytest.raises(UserError, match=f"download {library.WEIGHTS_URL}.*put it there.*set {name}"):
             choose((name,), source, {name: ""})
         with pytest.raises(UserError, match="not at nowhere"):
             choose((name,), source, {name: "nowhere"})
         save_file({"fc.weight": np.zeros((3, 4), F), "fc.bias": np.zeros(3, F)}, str(tmp_path / "other.safetensors"))
-        with pytest.raises(UserError, match=f"holds other weights than {library.FILE}"):
+        with pytest.raises(UserError, match=f"holds other weights than {library.WEIGHTS_FILE}"):
             EXTRACTORS[name](source, {}, str(tmp_path / "other.safetensors"))
-        (tmp_path / library.FILE).write_bytes(b"no weights")
+        (tmp_path / library.WEIGHTS_FILE).write_bytes(b"no weights")
         with pytest.raises(UserError, match="is not in the zip format"):
-            EXTRACTORS[name](source, {}, str(tmp_path / library.FILE))
+            EXTRACTORS[name](source, {}, str(tmp_path / library.WEIGHTS_FILE))

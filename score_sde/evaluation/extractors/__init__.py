@@ -1,4 +1,4 @@
-"""What images are compared in: pixels, a small classifier's features, Inception's, DINOv2's."""
+"""Feature extractors for the comparison of images: pixels, a small classifier, Inception and DINOv2."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -11,26 +11,31 @@ import numpy as np
 from score_sde.data import Dataset, to_levels, to_unit_range
 from score_sde.errors import UserError, lookup
 from score_sde.evaluation.extractors import dinov2, inception, weights
-from score_sde.evaluation.extractors.small_classifier import fitted
+from score_sde.evaluation.extractors.small_classifier import load_or_fit
 from score_sde.runtime.hashing import hash_file, hash_json
 
-LARGEST = 4096  # pixels whose covariance is taken
-LIBRARIES = {"inception": inception, "dinov2": dinov2}  # networks whose weights others trained
+MAX_PIXELS = 4096  # maximum dimension for a covariance of pixels
+LIBRARIES = {"inception": inception, "dinov2": dinov2}  # networks with downloaded weights
 
 
 class Extractor(NamedTuple):
-    """From images to features."""
+    """A function from images to features.
 
-    prepare: Callable[
-        [np.ndarray], np.ndarray
-    ]  # pixels (n, height, width, channels) -> what `apply` takes, on the host
-    apply: Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]]  # (params, prepared) -> features (n, d), logits
+    Attributes:
+      prepare: Function from pixels (n, height, width, channels) to the input of `apply`, on the host.
+      apply: Function (params, input) -> (features (n, d), logits (n, num_classes)).
+      params: Parameters of the network.
+      fingerprint: Hash of all that the features depend on besides the images.
+    """
+
+    prepare: Callable[[np.ndarray], np.ndarray]
+    apply: Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]]
     params: Any
     fingerprint: str
 
 
 def pixels(source: Dataset, data: Mapping[str, Any], file: str = "") -> Extractor:
-    """The pixels themselves, on a scale from -1 to 1."""
+    """Return the extractor of pixels in [-1, 1]."""
 
     def apply(params, images):
         flat = to_unit_range(images, source.levels).reshape(len(images), -1)
@@ -40,17 +45,24 @@ def pixels(source: Dataset, data: Mapping[str, Any], file: str = "") -> Extracto
 
 
 def classifier(source: Dataset, data: Mapping[str, Any], file: str = "") -> Extractor:
-    """A small classifier's features and logits; it is trained once a data set."""
-    made = fitted(source, data)
+    """Return the extractor of a small classifier's features and logits; it is trained once per data set."""
+    trained = load_or_fit(source, data)
 
     def apply(params, images):
-        return made.module.apply({"params": params}, to_unit_range(images, source.levels))
+        return trained.module.apply({"params": params}, to_unit_range(images, source.levels))
 
-    return Extractor(lambda images: images, apply, made.params, made.fingerprint)
+    return Extractor(lambda images: images, apply, trained.params, trained.fingerprint)
 
 
-def of_library(source: Dataset, data: Mapping[str, Any], file: str, library: ModuleType) -> Extractor:
-    """A network that others trained, shown grey images as colourless ones and any number of levels as 256."""
+def pretrained_network(source: Dataset, data: Mapping[str, Any], file: str, library: ModuleType) -> Extractor:
+    """Return the extractor of a pretrained network, which takes gray images as RGB and all pixels with 256 levels.
+
+    Args:
+      source: Training split.
+      data: Config of the data.
+      file: Path of the weights; "" for their path in the cache.
+      library: Module of the network.
+    """
     path = weights.find(file, library)
     module, params = weights.load(path, library)
 
@@ -65,37 +77,38 @@ def of_library(source: Dataset, data: Mapping[str, Any], file: str, library: Mod
     return Extractor(prepare, apply, params, hash_file(path))
 
 
-# (the training split, config.data, the file of weights) -> Extractor
+# Functions (training split, config of the data, path of the weights) -> Extractor.
 EXTRACTORS: dict[str, Callable[[Dataset, Mapping[str, Any], str], Extractor]] = {
     "classifier": classifier,
     "pixels": pixels,
-} | {name: partial(of_library, library=library) for name, library in LIBRARIES.items()}
+} | {name: partial(pretrained_network, library=library) for name, library in LIBRARIES.items()}
 
 
 def choose(features: Sequence[str], source: Dataset, files: Mapping[str, str]) -> tuple[str, ...]:
-    """The extractors that are asked for, or, where none are named, those that need no download and fit the images.
+    """Return the names of the requested extractors, or by default of those that fit the images without a download.
 
     Args:
-      features: keys of `EXTRACTORS`, or none.
-      source: the training split.
-      files: weights of `LIBRARIES`, "" for their place in the cache.
+      features: Names in `EXTRACTORS`; () for the default.
+      source: Training split.
+      files: Paths of the weights of `LIBRARIES`; "" for their path in the cache.
 
     Raises:
-      UserError: one is unknown, doesn't fit the images, or lacks its weights; or none is left.
+      UserError: if an extractor is unknown, doesn't fit the images or lacks its weights, or if no extractor fits.
     """
     channels = source.event_shape[-1]
-    small, classes = np.prod(source.event_shape) <= LARGEST, source.num_classes > 1
+    small, classes = np.prod(source.event_shape) <= MAX_PIXELS, source.num_classes > 1
     for name in features:
         lookup("features", EXTRACTORS, name)
         if name == "pixels" and not small:
             raise UserError(
-                f"a covariance is taken of {LARGEST} pixels at most, not of {source.image_shape}", "features"
+                f"pixels: expected images of at most {MAX_PIXELS} values for a covariance, got {source.image_shape}",
+                "features",
             )
         if name == "classifier" and not classes:
-            raise UserError("the data have no classes to train a classifier on", "features")
+            raise UserError("classifier: the data have no classes to train a classifier on", "features")
         if name in LIBRARIES:
             if channels not in (1, 3):
-                raise UserError(f"{name} sees photographs, not images of {channels} channels", "features")
+                raise UserError(f"{name} takes photographs, not images of {channels} channels", "features")
             weights.find(files[name], LIBRARIES[name])
     chosen = tuple(features) or ("classifier",) * classes + ("pixels",) * bool(small)
     if not chosen:

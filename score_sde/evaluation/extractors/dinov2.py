@@ -1,6 +1,6 @@
-"""DINOv2's vision transformer (Oquab et al. 2024), in whose features Stein et al. 2023 compare images.
+"""The vision transformer of DINOv2 (Oquab et al. 2024), whose features Stein et al. 2023 compare images in.
 
-Layers are named as in the released files, which are read; width and depth are the file's (ViT-L/14: 1,024 and 24).
+Layers have the names of the released weights. Width and depth are read from the weights (ViT-L/14: 1,024 and 24).
 """
 
 from collections.abc import Mapping
@@ -12,17 +12,18 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-SIDE, PATCH, HEAD = 224, 14, 64
-MEAN, STD = np.array(((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), np.float32)  # ImageNet's
-FILE = "dinov2_vitl14_pretrain.pth"
-SOURCE = f"https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/{FILE}"
+SIDE, PATCH, HEAD = 224, 14, 64  # pixels per side of an image and a patch, channels per attention head
+MEAN, STD = np.array(((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), np.float32)  # of ImageNet
+WEIGHTS_FILE = "dinov2_vitl14_pretrain.pth"
+WEIGHTS_URL = f"https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/{WEIGHTS_FILE}"
 
 
 class Block(nn.Module):
-    """Attention and a perceptron, each behind a normalization and before a learned scale."""
+    """A transformer block: attention and an MLP, each after a normalization and with a learned scale."""
 
     @nn.compact
     def __call__(self, x):
+        """Return the tokens (batch, length, width) after the block."""
         batch, length, width = x.shape
         qkv = nn.Dense(3 * width, name="qkv")(nn.LayerNorm(1e-6, name="norm1")(x))
         q, k, v = jnp.moveaxis(qkv.reshape(batch, length, 3, -1, HEAD), 2, 0)
@@ -34,14 +35,14 @@ class Block(nn.Module):
 
 
 class Dinov2(nn.Module):
-    """(batch, 224, 224, 3) normalized images to the class token's features."""
+    """A network from (batch, 224, 224, 3) normalized images to the features of the class token."""
 
     width: int = 1024
     depth: int = 24
 
     @nn.compact
     def __call__(self, x):
-        """Returns (features (batch, width), logits (batch, 0): it knows no classes)."""
+        """Return (features (batch, width), logits (batch, 0)); the network has no classes."""
         x = nn.Conv(self.width, (PATCH, PATCH), (PATCH, PATCH), "VALID", name="patch_embed")(x)
         x = x.reshape(len(x), -1, self.width)
         token = self.param("cls_token", nn.initializers.zeros, (1, 1, self.width))
@@ -54,16 +55,19 @@ class Dinov2(nn.Module):
 
 
 def prepare(images: np.ndarray) -> np.ndarray:
-    """(n, height, width, 3) uint8 to (n, 224, 224, 3) float32: PIL's bicubic filter, then ImageNet's mean and std."""
+    """Resize (n, height, width, 3) uint8 to (n, 224, 224, 3) by PIL's bicubic filter, and normalize as for ImageNet."""
     resized = [np.asarray(Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BICUBIC)) for image in images]
     return (np.stack(resized).astype(np.float32) / np.float32(255) - MEAN) / STD
 
 
 def convert(arrays: Mapping[str, np.ndarray]) -> tuple[Dinov2, dict[str, Any]]:
-    """The network of a released file's arrays, and its parameters.
+    """Return the network for released weights, and its parameters.
+
+    Args:
+      arrays: Weights by their released names.
 
     Raises:
-      KeyError: an array is missing.
+      KeyError: if an array is missing.
     """
 
     def dense(name):
@@ -98,9 +102,9 @@ def convert(arrays: Mapping[str, np.ndarray]) -> tuple[Dinov2, dict[str, Any]]:
 
 
 def positions(embedding: np.ndarray, side: int = SIDE // PATCH) -> np.ndarray:
-    """The learned positions (1, 1 + n^2, width) of another number of patches, by bicubic interpolation.
+    """Interpolate the position embeddings (1, 1 + n^2, width) bicubically to (1, 1 + side^2, width).
 
-    As the released code does: by a scale of (side + 0.1) / n, in floating point, not by side / n.
+    As in the released code, the scale is (side + 0.1) / n rather than side / n.
     """
     token, grid = embedding[:, :1], embedding[0, 1:]
     length = round(len(grid) ** 0.5)
@@ -108,21 +112,21 @@ def positions(embedding: np.ndarray, side: int = SIDE // PATCH) -> np.ndarray:
         return embedding
     grid = grid.reshape(length, length, -1).astype(np.float64)
     weights = _bicubic(length, side, (side + 0.1) / length)
-    moved = np.einsum("ai,bj,ijc->abc", weights, weights, grid)
-    return np.concatenate([token, moved.reshape(1, side * side, -1)], axis=1).astype(np.float32)
+    resized = np.einsum("ai,bj,ijc->abc", weights, weights, grid)
+    return np.concatenate([token, resized.reshape(1, side * side, -1)], axis=1).astype(np.float32)
 
 
 def _bicubic(length: int, side: int, scale: float) -> np.ndarray:
-    """(side, length) weights of Keys' cubic convolution (a = -3/4, as in PyTorch), the border repeated."""
+    """Return (side, length) weights of Keys' cubic convolution (a = -3/4, as in PyTorch), with a repeated border."""
     weights = np.zeros((side, length))
-    for row, place in zip(weights, (np.arange(side) + 0.5) / scale - 0.5, strict=True):
-        low = int(np.floor(place))
+    for row, center in zip(weights, (np.arange(side) + 0.5) / scale - 0.5, strict=True):
+        low = int(np.floor(center))
         for i in range(low - 1, low + 3):
-            row[min(max(i, 0), length - 1)] += _keys(abs(place - i))
+            row[min(max(i, 0), length - 1)] += _cubic_kernel(abs(center - i))
     return weights
 
 
-def _keys(distance: float, a: float = -0.75) -> float:
+def _cubic_kernel(distance: float, a: float = -0.75) -> float:
     if distance <= 1:
         return (a + 2) * distance**3 - (a + 3) * distance**2 + 1
     return a * (distance**3 - 5 * distance**2 + 8 * distance - 4) if distance < 2 else 0.0

@@ -1,8 +1,8 @@
-"""The Inception network of 2015 that the FID of Heusel et al. 2017 is taken with, and TensorFlow 1's way to its input.
+"""The Inception network of 2015, which defines the FID (Heusel et al. 2017), with TensorFlow 1's preprocessing.
 
-Szegedy et al. 2016, "Rethinking the Inception Architecture for Computer Vision", as in the file of December 2015:
-average pools leave the border out, the last block pools by maxima, there are 1,008 logits. Layers are named as in
-pytorch-fid's conversion of that file, whose weights are read.
+The architecture is that of Szegedy et al. 2016, "Rethinking the Inception Architecture for Computer Vision", in the
+version of December 2015: average pooling excludes the padding, the last block has max pooling, and there are 1,008
+logits. Layers have the names of pytorch-fid's conversion, whose weights are loaded.
 """
 
 import functools
@@ -14,78 +14,91 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-SIDE = 299
-EPSILON = 1e-3  # of the batch normalization, which is folded into the convolutions
-FILE = "pt_inception-2015-12-05-6726825d.pth"
-SOURCE = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{FILE}"
+SIDE = 299  # pixels per side of an input
+EPSILON = 1e-3  # of batch normalization, which is folded into the convolutions
+WEIGHTS_FILE = "pt_inception-2015-12-05-6726825d.pth"
+WEIGHTS_URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{WEIGHTS_FILE}"
 
 
 def _conv(name: str, features: int, size: Any = 1, stride: int = 1) -> Callable:
-    """A convolution, its folded normalization, and a ReLU; of stride 2 without padding, as the network's are."""
+    """Return a convolution with folded normalization and a ReLU; with stride 2 it has no padding."""
     size = (size, size) if isinstance(size, int) else size
     layer = nn.Conv(features, size, (stride, stride), "SAME" if stride == 1 else "VALID", name=name)
     return lambda x: nn.relu(layer(x))
 
 
-def _average(x):
+def _avg_pool(x):
     return nn.avg_pool(x, (3, 3), padding="SAME", count_include_pad=False)
 
 
-def _maximum(x):
+def _max_pool(x):
     return nn.max_pool(x, (3, 3), padding="SAME")
 
 
-def _halved(x):
+def _max_pool_2x(x):
     return nn.max_pool(x, (3, 3), (2, 2))
 
 
-def _through(x: jax.Array, *layers: Callable) -> jax.Array:
+def _sequential(x: jax.Array, *layers: Callable) -> jax.Array:
     return functools.reduce(lambda x, layer: layer(x), layers, x)
 
 
-def _beside(*branches: jax.Array) -> jax.Array:
+def _concat(*branches: jax.Array) -> jax.Array:
     return jnp.concatenate(branches, axis=-1)
 
 
 class BlockA(nn.Module):
-    """35x35."""
+    """A block at 35x35.
 
-    pooled: int
+    Attributes:
+      pool_features: Number of channels of the pooling branch.
+    """
+
+    pool_features: int
 
     @nn.compact
     def __call__(self, x):
-        return _beside(
-            _through(x, _conv("branch1x1", 64)),
-            _through(x, _conv("branch5x5_1", 48), _conv("branch5x5_2", 64, 5)),
-            _through(x, _conv("branch3x3dbl_1", 64), _conv("branch3x3dbl_2", 96, 3), _conv("branch3x3dbl_3", 96, 3)),
-            _through(x, _average, _conv("branch_pool", self.pooled)),
+        """Return the concatenated branches (batch, height, width, channels)."""
+        return _concat(
+            _sequential(x, _conv("branch1x1", 64)),
+            _sequential(x, _conv("branch5x5_1", 48), _conv("branch5x5_2", 64, 5)),
+            _sequential(x, _conv("branch3x3dbl_1", 64), _conv("branch3x3dbl_2", 96, 3), _conv("branch3x3dbl_3", 96, 3)),
+            _sequential(x, _avg_pool, _conv("branch_pool", self.pool_features)),
         )
 
 
 class BlockB(nn.Module):
-    """35x35 to 17x17."""
+    """A block from 35x35 to 17x17."""
 
     @nn.compact
     def __call__(self, x):
-        return _beside(
-            _through(x, _conv("branch3x3", 384, 3, 2)),
-            _through(x, _conv("branch3x3dbl_1", 64), _conv("branch3x3dbl_2", 96, 3), _conv("branch3x3dbl_3", 96, 3, 2)),
-            _halved(x),
+        """Return the concatenated branches (batch, height, width, channels)."""
+        return _concat(
+            _sequential(x, _conv("branch3x3", 384, 3, 2)),
+            _sequential(
+                x, _conv("branch3x3dbl_1", 64), _conv("branch3x3dbl_2", 96, 3), _conv("branch3x3dbl_3", 96, 3, 2)
+            ),
+            _max_pool_2x(x),
         )
 
 
 class BlockC(nn.Module):
-    """17x17, with convolutions of 7x7 in two."""
+    """A block at 17x17, with 7x7 convolutions factored into 1x7 and 7x1.
+
+    Attributes:
+      inner: Number of channels within the branches.
+    """
 
     inner: int
 
     @nn.compact
     def __call__(self, x):
+        """Return the concatenated branches (batch, height, width, channels)."""
         n = self.inner
-        return _beside(
-            _through(x, _conv("branch1x1", 192)),
-            _through(x, _conv("branch7x7_1", n), _conv("branch7x7_2", n, (1, 7)), _conv("branch7x7_3", 192, (7, 1))),
-            _through(
+        return _concat(
+            _sequential(x, _conv("branch1x1", 192)),
+            _sequential(x, _conv("branch7x7_1", n), _conv("branch7x7_2", n, (1, 7)), _conv("branch7x7_3", 192, (7, 1))),
+            _sequential(
                 x,
                 _conv("branch7x7dbl_1", n),
                 _conv("branch7x7dbl_2", n, (7, 1)),
@@ -93,101 +106,115 @@ class BlockC(nn.Module):
                 _conv("branch7x7dbl_4", n, (7, 1)),
                 _conv("branch7x7dbl_5", 192, (1, 7)),
             ),
-            _through(x, _average, _conv("branch_pool", 192)),
+            _sequential(x, _avg_pool, _conv("branch_pool", 192)),
         )
 
 
 class BlockD(nn.Module):
-    """17x17 to 8x8."""
+    """A block from 17x17 to 8x8."""
 
     @nn.compact
     def __call__(self, x):
-        return _beside(
-            _through(x, _conv("branch3x3_1", 192), _conv("branch3x3_2", 320, 3, 2)),
-            _through(
+        """Return the concatenated branches (batch, height, width, channels)."""
+        return _concat(
+            _sequential(x, _conv("branch3x3_1", 192), _conv("branch3x3_2", 320, 3, 2)),
+            _sequential(
                 x,
                 _conv("branch7x7x3_1", 192),
                 _conv("branch7x7x3_2", 192, (1, 7)),
                 _conv("branch7x7x3_3", 192, (7, 1)),
                 _conv("branch7x7x3_4", 192, 3, 2),
             ),
-            _halved(x),
+            _max_pool_2x(x),
         )
 
 
 class BlockE(nn.Module):
-    """8x8, branches that fork."""
+    """A block at 8x8, with forked branches.
+
+    Attributes:
+      pool: Pooling of the pooling branch.
+    """
 
     pool: Callable
 
     @nn.compact
     def __call__(self, x):
-        single = _through(x, _conv("branch3x3_1", 384))
-        double = _through(x, _conv("branch3x3dbl_1", 448), _conv("branch3x3dbl_2", 384, 3))
-        return _beside(
-            _through(x, _conv("branch1x1", 320)),
-            *(_through(single, _conv(f"branch3x3_2{n}", 384, size)) for n, size in (("a", (1, 3)), ("b", (3, 1)))),
-            *(_through(double, _conv(f"branch3x3dbl_3{n}", 384, size)) for n, size in (("a", (1, 3)), ("b", (3, 1)))),
-            _through(x, self.pool, _conv("branch_pool", 192)),
+        """Return the concatenated branches (batch, height, width, channels)."""
+        single = _sequential(x, _conv("branch3x3_1", 384))
+        double = _sequential(x, _conv("branch3x3dbl_1", 448), _conv("branch3x3dbl_2", 384, 3))
+        return _concat(
+            _sequential(x, _conv("branch1x1", 320)),
+            *(_sequential(single, _conv(f"branch3x3_2{n}", 384, size)) for n, size in (("a", (1, 3)), ("b", (3, 1)))),
+            *(
+                _sequential(double, _conv(f"branch3x3dbl_3{n}", 384, size))
+                for n, size in (("a", (1, 3)), ("b", (3, 1)))
+            ),
+            _sequential(x, self.pool, _conv("branch_pool", 192)),
         )
 
 
 class Inception(nn.Module):
-    """(batch, 299, 299, 3) images in [-1, 1] to 2,048 features and 1,008 logits."""
+    """A network from (batch, 299, 299, 3) images in [-1, 1] to 2,048 features and 1,008 logits."""
 
     @nn.compact
     def __call__(self, x):
-        """Returns (features (batch, 2048), logits (batch, 1008))."""
+        """Return (features (batch, 2048), logits (batch, 1008))."""
 
         def unpadded(name, features, stride=1):
             layer = nn.Conv(features, (3, 3), (stride, stride), "VALID", name=name)
             return lambda x: nn.relu(layer(x))
 
-        x = _through(x, unpadded("Conv2d_1a_3x3", 32, 2), unpadded("Conv2d_2a_3x3", 32), _conv("Conv2d_2b_3x3", 64, 3))
-        x = _through(_halved(x), _conv("Conv2d_3b_1x1", 80), unpadded("Conv2d_4a_3x3", 192))
-        x = _halved(x)
-        for name, pooled in (("b", 32), ("c", 64), ("d", 64)):
-            x = BlockA(pooled, name=f"Mixed_5{name}")(x)
+        x = _sequential(
+            x, unpadded("Conv2d_1a_3x3", 32, 2), unpadded("Conv2d_2a_3x3", 32), _conv("Conv2d_2b_3x3", 64, 3)
+        )
+        x = _sequential(_max_pool_2x(x), _conv("Conv2d_3b_1x1", 80), unpadded("Conv2d_4a_3x3", 192))
+        x = _max_pool_2x(x)
+        for name, pool_features in (("b", 32), ("c", 64), ("d", 64)):
+            x = BlockA(pool_features, name=f"Mixed_5{name}")(x)
         x = BlockB(name="Mixed_6a")(x)
         for name, inner in (("b", 128), ("c", 160), ("d", 160), ("e", 192)):
             x = BlockC(inner, name=f"Mixed_6{name}")(x)
         x = BlockD(name="Mixed_7a")(x)
-        x = BlockE(_average, name="Mixed_7b")(x)
-        x = BlockE(_maximum, name="Mixed_7c")(x)
+        x = BlockE(_avg_pool, name="Mixed_7b")(x)
+        x = BlockE(_max_pool, name="Mixed_7c")(x)
         features = jnp.mean(x, axis=(1, 2))
         return features, nn.Dense(1008, name="fc")(features)
 
 
 def prepare(images: np.ndarray) -> np.ndarray:
-    """(n, height, width, 3) uint8 to (n, 299, 299, 3) float32 in [-1, 1), as the file's own graph does."""
+    """Resize (n, height, width, 3) uint8 to (n, 299, 299, 3) in [-1, 1), as the graph of the released file does."""
     return (resize(images) - np.float32(128)) * np.float32(1 / 128)
 
 
 def resize(images: np.ndarray, side: int = SIDE) -> np.ndarray:
-    """TensorFlow 1's `resize_bilinear` to a square, bit for bit: corners are not centred, nothing is smoothed.
+    """Resize to a square as TensorFlow 1's `resize_bilinear` does, bit for bit, without centering or antialiasing.
 
-    Every number is rounded to float32 where TensorFlow's kernel does it, which a compiled program may not.
+    NumPy rounds to float32 at every operation of TensorFlow's kernel; a compiled program might not.
 
     Args:
-      images: (n, height, width, channels).
-      side: of the result.
+      images: (n, height, width, channels) pixels.
+      side: Side of the result.
     """
     x = np.asarray(images, np.float32)
-    for axis in (2, 1):  # rows first, as the kernel
+    for axis in (2, 1):  # within rows first, as the kernel does
         length = x.shape[axis]
-        places = np.arange(side, dtype=np.float32) * np.float32(np.float32(length) / np.float32(side))
-        low = places.astype(np.int64)
-        weight = (places - low.astype(np.float32)).reshape((-1,) + (1,) * (3 - axis))
+        positions = np.arange(side, dtype=np.float32) * np.float32(np.float32(length) / np.float32(side))
+        low = positions.astype(np.int64)
+        weight = (positions - low.astype(np.float32)).reshape((-1,) + (1,) * (3 - axis))
         near, far = (np.take(x, np.minimum(low + n, length - 1), axis) for n in (0, 1))
         x = near + (far - near) * weight
     return x
 
 
 def convert(arrays: Mapping[str, np.ndarray]) -> tuple[Inception, dict[str, Any]]:
-    """The network, and its parameters from pytorch-fid's names and layout, batch normalization folded in.
+    """Return the network for pytorch-fid's weights, and its parameters, with batch normalization folded in.
+
+    Args:
+      arrays: Weights by pytorch-fid's names.
 
     Raises:
-      KeyError: an array is missing.
+      KeyError: if an array is missing.
     """
     params: dict[str, Any] = {"fc": {"kernel": arrays["fc.weight"].T, "bias": arrays["fc.bias"]}}
     for name in (name for name in arrays if name.endswith(".conv.weight")):
@@ -197,9 +224,9 @@ def convert(arrays: Mapping[str, np.ndarray]) -> tuple[Inception, dict[str, Any]
             for part in ("weight", "bias", "running_mean", "running_var")
         )
         scale = weight / np.sqrt(variance + EPSILON)
-        place = params
+        subtree = params
         for part in layer.split("."):
-            place = place.setdefault(part, {})
-        place["kernel"] = (arrays[name].transpose(2, 3, 1, 0) * scale).astype(np.float32)
-        place["bias"] = (bias - mean * scale).astype(np.float32)
+            subtree = subtree.setdefault(part, {})
+        subtree["kernel"] = (arrays[name].transpose(2, 3, 1, 0) * scale).astype(np.float32)
+        subtree["bias"] = (bias - mean * scale).astype(np.float32)
     return Inception(), params
