@@ -148,9 +148,9 @@ def _size_and_time(path: Path) -> tuple[int, int]:
 def npz(split: str, path: str, test_share: float = 0.1) -> Dataset:
     """Load a split of an .npz file.
 
-    Its arrays are train_images, train_labels, test_images, test_labels, or x_train, y_train, x_test, y_test, or images,
-    labels. Images are (n, height, width[, channels]) in uint8, or (n, features) real numbers. Labels, (n,) or (n, 1),
-    are integers from 0; they may be missing. The test split of `images` is a fixed random subset.
+    The arrays are train_images, train_labels, test_images and test_labels, or x_train, y_train, x_test and y_test, or
+    images and labels. Images are (n, height, width[, channels]) in uint8, or (n, features) real numbers. Labels are
+    integers from 0, (n,) or (n, 1), and may be missing. The test split of `images` is a fixed random subset.
 
     Args:
       split: "train" or "test".

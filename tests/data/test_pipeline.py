@@ -10,8 +10,8 @@ NUM = 20
 
 
 @pytest.fixture
-def source():
-    """Images that say which they are: their left column holds their number, the rest is 0."""
+def dataset():
+    """Images that identify themselves: the left column holds the index, the rest is 0."""
     images = np.zeros((NUM, 2, 3, 1), np.uint8)
     images[:, :, 0, 0] = np.arange(NUM)[:, None]
     return Dataset(Arrays(images, np.arange(NUM)), (2, 3, 1), 256, NUM)
@@ -21,8 +21,8 @@ def take(iterator, n):
     return [next(iterator) for _ in range(n)]
 
 
-def test_every_epoch_visits_every_image_once_in_an_order_of_its_own(source):
-    labels = np.concatenate([b["label"].ravel() for b in take(batches(source, seed=0, batch_size=5), 8)])
+def test_every_epoch_visits_every_image_once_in_a_new_order(dataset):
+    labels = np.concatenate([b["label"].ravel() for b in take(batches(dataset, seed=0, batch_size=5), 8)])
     first, second = labels[:NUM], labels[NUM:]
     assert sorted(first) == sorted(second) == list(range(NUM))
     assert list(first) != list(second)
@@ -30,67 +30,69 @@ def test_every_epoch_visits_every_image_once_in_an_order_of_its_own(source):
 
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("first_step", [1, 3, 7])
-def test_a_resume_goes_on_with_the_very_next_batch(source, first_step, flip):
-    """Also across the end of an epoch, which 6 doesn't divide."""
-    whole = take(batches(source, seed=1, batch_size=6, random_flip=flip), 10)
-    rest = take(batches(source, seed=1, batch_size=6, first_step=first_step, random_flip=flip), 10 - first_step)
+def test_resume_continues_with_the_next_batch(dataset, first_step, flip):
+    """Also across the end of an epoch, which is not a multiple of the batch size."""
+    whole = take(batches(dataset, seed=1, batch_size=6, random_flip=flip), 10)
+    rest = take(batches(dataset, seed=1, batch_size=6, first_step=first_step, random_flip=flip), 10 - first_step)
     for expected, batch in zip(whole[first_step:], rest, strict=True):
         np.testing.assert_array_equal(batch["image"], expected["image"])
         np.testing.assert_array_equal(batch["label"], expected["label"])
 
 
-@pytest.mark.parametrize("hosts", [1, 2, 5])
+@pytest.mark.parametrize("processes", [1, 2, 5])
 @pytest.mark.parametrize("flip", [False, True])
-def test_hosts_read_their_rows_alone_and_together_the_batch(source, hosts, flip):
-    """Also from the middle of an epoch; two epochs visit each image twice, whoever reads it."""
-    whole = take(batches(source, seed=3, batch_size=10, random_flip=flip, first_step=1), 3)
-    each = 10 // hosts
-    parts = [
-        take(batches(source, 3, 10, first_step=1, random_flip=flip, rows=slice(each * host, each * (host + 1))), 3)
-        for host in range(hosts)
+def test_processes_read_disjoint_rows_of_the_batch(dataset, processes, flip):
+    """Also from the middle of an epoch; in two epochs all processes together visit each image twice."""
+    whole = take(batches(dataset, seed=3, batch_size=10, random_flip=flip, first_step=1), 3)
+    rows = 10 // processes
+    local = [
+        take(
+            batches(dataset, 3, 10, first_step=1, random_flip=flip, rows=slice(rows * process, rows * (process + 1))), 3
+        )
+        for process in range(processes)
     ]
     for step, expected in enumerate(whole):
         for name, array in expected.items():
-            found = np.concatenate([part[step][name] for part in parts], axis=1)
-            np.testing.assert_array_equal(found, array)
-    seen = [
+            actual = np.concatenate([calls[step][name] for calls in local], axis=1)
+            np.testing.assert_array_equal(actual, array)
+    visited = [
         index
-        for host in range(hosts)
-        for batch in take(batches(source, 3, 10, rows=slice(each * host, each * (host + 1))), 2 * NUM // 10)
+        for process in range(processes)
+        for batch in take(batches(dataset, 3, 10, rows=slice(rows * process, rows * (process + 1))), 2 * NUM // 10)
         for index in batch["index"].ravel()
     ]
-    assert sorted(seen) == sorted([*range(NUM)] * 2)
+    assert sorted(visited) == sorted([*range(NUM)] * 2)
 
 
-def test_a_host_opens_no_example_of_another(source):
-    opened = []
+def test_process_reads_no_example_of_another(dataset):
+    indices = []
 
-    class Watched:
+    class Recorder:
         def __len__(self):
             return NUM
 
         def __getitem__(self, index):
-            opened.append(index)
-            return source.examples[index]
+            indices.append(index)
+            return dataset.examples[index]
 
-    (batch,) = take(batches(source._replace(examples=Watched()), 0, 10, rows=slice(0, 2)), 1)
-    ahead = take(batches(source, 0, 10, rows=slice(0, 2)), 50)  # what threads may have read ahead
-    allowed = {int(index) for each in ahead for index in each["index"].ravel()}
+    (batch,) = take(batches(dataset._replace(examples=Recorder()), 0, 10, rows=slice(0, 2)), 1)
+    ahead = take(batches(dataset, 0, 10, rows=slice(0, 2)), 50)  # includes what the threads may have read ahead
+    allowed = {int(index) for call in ahead for index in call["index"].ravel()}
     assert batch["image"].shape[1] == 2
-    assert set(opened) <= allowed
+    assert set(indices) <= allowed
 
 
-def test_processes_that_read_give_the_batches_of_threads(source):
-    expected = take(batches(source, 4, 6, random_flip=True, first_step=2), 3)
-    found = take(batches(source, 4, 6, random_flip=True, first_step=2, num_workers=2), 3)
-    for a, b in zip(expected, found, strict=True):
+def test_reader_processes_and_threads_give_the_same_batches(dataset):
+    expected = take(batches(dataset, 4, 6, random_flip=True, first_step=2), 3)
+    actual = take(batches(dataset, 4, 6, random_flip=True, first_step=2, num_workers=2), 3)
+    for a, b in zip(expected, actual, strict=True):
         for name, array in a.items():
             np.testing.assert_array_equal(b[name], array)
 
 
-def test_steps_a_call_only_stack_batches(source):
-    single = take(batches(source, seed=2, batch_size=4), 6)
-    stacked = take(batches(source, seed=2, batch_size=4, steps_per_call=3), 2)
+def test_steps_per_call_only_stack_batches(dataset):
+    single = take(batches(dataset, seed=2, batch_size=4), 6)
+    stacked = take(batches(dataset, seed=2, batch_size=4, steps_per_call=3), 2)
     assert stacked[0]["image"].shape == (3, 4, 2, 3, 1)
     assert stacked[0]["image"].dtype == np.uint8
     for name in ("image", "label"):
@@ -99,14 +101,14 @@ def test_steps_a_call_only_stack_batches(source):
         )
 
 
-def test_another_seed_is_another_order(source):
-    orders = [next(batches(source, seed=seed, batch_size=NUM))["label"].tolist() for seed in (0, 1)]
+def test_seed_changes_the_order(dataset):
+    orders = [next(batches(dataset, seed=seed, batch_size=NUM))["label"].tolist() for seed in (0, 1)]
     assert orders[0] != orders[1]
 
 
-def test_flips_are_mirror_images_of_half_the_visits(source):
+def test_flips_mirror_half_of_the_visits(dataset):
     flipped = []
-    for batch in take(batches(source, seed=0, batch_size=NUM, random_flip=True), 50):
+    for batch in take(batches(dataset, seed=0, batch_size=NUM, random_flip=True), 50):
         for image, label in zip(batch["image"][0, :, :, :, 0], batch["label"][0], strict=True):
             left, right = image[:, 0], image[:, -1]
             assert {tuple(left), tuple(right)} == {(0, 0), (label, label)}

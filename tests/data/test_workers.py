@@ -1,4 +1,4 @@
-"""The processes that read batches end with their run, and it ends in a sentence when one of them does."""
+"""Reader processes end with their run, and the end of one ends the run with an error message."""
 
 import os
 import signal
@@ -16,13 +16,13 @@ READ += ("--config.training.checkpoint_every=1000000", "--config.training.sample
 
 
 def workers_of(process):
-    """The process ids of the workers that read, and not of the one that tracks their memory."""
-    found = subprocess.run(["pgrep", "-f", "-P", str(process.pid), "spawn_main"], capture_output=True, text=True)
-    return [int(number) for number in found.stdout.split()]
+    """Returns the process ids of the reader processes, without the process that tracks their shared memory."""
+    listed = subprocess.run(["pgrep", "-f", "-P", str(process.pid), "spawn_main"], capture_output=True, text=True)
+    return [int(number) for number in listed.stdout.split()]
 
 
-def training(workdir):
-    """A run that has logged, and its workers."""
+def start_training(workdir):
+    """Starts a run, waits for its first log line, and returns it with its workers."""
     process = start(workdir, *READ)
     end = time.monotonic() + 120
     while not (workdir / "metrics.jsonl").exists():
@@ -34,15 +34,15 @@ def training(workdir):
 
 
 def wait_until_gone(numbers):
-    """Waits for the ends of processes; a zombie of another parent's is gone."""
+    """Waits until processes have ended; zombies of another parent count as ended."""
     end = time.monotonic() + 30
     while [n for n in numbers if Path(f"/proc/{n}").exists() and "Z" not in Path(f"/proc/{n}/stat").read_text()]:
         assert time.monotonic() < end
         time.sleep(0.05)
 
 
-def test_a_killed_worker_ends_the_run_in_one_sentence(tmp_path):
-    process, workers = training(tmp_path)
+def test_killed_worker_ends_the_run_with_an_error(tmp_path):
+    process, workers = start_training(tmp_path)
     os.kill(workers[0], signal.SIGKILL)
     printed = finish(process, 2)
     assert "data: expected its worker processes to live as long as the run, one ended with exit code -9" in printed
@@ -52,7 +52,7 @@ def test_a_killed_worker_ends_the_run_in_one_sentence(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_workers_end_with_their_run(tmp_path, number):
-    process, workers = training(tmp_path)
+    process, workers = start_training(tmp_path)
     process.send_signal(number)
     printed = finish(process, 0 if number == signal.SIGTERM else -number)
     assert "Traceback" not in printed
