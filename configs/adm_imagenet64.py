@@ -1,15 +1,17 @@
-"""ADM on ImageNet at 64 x 64, with classes: FID 2.07 in 250 steps (Dhariwal and Nichol 2021, Table 5); not run here.
+"""Class-conditional ADM on ImageNet 64 x 64: FID 2.07 in 250 steps (Dhariwal and Nichol 2021, Table 5); not run here.
 
     python launch.py --config=configs/adm_imagenet64.py --config.data.path=DIR
 
-DIR holds `train/` and `test/`, each with a folder of images per class (`image_folder`). The cosine chain; ancestral
-sampling takes its 250 steps with a variance learned by the hybrid loss (Nichol and Dhariwal 2021, Section 4).
+DIR holds `train/` and `test/`, each with a folder of images per class (`image_folder`). The schedule is the
+discrete-time cosine schedule. Ancestral sampling takes 250 steps with a variance learned by the hybrid loss (Nichol and
+Dhariwal 2021, Section 4).
 """
 
 from configs.common_imagenet64 import imagenet64
 
 
 def get_config():
+    """Return the config."""
     config = imagenet64()
     config.sde.name = "ddpm_cosine"
     config.model.kwargs.outputs = 2

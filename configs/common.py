@@ -1,31 +1,31 @@
-"""What every experiment shares; a config states only what differs.
+"""Defaults of all experiments, and the documented list of config keys; a config states only its differences.
 
-Every value can be overridden on the command line: `--config.optimizer.learning_rate=1e-4`. What is named `kwargs`
-are the keyword arguments of the function that `name` chooses (empty: its defaults): `--config.sde.kwargs.beta_max=10`,
-`--config.loss.weighting_kwargs.gamma=3`.
+Every value can be overridden on the command line: `--config.optimizer.learning_rate=1e-4`. The keys named `kwargs` hold
+keyword arguments of the function that `name` selects; an empty value takes the function's defaults. Examples:
+`--config.sde.kwargs.beta_max=10`, `--config.loss.weighting_kwargs.gamma=3`.
 """
 
 from ml_collections import ConfigDict
 
 
 def default() -> ConfigDict:
-    """The settings of Song et al. 2021 for the VP SDE, Appendix H, where a paper's value exists."""
+    """Return the default config, with the values of Song et al. 2021, Appendix H, for the VP SDE where given."""
     return ConfigDict(
         {
             "seed": 0,
             "data": {
                 "name": "digits",
-                "kwargs": {},  # of a toy: its shape
-                "path": "",  # the folder of a data set that is not in its usual place
-                "image_size": 8,  # height and width; 0: the data are not images but vectors of `channels` features
+                "kwargs": {},  # parameters of a two-dimensional toy distribution
+                "path": "",  # folder of the data set; "": its default folder
+                "image_size": 8,  # height and width; 0: the data are vectors of `channels` features
                 "channels": 1,
                 "random_flip": False,
-                "dequantize": False,  # spread pixels evenly over their levels in training, for likelihoods
-                "crop": False,  # cut images of another size to a square about their centre, and resize them
-                "augment": 0.0,  # probability of EDM's augmentations, 0.12 for CIFAR-10; model.kwargs.augment_dim=9
-                "num_threads": 2,  # that read ahead
-                "num_workers": 0,  # processes that do it in their place, where decoding is slow
-                "sigma_data": 0.5,  # the data's standard deviation, for edm's preconditioning and weighting
+                "dequantize": False,  # add uniform noise to the pixel levels in training, for likelihoods
+                "crop": False,  # center-crop images of another size to a square and resize them
+                "augment": 0.0,  # probability of EDM's augmentations, 0.12 for CIFAR-10; set model.kwargs.augment_dim=9
+                "num_threads": 2,  # threads that prefetch
+                "num_workers": 0,  # processes that load instead of the threads, for slow decoding; 0: none
+                "sigma_data": 0.5,  # standard deviation of the data, for the preconditioning and weighting of EDM
             },
             "sde": {"name": "vp", "kwargs": {}},
             "model": {
@@ -33,8 +33,8 @@ def default() -> ConfigDict:
                 "kwargs": {},
                 "prediction": "epsilon",
                 "preconditioning": "none",
-                "pretrained": "",  # weights that exist, in a file or folder; they decide the sde and all of the above
-                "family": "",  # score_sde, edm, diffusers or native, where the weights don't say it themselves
+                "pretrained": "",  # path to pretrained weights; overrides sde and model above
+                "family": "",  # score_sde, edm, diffusers or native, if the weights have no metadata
             },
             "loss": {
                 "objective": "denoising",
@@ -43,35 +43,35 @@ def default() -> ConfigDict:
                 "weighting_kwargs": {},
                 "time_sampler": "uniform",
                 "time_sampler_kwargs": {},
-                "t_min": 1e-5,  # training times are drawn from [t_min, sde.t_max]
+                "t_min": 1e-5,  # training times are sampled from [t_min, sde.t_max]
             },
             "optimizer": {
                 "name": "adam",
                 "learning_rate": 2e-4,
-                "warmup_steps": 5000,  # linear, from 0
-                "clip_norm": 1.0,  # of the gradient of the loss averaged over dimensions
-                "kwargs": {},  # of the optax function
+                "warmup_steps": 5000,  # linear warm-up from 0
+                "clip_norm": 1.0,  # largest norm of the gradient; the loss is a mean over dimensions
+                "kwargs": {},  # keyword arguments of the Optax function
                 "schedule": "constant",  # or cosine, linear (decay_steps), inverse_sqrt (reference_steps)
                 "schedule_kwargs": {},
             },
             "training": {
-                "batch_size": 128,  # global, whatever the number of devices
-                "strategy": "pmap",  # the state on every device; fsdp: in shards
-                "accumulate": 1,  # parts that a device's batch is worked through in, for memory
+                "batch_size": 128,  # global, over all devices
+                "strategy": "pmap",  # pmap replicates the state on every device; fsdp shards it
+                "accumulate": 1,  # gradient accumulation steps
                 "num_steps": 1_300_000,
-                # Train steps scanned in one compiled call. On one device any value gives the same parameters, bit for
-                # bit (tests/training/test_step.py); num_steps and the three *_every below must be multiples of it.
+                # Train steps per compiled call (a scan). On one device every value gives the same parameters, bit for
+                # bit (tests/training/test_step.py). It must divide num_steps and the intervals *_every below.
                 "steps_per_call": 1,
                 "ema_decay": 0.9999,
-                "ema_decays": (),  # of further averages
-                "ema_lengths": (),  # of EDM2's, shares of the run; (0.05, 0.1) give any other afterwards
-                "snapshot_every": 10_000,  # steps between the stored averages that that takes
-                "on_nonfinite": "stop",  # a NaN or infinite loss; skip: leave that step out, and count it
+                "ema_decays": (),  # decays of additional EMAs
+                "ema_lengths": (),  # relative lengths of EDM2's EMAs; (0.05, 0.1) allow post-hoc EMA of any length
+                "snapshot_every": 10_000,  # interval between EMA snapshots for post-hoc EMA
+                "on_nonfinite": "stop",  # at a NaN or infinite loss; skip: skip that step and count it
                 "log_every": 100,
                 "checkpoint_every": 10_000,
-                "keep_checkpoints": 3,  # the last ones,
-                "keep_every": 0,  # those of the multiples of so many steps, 0 for none,
-                "keep_best": 0,  # and so many with the smallest loss since the one before
+                "keep_checkpoints": 3,  # number of newest checkpoints to keep
+                "keep_every": 0,  # also keep those at multiples of this many steps; 0: none
+                "keep_best": 0,  # also keep this many with the smallest mean loss since the previous checkpoint
                 "sample_every": 50_000,
             },
             "sampling": {
@@ -80,73 +80,73 @@ def default() -> ConfigDict:
                 "num_steps": 1000,
                 "spacing": "uniform",
                 "spacing_kwargs": {},
-                "end": "t_min",  # or "zero": the last step goes from t_min to 0, as Karras et al. 2022 do
-                "threshold": "auto",  # of the predicted x0: none, clip, dynamic; auto: clip for a task, else none
+                "end": "t_min",  # or "zero": the last step goes from t_min to 0 (Karras et al. 2022)
+                "threshold": "auto",  # of the predicted x0: none, clip or dynamic; auto: clip for tasks, otherwise none
                 "threshold_kwargs": {},
-                "off_grid": False,  # let a network that was trained at a chain's steps be asked between them
-                "label": -1,  # the class of every sample, where any are known; -1: each in turn, of a task none
-                "guidance_scale": 1.0,  # 0: unconditional, 1: the class alone, above: sharper
-                "guidance_interval": (),  # (low, high) of sigma / alpha outside of which the scale is 1
-                "guidance_rescale": 0.0,  # how far x0 is brought to the conditional one's contrast
-                "guide": "",  # weights, or a run that exported some: a classifier, or a weaker network
-                "guide_family": "",  # as model.family
-                "task": "",  # inpaint, colorize, super_resolve, deblur or sdedit, of the first test images
+                "off_grid": False,  # allow evaluating a discrete-time network between its timesteps
+                "label": -1,  # class of every sample; -1: cycle through the classes, or no class for a task
+                "guidance_scale": 1.0,  # 0: unconditional, 1: conditional without guidance, above 1: sharper
+                "guidance_interval": (),  # (low, high) of sigma / alpha with guidance; the scale is 1 outside
+                "guidance_rescale": 0.0,  # from 0 to 1: rescale x0 to the contrast of the conditional prediction
+                "guide": "",  # weights of a classifier or a weaker network: a path, or a run that exported them
+                "guide_family": "",  # family of these weights, see model.family
+                "task": "",  # inpaint, colorize, super_resolve, deblur or sdedit, on the first test images
                 "task_kwargs": {},
-                "task_noise": 0.0,  # standard deviation of the measurement; images are from -1 to 1
+                "task_noise": 0.0,  # standard deviation of the measurement noise; images lie in [-1, 1]
                 "method": "pigdm",  # or replacement, repaint, dps, ddrm
                 "method_kwargs": {},
-                "completions": 4,  # samples an image
-                "ema_decay": 0.0,  # one of training.ema_decays to take; 0: training.ema_decay
-                "ema_length": 0.0,  # an average to put together from the stored ones and to take; 0: none
-                "denoise": True,  # replace the last x by its denoised E[x0 | x]
+                "completions": 4,  # samples per measurement
+                "ema_decay": 0.0,  # decay of the EMA to sample from, one of training.ema_decays; 0: training.ema_decay
+                "ema_length": 0.0,  # length of a post-hoc EMA to sample from; 0: none
+                "denoise": True,  # return E[x0 | x] of the last x
                 "num_samples": 64,
-                "batch_size": 64,  # global; changes how fast samples come, not what they are
+                "batch_size": 64,  # global; affects the speed, not the samples
             },
             "evaluation": {
                 "num_samples": 1000,
-                "num_real": 50_000,  # real images of each split that are compared with, at most
-                "num_draws": 1,  # sets of num_samples; their distances are given with mean, spread and minimum
-                "features": (),  # of classifier, pixels, inception, dinov2; (): the first two, where the data allow it
-                "inception": "",  # pytorch-fid's weights; "": their place in the cache
-                "dinov2": "",  # its authors' weights, likewise
-                "steps": (),  # checkpoints; (): the newest
-                "every_checkpoint": False,  # all that are kept, in place of the newest
-                "ema_decays": (),  # averages, each with each checkpoint; (): the one of config.sampling
-                "ema_lengths": (),
-                "against": "",  # a run's folder whose figures these are held against; of other data it is refused
-                "neighbours": 8,  # samples that are shown beside their nearest training images; 0: none
-                "neighbours_among": 10_000,  # the first training images
-                "health": False,  # measure the network by noise level in place of samples
-                "health_levels": 12,  # noise levels
-                "health_images": 256,  # of the test split, at most
+                "num_real": 50_000,  # maximum number of real images per split
+                "num_draws": 1,  # sets of num_samples; distances are reported with mean, spread and minimum
+                "features": (),  # any of classifier, pixels, inception, dinov2; (): the first two, if possible
+                "inception": "",  # path to the weights of pytorch-fid; "": in the cache
+                "dinov2": "",  # path to the weights of its authors; "": in the cache
+                "steps": (),  # steps of the checkpoints; (): only the newest
+                "every_checkpoint": False,  # evaluate all checkpoints instead
+                "ema_decays": (),  # EMAs to evaluate at each checkpoint; (): the EMA of config.sampling
+                "ema_lengths": (),  # post-hoc EMAs to evaluate at each checkpoint
+                "against": "",  # folder of a baseline run on the same data
+                "neighbours": 8,  # samples to plot with their nearest training images; 0: none
+                "neighbours_among": 10_000,  # number of training images to search, from the first
+                "health": False,  # score diagnostics per noise level instead of sample metrics
+                "health_levels": 12,  # number of noise levels
+                "health_images": 256,  # maximum number of test images
             },
             "likelihood": {
-                "t_min": 0.0,  # where the flow starts; 0: the process's own. Below loss.t_min nothing was trained
-                "divergence": "hutchinson",  # or "exact", as many derivatives as there are dimensions
-                "num_probes": 1,
+                "t_min": 0.0,  # start of the flow; 0: t_min of the SDE. The network is untrained below loss.t_min
+                "divergence": "hutchinson",  # or "exact", with one derivative per dimension
+                "num_probes": 1,  # Hutchinson probes per example
                 "rtol": 1e-5,
                 "atol": 1e-5,
                 "method": "tsit5",
                 "max_steps": 4096,
-                "num_draws": 1,  # of the dequantization, averaged
-                "importance": False,  # the tighter bound log mean p over the draws, in place of mean log p
-                "num_examples": 10_000,  # of the test split, at most
+                "num_draws": 1,  # dequantizations per example, averaged
+                "importance": False,  # bound by log mean p instead of mean log p over dequantizations, which is tighter
+                "num_examples": 10_000,  # maximum number of test examples
                 "batch_size": 128,  # global
-                "chain_steps": 1000,  # of the discrete bound beside it; 0: none
+                "chain_steps": 1000,  # timesteps of the discrete variational bound; 0: no bound
             },
             "certify": {
                 "num_samples": 16,
-                "nfe": (5, 10, 20, 50, 100),  # budgets of the deterministic solvers
+                "nfe": (5, 10, 20, 50, 100),  # evaluation budgets of the deterministic solvers
                 "spacings": ("uniform", "quadratic", "karras", "log_snr"),
-                "reference_steps": 250,  # of Runge-Kutta of order 4
-                "refinements": (16, 32, 64, 128, 512),  # steps of the stochastic solvers; the last is held to be exact
+                "reference_steps": 250,  # steps of the reference solution, by Runge-Kutta of order 4
+                "refinements": (16, 32, 64, 128, 512),  # steps of the stochastic solvers; the last is the reference
             },
         }
     )
 
 
 def digits() -> ConfigDict:
-    """A small DDPM++ on scikit-learn's digits, trained in minutes on two CPU cores; each config adds its process."""
+    """Return a config for a small DDPM++ on scikit-learn's digits, which trains in minutes on two CPU cores."""
     config = default()
     config.model.kwargs = {
         "channels": 32,
@@ -173,7 +173,7 @@ def digits() -> ConfigDict:
 
 
 def toy() -> ConfigDict:
-    """Two features in place of an image; enough samples to see a density."""
+    """Return a config for two-dimensional data, with enough samples to show a density."""
     config = default()
     config.data.image_size = 0
     config.data.channels = 2

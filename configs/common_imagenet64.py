@@ -1,9 +1,10 @@
-"""What the experiments on ImageNet at 64 x 64 share: the data, and ADM with its classes."""
+"""Common settings of the experiments on ImageNet 64 x 64: the data and class-conditional ADM."""
 
 from configs import common
 
 
 def imagenet64():
+    """Return a config with the data and the network."""
     config = common.default()
     config.data.name = "image_folder"
     config.data.image_size = 64

@@ -2,7 +2,7 @@
 
     python launch.py --config=configs/ddpm_256.py[:bedroom|church|celebahq] --config.data.path=DIR
 
-DIR holds one folder of images each for the splits, `train/` and `test/` (`image_folder`); images are cut to squares.
+DIR holds a folder of images for each split, `train/` and `test/` (`image_folder`). Images are cropped to squares.
 """
 
 from configs import common
@@ -12,6 +12,7 @@ STEPS = {"bedroom": 1_150_000, "church": 1_200_000, "celebahq": 500_000}  # Appe
 
 
 def get_config(variant="bedroom"):
+    """Return the config."""
     config = common.default()
     config.data.name = "image_folder"
     config.data.image_size = 256
@@ -30,7 +31,7 @@ def get_config(variant="bedroom"):
     config.loss.objective = "ddpm"
     config.optimizer.learning_rate = 2e-5
     config.training.batch_size = 64
-    config.training.num_steps = lookup("variant", STEPS, variant, "what follows the colon of --config")
+    config.training.num_steps = lookup("variant", STEPS, variant, "--config=FILE:VARIANT")
     config.sampling.solver = "ddim"
     config.sampling.num_steps = 999
     config.sampling.kwargs = {"eta": 1.0}

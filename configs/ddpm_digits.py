@@ -1,17 +1,17 @@
-"""The discrete chain of Ho et al. 2020 on the digits of configs/vp_digits.py: L_simple at 1,000 steps, sampled at some.
+"""Discrete-time DDPM (Ho et al. 2020) on the digits of configs/vp_digits.py, trained with L_simple at 1,000 timesteps.
 
 python launch.py --config=configs/ddpm_digits.py
 
-The network knows no time between two steps: a grid is moved to steps of the chain, and a solver that evaluates it
-between them is refused, unless `--config.sampling.off_grid=True`. With a learned variance, which ancestral sampling and
-the discrete bound then use (Nichol and Dhariwal 2021): `--config.loss.objective=ddpm_hybrid
---config.model.kwargs.outputs=2`.
+The network is not trained between its timesteps, so time grids are snapped to them. Solvers that evaluate it in between
+raise an error unless `--config.sampling.off_grid=True`. A learned variance (Nichol and Dhariwal 2021), for ancestral
+sampling and the discrete variational bound: `--config.loss.objective=ddpm_hybrid --config.model.kwargs.outputs=2`.
 """
 
 from configs import common
 
 
 def get_config():
+    """Return the config."""
     config = common.digits()
     config.sde.name = "ddpm_linear"
     config.loss.objective = "ddpm"

@@ -2,8 +2,8 @@
 
     python launch.py --config=configs/edm_cifar10.py[:unconditional|conditional] --config.data.path=DIR
 
-DIR: see configs/vp_cifar10.py. The network is their DDPM++ (Table 7, "VP"), and a step of training is 512 images: 200
-million in all, a linear warm-up over the first 10 million, averages with a half-life of half a million.
+DIR: see configs/vp_cifar10.py. The network is their DDPM++ (Table 7, "VP"). Training takes 200 million images in
+batches of 512, with a linear warm-up over the first 10 million. The half-life of the EMA is half a million images.
 """
 
 from configs.common_cifar10 import cifar10
@@ -14,8 +14,9 @@ BATCH = 512
 
 
 def get_config(variant="unconditional"):
+    """Return the config."""
     config = cifar10("ncsnpp")
-    config.data.random_flip = False  # the augmentations mirror
+    config.data.random_flip = False  # the augmentations include flips
     config.data.augment = 0.12
     config.sde.name = "edm"
     config.model.preconditioning = "edm"
@@ -24,7 +25,7 @@ def get_config(variant="unconditional"):
             "multipliers": (2, 2, 2),
             "dropout": 0.13,
             "augment_dim": 9,
-            "num_classes": lookup("variant", CLASSES, variant, "what follows the colon of --config"),
+            "num_classes": lookup("variant", CLASSES, variant, "--config=FILE:VARIANT"),
             "taps": (1, 1),
             "labels_enter": "before",
             "progressive_input": "none",

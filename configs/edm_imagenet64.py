@@ -1,9 +1,9 @@
-"""EDM on ImageNet at 64 x 64, with classes: FID 1.36 in 511 evaluations (Karras et al. 2022, Figure 5c); not run here.
+"""Class-conditional EDM on ImageNet 64 x 64: FID 1.36 in 511 evaluations (Karras et al. 2022, Figure 5c); not run here.
 
     python launch.py --config=configs/edm_imagenet64.py --config.data.path=DIR
 
-DIR: see configs/adm_imagenet64.py. A step is 4,096 images: 2.5 billion in all, a warm-up over the first 10 million,
-averages with a half-life of 50 million (Table 7). The sampler's noise is that of Table 5.
+DIR: see configs/adm_imagenet64.py. Training takes 2.5 billion images in batches of 4,096, with a warm-up over the first
+10 million. The half-life of the EMA is 50 million images (Table 7). The noise of the sampler is that of Table 5.
 """
 
 from configs.common_imagenet64 import imagenet64
@@ -12,6 +12,7 @@ BATCH = 4096
 
 
 def get_config():
+    """Return the config."""
     config = imagenet64()
     config.sde.name = "edm"
     config.model.preconditioning = "edm"

@@ -1,11 +1,11 @@
-"""The exact denoiser of a Gaussian mixture: nothing to train, so that what follows the network is judged on its own.
+"""Exact denoiser of a Gaussian mixture, which needs no training and so isolates the error of the sampler.
 
 python launch.py --config=configs/mixture.py --mode=sample
 python launch.py --config=configs/mixture.py --workdir=runs/mixture_edm --mode=evaluate --config.sde.name=edm
 --config.sampling.solver=euler_maruyama
 
-Any SDE, any prediction, any number of dimensions (as many as each mean has numbers). `evaluate` holds the samples
-against draws from the mixture itself.
+It works with any SDE and prediction. The length of the means is the number of dimensions. `evaluate` compares the
+samples with exact samples of the mixture.
 """
 
 from configs import common
@@ -18,6 +18,7 @@ COMPONENTS = {
 
 
 def get_config():
+    """Return the config."""
     config = common.toy()
     config.data.name = "mixture"
     config.data.kwargs = dict(COMPONENTS)

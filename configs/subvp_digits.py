@@ -7,6 +7,7 @@ from configs import common
 
 
 def get_config():
+    """Return the config."""
     config = common.digits()
     config.sde.name = "sub_vp"
     return config

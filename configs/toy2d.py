@@ -1,16 +1,18 @@
-"""A perceptron on two-dimensional data, under a minute on two CPU cores: mixture, two_moons, swiss_roll, checkerboard.
+"""Multilayer perceptron on two-dimensional data; training takes less than a minute on two CPU cores.
 
 python launch.py --config=configs/toy2d.py
 python launch.py --config=configs/toy2d.py --workdir=runs/moons --config.data.name=two_moons
 
-The pictures show data, samples and the score field. Everything in `score_sde/` can be tried here: any SDE, prediction,
-objective, weighting, time sampler and solver. `--mode=evaluate` measures the sliced Wasserstein distance to the data.
+The data sets are mixture, two_moons, swiss_roll and checkerboard. Plots show data, samples and the score field. Any
+SDE, prediction, objective, weighting, time sampler and solver can be tried here. `--mode=evaluate` measures the sliced
+Wasserstein distance to the data.
 """
 
 from configs import common
 
 
 def get_config():
+    """Return the config."""
     config = common.toy()
     config.data.name = "swiss_roll"
     config.model.name = "mlp"

@@ -2,10 +2,10 @@
 
     python launch.py --config=configs/ve_1024.py --config.data.path=DIR
 
-The paper shows samples and gives no FID. DIR holds a folder of images for each split, `train/` and `test/`.
+The paper shows samples but no FID. DIR holds a folder of images for each split, `train/` and `test/`.
 """
 
-from configs.common_ncsnpp import Photographs, ncsnpp
+from configs.common_ncsnpp import ncsnpp
 
 MODEL = {
     "channels": 16,
@@ -18,6 +18,16 @@ MODEL = {
 
 
 def get_config():
-    config = ncsnpp(Photographs(1024, 1348.0, MODEL, 8, 2_400_000, 2000, 0.15, 0.9999))
+    """Return the config."""
+    config = ncsnpp(
+        image_size=1024,
+        sigma_max=1348.0,
+        model=MODEL,
+        batch_size=8,
+        num_steps=2_400_000,
+        sampling_steps=2000,
+        snr=0.15,
+        ema_decay=0.9999,
+    )
     config.sampling.num_samples = config.sampling.batch_size = 4
     return config

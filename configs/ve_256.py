@@ -2,11 +2,11 @@
 
     python launch.py --config=configs/ve_256.py[:ffhq|celebahq|bedroom|church] --config.data.path=DIR
 
-The paper shows samples and gives no FID; not run here. DIR holds a folder of images for each split, `train/` and
-`test/`. On one GPU of 16 GB: --config.training.accumulate=32 --config.model.kwargs.remat=True (in benchmarks/results).
+The paper shows samples but no FID; not run here. DIR holds a folder of images for each split, `train/` and `test/`. One
+GPU of 16 GB needs --config.training.accumulate=32 --config.model.kwargs.remat=True (see benchmarks/results).
 """
 
-from configs.common_ncsnpp import Photographs, ncsnpp
+from configs.common_ncsnpp import ncsnpp
 from score_sde.errors import lookup
 
 SIGMA_MAX = {"ffhq": 348.0, "celebahq": 348.0, "bedroom": 378.0, "church": 380.0}
@@ -21,5 +21,15 @@ MODEL = {
 
 
 def get_config(variant="ffhq"):
-    sigma_max = lookup("variant", SIGMA_MAX, variant, "what follows the colon of --config")
-    return ncsnpp(Photographs(256, sigma_max, MODEL, 64, 2_400_000, 2000, 0.075, 0.999))
+    """Return the config."""
+    sigma_max = lookup("variant", SIGMA_MAX, variant, "--config=FILE:VARIANT")
+    return ncsnpp(
+        image_size=256,
+        sigma_max=sigma_max,
+        model=MODEL,
+        batch_size=64,
+        num_steps=2_400_000,
+        sampling_steps=2000,
+        snr=0.075,
+        ema_decay=0.999,
+    )

@@ -1,15 +1,26 @@
-"""NCSN++ with the VE SDE on CelebA at 64 x 64, on which Song et al. 2021 chose it (Appendix H.1); not run here.
+"""NCSN++ with the VE SDE on CelebA 64 x 64 (Song et al. 2021, Appendix H.1); not run here.
 
     python launch.py --config=configs/ve_celeba64.py --config.data.path=DIR
 
-DIR holds a folder of images for each split, `train/` and `test/`. They are cut to squares about their centre: score_sde
-cuts to 140 pixels first, so cut them to those for its numbers.
+The paper chose its architecture on this data set. DIR holds a folder of images for each split, `train/` and `test/`.
+Images are center-cropped to squares. score_sde first crops to 140 pixels, so crop the images in advance to reproduce
+its results.
 """
 
-from configs.common_ncsnpp import Photographs, ncsnpp
+from configs.common_ncsnpp import ncsnpp
 
 MODEL = {"channels": 128, "multipliers": (1, 2, 2, 2), "num_res_blocks": 4, "dropout": 0.1}
 
 
 def get_config():
-    return ncsnpp(Photographs(64, 90.0, MODEL, 128, 1_300_000, 1000, 0.17, 0.999))
+    """Return the config."""
+    return ncsnpp(
+        image_size=64,
+        sigma_max=90.0,
+        model=MODEL,
+        batch_size=128,
+        num_steps=1_300_000,
+        sampling_steps=1000,
+        snr=0.17,
+        ema_decay=0.999,
+    )

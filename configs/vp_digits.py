@@ -1,4 +1,4 @@
-"""VP SDE with a small DDPM++ on scikit-learn's handwritten digits (8x8): the demonstration, minutes on two CPU cores.
+"""VP SDE with a small DDPM++ on scikit-learn's handwritten digits (8 x 8), a demonstration for two CPU cores.
 
 python launch.py --config=configs/vp_digits.py
 """
@@ -7,5 +7,5 @@ from configs import common
 
 
 def get_config():
-    config = common.digits()
-    return config
+    """Return the config."""
+    return common.digits()

@@ -1,4 +1,4 @@
-"""The noise-conditional classifier p_t(y | x) of the digits, for classifier guidance of configs/vp_digits.py.
+"""Noise-conditional classifier p_t(y | x) of the digits, for classifier guidance of configs/vp_digits.py.
 
 python launch.py --config=configs/vp_digits_classifier.py
 python launch.py --config=configs/vp_digits_classifier.py --mode=evaluate
@@ -6,13 +6,14 @@ python launch.py --config=configs/vp_digits_classifier.py --mode=export
 python launch.py --config=configs/vp_digits.py --mode=sample --config.sampling.guide=runs/vp_digits_classifier
 --config.sampling.guidance_scale=2.0
 
-Dhariwal and Nichol 2021, Section 4: half of a U-Net with attention pooling, trained on the same SDE.
+Dhariwal and Nichol 2021, Section 4: the encoder of a U-Net with attention pooling, trained on the same SDE.
 """
 
 from configs import common
 
 
 def get_config():
+    """Return the config."""
     config = common.digits()
     config.model.name = "classifier"
     config.model.kwargs = {

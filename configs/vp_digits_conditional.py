@@ -1,4 +1,4 @@
-"""vp_digits with classes, hidden from the network in a tenth of the examples, for classifier-free guidance.
+"""Class-conditional vp_digits with 10% label dropout, for classifier-free guidance.
 
 python launch.py --config=configs/vp_digits_conditional.py
 python launch.py --config=configs/vp_digits_conditional.py --mode=sample --config.sampling.guidance_scale=2.0
@@ -11,6 +11,7 @@ from configs import common
 
 
 def get_config():
+    """Return the config."""
     config = common.digits()
     config.model.kwargs.num_classes = 10
     config.model.kwargs.label_dropout = 0.1

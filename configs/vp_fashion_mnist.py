@@ -1,15 +1,16 @@
-"""VP SDE with a small DDPM++ on Fashion-MNIST (28x28, padded to 32x32).
+"""VP SDE with a small DDPM++ on Fashion-MNIST (28 x 28, padded to 32 x 32).
 
     python launch.py --config=configs/vp_fashion_mnist.py --config.data.path=DIR
 
-DIR holds the four IDX files, train-images-idx3-ubyte.gz and so on (any set in MNIST's format works), or a folder
-`fashion_mnist/` prepared by TensorFlow Datasets.
+DIR holds the four IDX files, train-images-idx3-ubyte.gz and so on, or a folder `fashion_mnist/` prepared by TensorFlow
+Datasets. Any data set in the format of MNIST works.
 """
 
 from configs import common
 
 
 def get_config():
+    """Return the config."""
     config = common.default()
     config.data.name = "fashion_mnist"
     config.data.image_size = 32

@@ -1,16 +1,17 @@
-"""Fashion-MNIST for likelihoods, with a network small enough for two CPU cores and some hours.
+"""VP SDE on Fashion-MNIST for likelihoods, with a network that trains in a few hours on two CPU cores.
 
     python launch.py --config=configs/vp_fashion_mnist_likelihood.py --config.data.path=DIR
     python launch.py --config=configs/vp_fashion_mnist_likelihood.py --config.data.path=DIR --mode=likelihood
 
-DIR: see configs/vp_fashion_mnist.py. EDM's preconditioning spares a small network what it can't learn soon; likelihoods
-start at t = 1e-5, as the noise at vp's own 1e-3 is wider than one of 256 levels.
+DIR: see configs/vp_fashion_mnist.py. EDM's preconditioning makes the target easier for a small network. Likelihoods
+start at t = 1e-5, because at vp's default of 1e-3 the noise is wider than one of 256 levels.
 """
 
 from configs import common
 
 
 def get_config():
+    """Return the config."""
     config = common.default()
     config.data.name = "fashion_mnist"
     config.data.image_size = 28

@@ -1,9 +1,9 @@
-"""Solvers against evaluations of the network, on one trained run: nothing is trained again.
+"""Sample quality of solvers against the number of network evaluations, on one trained run.
 
     python launch.py --config=configs/vp_digits.py
     python launch.py --mode=sweep --config=configs/sweeps/solvers_digits.py
 
-Another run's checkpoints: --config.from_run=DIR; it must be of the base's config.
+--config.from_run=DIR selects another run, which must have the config of the base.
 """
 
 from score_sde.sweeps import axis, product, sweep
@@ -12,6 +12,7 @@ SOLVERS = ("euler", "ddim", "heun", "dpm_solver_pp", "unipc")
 
 
 def get_config():
+    """Return the config."""
     return sweep(
         base="configs/vp_digits.py",
         trials=product(axis("sampling.solver", SOLVERS), axis("sampling.num_steps", (5, 10, 20))),

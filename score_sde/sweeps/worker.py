@@ -15,6 +15,7 @@ from score_sde.sweeps.trials import last_record, read_state, write_state
 POLL_INTERVAL = 0.5  # seconds between two polls of the programs
 STATE_EVERY = 4  # polls between two writes of the state to the shared disk
 LOG = "trial.log"  # output of the programs
+MAX_MESSAGE = 1000  # characters of the last log line in an error
 # Linux sends SIGTERM when the parent has ended; training then saves and ends. A program of an earlier attempt may still
 # be saving in the same folder, so the guard first waits for its lock, which a program holds until it ends.
 PARENT_GUARD = """
@@ -98,7 +99,7 @@ def last_log_line(folder: Path) -> str:
         for path in (folder / LOG, *sorted(folder.glob(f"host_*/{LOG}")))
         if path.is_file()
     ]
-    last = [log.splitlines()[-1][-500:] for log in logs if log]
+    last = [log.splitlines()[-1][-MAX_MESSAGE:] for log in logs if log]
     return last[0] if last else "no output"
 
 
