@@ -1,6 +1,6 @@
 """Flax networks, called as module.apply(variables, x, noise_level, labels=None, train=False).
 
-They know neither SDEs nor losses. A new one is a module and an entry of `MODELS`.
+They depend on neither SDEs nor losses. A new network is a module and an entry of `MODELS`.
 """
 
 import flax.linen as nn
@@ -30,5 +30,5 @@ MODELS = {
 
 
 def create(name: str, **kwargs) -> nn.Module:
-    """The network `name` with these attributes; a `UserError` lists the known names or attributes of a wrong one."""
+    """Return the network `name` with these attributes; an unknown name or attribute is a `UserError`."""
     return build("model", MODELS, name, kwargs)

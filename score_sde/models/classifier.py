@@ -7,30 +7,30 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from score_sde.models.blocks import Attention, ResidualBlock, Style, count_heads
+from score_sde.models.blocks import Attention, ResidualBlock, BlockConfig, count_heads
 from score_sde.models.embedding import NoiseEmbedding
 from score_sde.models.layers import Conv, at_least_float32, dense
 from score_sde.models.unet import check_levels
 
 
 class AttentionPool(nn.Module):
-    """One vector of all positions (Radford et al. 2021): their mean attends to them and to itself."""
+    """Attention pooling over positions (Radford et al. 2021), with their mean as the query."""
 
-    style: Style
+    config: BlockConfig
 
     @nn.compact
     def __call__(self, x):
-        """(batch, height, width, channels) -> (batch, channels)."""
+        """Pool (batch, height, width, channels) to (batch, channels)."""
         batch, height, width, channels = x.shape
-        heads = count_heads(channels, self.style.heads, self.style.head_channels)
+        heads = count_heads(channels, self.config.heads, self.config.head_channels)
         tokens = x.reshape(batch, height * width, channels)
         tokens = jnp.concatenate([jnp.mean(tokens, axis=1, keepdims=True), tokens], axis=1)
         initial = nn.initializers.normal(channels**-0.5)
-        places: jax.Array = self.param("positions", initial, (height * width + 1, channels))
-        tokens = tokens + places.astype(tokens.dtype)[None]
+        positions: jax.Array = self.param("positions", initial, (height * width + 1, channels))
+        tokens = tokens + positions.astype(tokens.dtype)[None]
 
         def project(tokens, name):
-            projected = dense(channels, dtype=self.style.dtype, name=name)(tokens)
+            projected = dense(channels, dtype=self.config.dtype, name=name)(tokens)
             return projected.reshape(batch, -1, heads, channels // heads)
 
         query, key, value = project(tokens[:, :1], "query"), project(tokens, "key"), project(tokens, "value")
@@ -38,12 +38,12 @@ class AttentionPool(nn.Module):
 
 
 class Classifier(nn.Module):
-    """(batch, height, width, channels) noisy images and (batch,) noise levels to (batch, num_classes) logits.
+    """Classifier of noisy images (batch, height, width, channels), with (batch, num_classes) logits.
 
     Attributes:
-      num_classes: how many.
-      channels, multipliers, num_res_blocks, attention_resolutions, dropout, head_channels, groups, dtype: as
-        of `UNet`.
+      num_classes: Number of classes.
+      channels, multipliers, num_res_blocks, attention_resolutions, dropout, head_channels, groups, dtype: See
+        `UNet`.
     """
 
     num_classes: int = 10
@@ -58,14 +58,14 @@ class Classifier(nn.Module):
 
     @nn.compact
     def __call__(self, x, noise_level, labels=None, train=False):
-        """Logits of p(y | x_t); labels are what it predicts, and are not read.
+        """Return the logits of p(y | x_t) at (batch,) noise levels; `labels` has no effect.
 
         Raises:
-          UserError: as of `UNet`.
+          UserError: if the image size doesn't fit the levels, see `UNet`.
         """
         check_levels("classifier", x, self.multipliers, self.attention_resolutions)
         dtype = jnp.dtype(self.dtype) if self.dtype else None
-        style = Style(
+        config = BlockConfig(
             scale_shift=True,
             groups=self.groups,
             epsilon=1e-5,
@@ -74,19 +74,19 @@ class Classifier(nn.Module):
             dtype=dtype,
         )
         embedding = NoiseEmbedding(self.channels, endpoint=False, cosine_first=True, name="noise")
-        told = embedding(noise_level, None, None, train)
+        embedded = embedding(noise_level, None, None, train)
         hidden = Conv(self.channels, dtype=dtype, name="conv_in")(x)
         for level, multiplier in enumerate(self.multipliers):
             if level > 0:
                 name = f"down_{level - 1}_resample"
-                hidden = ResidualBlock(hidden.shape[-1], style, "down", name=name)(hidden, told, train)
+                hidden = ResidualBlock(hidden.shape[-1], config, "down", name=name)(hidden, embedded, train)
             for i in range(self.num_res_blocks):
-                block = ResidualBlock(self.channels * multiplier, style, name=f"down_{level}_{i}")
-                hidden = block(hidden, told, train)
+                block = ResidualBlock(self.channels * multiplier, config, name=f"down_{level}_{i}")
+                hidden = block(hidden, embedded, train)
                 if hidden.shape[1] in self.attention_resolutions:
-                    hidden = Attention(style, name=f"down_{level}_{i}_attention")(hidden)
-        hidden = ResidualBlock(hidden.shape[-1], style, name="middle_0")(hidden, told, train)
-        hidden = Attention(style, name="middle_attention")(hidden)
-        hidden = ResidualBlock(hidden.shape[-1], style, name="middle_1")(hidden, told, train)
-        hidden = AttentionPool(style, name="pool")(nn.swish(style.norm("norm_out")(hidden)))
+                    hidden = Attention(config, name=f"down_{level}_{i}_attention")(hidden)
+        hidden = ResidualBlock(hidden.shape[-1], config, name="middle_0")(hidden, embedded, train)
+        hidden = Attention(config, name="middle_attention")(hidden)
+        hidden = ResidualBlock(hidden.shape[-1], config, name="middle_1")(hidden, embedded, train)
+        hidden = AttentionPool(config, name="pool")(nn.swish(config.norm("norm_out")(hidden)))
         return at_least_float32(dense(self.num_classes, dtype=dtype, name="logits")(hidden))

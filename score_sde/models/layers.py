@@ -1,8 +1,8 @@
-"""The smallest layers that networks share: convolution, dense layer, normalization, in one dtype policy.
+"""Layers that networks share (convolution, dense layer, normalization), with one dtype policy.
 
-Parameters are float32. `dtype` is what convolutions and products compute in: None follows the input (float32, or
-float64 under x64), jnp.bfloat16 halves memory and is fast on GPUs and TPUs. Normalization, softmax and embeddings stay
-in float32 at least.
+Parameters are float32. `dtype` is the data type of convolutions and products: None follows the input (float32, or
+float64 under x64), and jnp.bfloat16 halves memory and is fast on GPUs and TPUs. Normalization, softmax and embeddings
+stay in float32 at least.
 """
 
 from functools import partial
@@ -16,7 +16,7 @@ from score_sde.models.convolution import convolve
 
 
 def initializer(scale: float = 1.0):
-    """Uniform weights of variance scale / fan_avg; scale 0 stands for 1e-10, nearly a zero start (Ho et al. 2020)."""
+    """Return a uniform initializer of variance scale / fan_avg; scale 0 means 1e-10 (Ho et al. 2020)."""
     return nn.initializers.variance_scaling(max(scale, 1e-10), "fan_avg", "uniform")
 
 
@@ -24,12 +24,12 @@ dense = partial(nn.Dense, kernel_init=initializer())  # with the U-Nets' initial
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:
-    """x in float32, or as it is where that is wider."""
+    """Return x in float32, or unchanged if its type is wider."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 class Conv(nn.Module):
-    """A convolution: (batch, height, width, in) -> (batch, height / stride, width / stride, features)."""
+    """Convolution."""
 
     features: int
     size: int = 3
@@ -42,6 +42,7 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x):
+        """Map (batch, height, width, in) to (batch, height / stride, width / stride, features)."""
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = self.param("kernel", initializer(self.init_scale), shape)
         x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
@@ -56,10 +57,10 @@ class Conv(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """Group normalization (Wu and He 2018) over space and channel groups, with a scale and a bias a channel.
+    """Group normalization (Wu and He 2018) over space and channel groups, with a scale and a bias per channel.
 
-    Statistics in two stages, first over space and then over the group's channels, so that no activation is reshaped;
-    the variance is that of centred values: E[x^2] - E[x]^2 cancels in float32.
+    Statistics are taken in two stages, over space and then over the channels of a group, so that no activation is
+    reshaped. The variance is that of centered values, since E[x^2] - E[x]^2 cancels in float32.
     """
 
     num_groups: int | None = None  # None: a quarter of the channels, at most 32
@@ -67,6 +68,7 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x):
+        """Normalize (batch, height, width, channels)."""
         channels = x.shape[-1]
         groups = self.num_groups or max(1, min(channels // 4, 32))
         if channels % groups:
@@ -80,7 +82,7 @@ class GroupNorm(nn.Module):
             return jnp.broadcast_to(by_group, (*by_group.shape[:2], channels // groups)).reshape(-1, 1, 1, channels)
 
         wide = at_least_float32(x)
-        centred = wide - group_mean(wide)
-        inverse_deviation = jax.lax.rsqrt(group_mean(centred**2) + self.epsilon)
-        normal = centred * (inverse_deviation * scale.reshape(1, 1, 1, -1)) + bias.reshape(1, 1, 1, -1)
+        centered = wide - group_mean(wide)
+        inverse_deviation = jax.lax.rsqrt(group_mean(centered**2) + self.epsilon)
+        normal = centered * (inverse_deviation * scale.reshape(1, 1, 1, -1)) + bias.reshape(1, 1, 1, -1)
         return normal.astype(x.dtype)

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from score_sde.errors import UserError, lookup, not_none
-from score_sde.models.blocks import Attention, ResidualBlock, Style
+from score_sde.models.blocks import Attention, ResidualBlock, BlockConfig
 from score_sde.models.embedding import NoiseEmbedding, check_labels, check_rates
 from score_sde.models.layers import Conv, at_least_float32
 from score_sde.models.resampling import BOX, Resample, downsample, upsample
@@ -39,7 +39,7 @@ class UNet(nn.Module):
       progressive_output: "none", "output_skip" or "residual": how each level contributes to the output.
       combine: "sum" or "cat", of the halved images with what they enter.
       scale_by_sigma: divides the output by exp(noise level), which is then log sigma.
-      rescale, scale_shift, project_resampled, groups, epsilon, head_channels, heads: see `Style`.
+      rescale, scale_shift, project_resampled, groups, epsilon, head_channels, heads: see `BlockConfig`.
       remat: recompute each block's activations in the backward pass, for memory.
       dtype: of the computation, "bfloat16" for speed; None follows the input.
     """
@@ -92,7 +92,7 @@ class UNet(nn.Module):
             the channels, an option is unknown, or there are labels and no classes.
         """
         self._check(x, labels)
-        style = self._style()
+        config = self._style()
         told = NoiseEmbedding(
             self.channels,
             kind=self.embedding,
@@ -104,10 +104,10 @@ class UNet(nn.Module):
         attention = nn.remat(Attention) if self.remat else Attention
 
         def residual(hidden, features, name, resample="none"):
-            return block(features, style, resample, name=name)(hidden, told, train)
+            return block(features, config, resample, name=name)(hidden, told, train)
 
         def attend(hidden, name):
-            return attention(style, name=name)(hidden) if hidden.shape[1] in self.attention_resolutions else hidden
+            return attention(config, name=name)(hidden) if hidden.shape[1] in self.attention_resolutions else hidden
 
         def resampled(hidden, level, direction):
             name = f"{direction}_{level}_resample"
@@ -115,7 +115,7 @@ class UNet(nn.Module):
                 return residual(hidden, hidden.shape[-1], name, direction)
             return self._layer(direction, hidden.shape[-1], name)(hidden)
 
-        image, hidden = x, Conv(self.channels, dtype=style.dtype, name="conv_in")(x)
+        image, hidden = x, Conv(self.channels, dtype=config.dtype, name="conv_in")(x)
         skips = [hidden]
         for level, multiplier in enumerate(self.multipliers):
             for i in range(self.num_res_blocks):
@@ -123,11 +123,11 @@ class UNet(nn.Module):
                 hidden = attend(hidden, f"down_{level}_{i}_attention")
                 skips.append(hidden)
             if level != bottom:
-                image, hidden = self._enter(image, resampled(hidden, level, "down"), level, style)
+                image, hidden = self._enter(image, resampled(hidden, level, "down"), level, config)
                 skips.append(hidden)
 
         hidden = residual(hidden, hidden.shape[-1], "middle_0")
-        hidden = attention(style, name="middle_attention")(hidden) if self.attend_middle else hidden
+        hidden = attention(config, name="middle_attention")(hidden) if self.attend_middle else hidden
         hidden = residual(hidden, hidden.shape[-1], "middle_1")
 
         output = None
@@ -137,50 +137,50 @@ class UNet(nn.Module):
                 hidden = residual(hidden, self.channels * self.multipliers[level], f"up_{level}_{i}")
                 hidden = attend(hidden, f"up_{level}_{i}_attention") if self.attend_up == "each" else hidden
             hidden = attend(hidden, f"up_{level}_attention") if self.attend_up == "last" else hidden
-            output, hidden = self._contribute(output, hidden, x.shape[-1], level, style)
+            output, hidden = self._contribute(output, hidden, x.shape[-1], level, config)
             if level != 0:
                 hidden = resampled(hidden, level, "up")
 
         if self.progressive_output != "output_skip":
-            output = self._to_image(hidden, x.shape[-1], "out", style)
+            output = self._to_image(hidden, x.shape[-1], "out", config)
         output = at_least_float32(not_none(output))
         return output / jnp.exp(noise_level).reshape(-1, 1, 1, 1) if self.scale_by_sigma else output
 
-    def _style(self) -> Style:
-        shared = {name: getattr(self, name) for name in Style._fields if hasattr(self, name)}
-        return Style(**shared | {"dtype": jnp.dtype(self.dtype) if self.dtype else None})
+    def _style(self) -> BlockConfig:
+        shared = {name: getattr(self, name) for name in BlockConfig._fields if hasattr(self, name)}
+        return BlockConfig(**shared | {"dtype": jnp.dtype(self.dtype) if self.dtype else None})
 
     def _layer(self, direction, features, name):
         return Resample(direction, features, self.taps, self.conv_padding, self._style().dtype, name=name)
 
-    def _enter(self, image, hidden, level, style):
+    def _enter(self, image, hidden, level, config):
         """The progressive input: the image at this level, and what it makes of hidden."""
         name, channels = f"input_{level}", hidden.shape[-1]
         if self.progressive_input == "none":
             return image, hidden
         if self.progressive_input == "residual":
-            hidden = style.add(self._layer("down", channels, name)(image), hidden)
+            hidden = config.add(self._layer("down", channels, name)(image), hidden)
             return hidden, hidden
         image = downsample(image, self.taps or BOX)
-        entering = Conv(channels, 1, dtype=style.dtype, name=name)(image)
+        entering = Conv(channels, 1, dtype=config.dtype, name=name)(image)
         return image, entering + hidden if self.combine == "sum" else jnp.concatenate([entering, hidden], axis=-1)
 
-    def _contribute(self, output, hidden, channels, level, style):
+    def _contribute(self, output, hidden, channels, level, config):
         """The progressive output: the output so far, at this level, and what it makes of hidden."""
         if self.progressive_output == "none":
             return None, hidden
         if self.progressive_output == "output_skip":
-            added = self._to_image(hidden, channels, f"out_{level}", style)
+            added = self._to_image(hidden, channels, f"out_{level}", config)
             return added if output is None else upsample(output, self.taps or BOX) + added, hidden
         if output is None:
-            normal = nn.swish(style.norm(f"norm_out_{level}")(hidden))
-            return Conv(hidden.shape[-1], dtype=style.dtype, name=f"conv_out_{level}")(normal), hidden
-        hidden = style.add(self._layer("up", hidden.shape[-1], f"output_{level}")(output), hidden)
+            normal = nn.swish(config.norm(f"norm_out_{level}")(hidden))
+            return Conv(hidden.shape[-1], dtype=config.dtype, name=f"conv_out_{level}")(normal), hidden
+        hidden = config.add(self._layer("up", hidden.shape[-1], f"output_{level}")(output), hidden)
         return hidden, hidden
 
-    def _to_image(self, hidden, channels, name, style):
-        hidden = nn.swish(style.norm(f"norm_{name}")(hidden))
-        return Conv(self.outputs * channels, init_scale=0.0, dtype=style.dtype, name=f"conv_{name}")(hidden)
+    def _to_image(self, hidden, channels, name, config):
+        hidden = nn.swish(config.norm(f"norm_{name}")(hidden))
+        return Conv(self.outputs * channels, init_scale=0.0, dtype=config.dtype, name=f"conv_{name}")(hidden)
 
     def _check(self, x, labels):
         name = type(self).__name__.lower()
