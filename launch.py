@@ -25,7 +25,7 @@ from ml_collections import ConfigDict, config_flags
 from score_sde.errors import UserError, cut, did_you_mean, lookup
 from score_sde.experiment import Experiment, make_experiment, modes
 from score_sde.experiment.flags import flags as flags_border
-from score_sde.models.pretrained import FREE
+from score_sde.models.pretrained import OVERRIDABLE
 from score_sde.runtime import distributed
 from score_sde.runtime.cache import cache_folder
 from score_sde.training.interrupt import STOPPED, ending_at_ctrl_c, guard_output
@@ -182,7 +182,7 @@ def _in_a_sentence(message: str) -> str:
 
 def _check_decided(given: list[str]) -> None:
     """Raise UserError if a flag has no effect, because pretrained weights fix the process and the network."""
-    free = [f"model.kwargs.{key}" for key in FREE] + ["model.pretrained", "model.family"]
+    free = [f"model.kwargs.{key}" for key in OVERRIDABLE] + ["model.pretrained", "model.family"]
     refused = [name for name in given if name.split(".")[0] in ("sde", "model") and name not in free]
     if FLAGS.config.model.pretrained and refused:
         raise UserError(

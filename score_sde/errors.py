@@ -13,15 +13,17 @@ class UserError(ValueError):
 
     Args:
       message: States the condition and the value that broke it.
-      *change: Arguments that resolve the error, best first, each as `name` or `name=value`. The command line shows them
+      *change: Arguments that resolve the error, best first, each as `name`, `name=value` or `name to ...`. The command line shows them
         as flags (`experiment.flags`).
     """
 
     def __init__(self, message: str, *change: str):
+        """Keep the message and the arguments to change."""
         super().__init__(message, *change)
         self.message, self.change = message, change
 
     def __str__(self) -> str:
+        """Return the message with the arguments to change."""
         return f"{self.message} (set {' or '.join(self.change)})" if self.change else self.message
 
 
@@ -38,13 +40,13 @@ def cut(text: str, length: int = 80) -> str:
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """Returns a question with the known spelling closest to `given`, or "" if none is close."""
+    """Return a question with the known spelling closest to `given`, or "" if none is close."""
     matches = difflib.get_close_matches(cut(given), list(known), n=1)
     return f" Did you mean {matches[0]!r}?" if matches else ""
 
 
 def lookup(kind: str, table: Mapping[str, Any], name: str, argument: str = "") -> Any:
-    """Returns `table[name]`.
+    """Return `table[name]`.
 
     Args:
       kind: Noun for the entries of the table ("SDE", "solver").
@@ -63,7 +65,7 @@ def lookup(kind: str, table: Mapping[str, Any], name: str, argument: str = "") -
 
 
 def call(kind: str, name: str, function: Callable, kwargs: Mapping[str, Any]) -> Any:
-    """Returns `function(**kwargs)`.
+    """Return `function(**kwargs)`.
 
     Args:
       kind: Noun for the function ("solver"), for messages.
@@ -90,5 +92,5 @@ def call(kind: str, name: str, function: Callable, kwargs: Mapping[str, Any]) ->
 
 
 def build(kind: str, table: Mapping[str, Callable], name: str, kwargs: Mapping[str, Any]) -> Any:
-    """Returns `table[name](**kwargs)`; see `lookup` and `call` for the errors."""
+    """Return `table[name](**kwargs)`; see `lookup` and `call` for the errors."""
     return call(kind, name, lookup(kind, table, name), kwargs)

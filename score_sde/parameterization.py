@@ -351,8 +351,8 @@ def check_parameterization(sde: SDE, prediction: str, preconditioning: str) -> N
     if prediction in ("epsilon", "score"):
         raise UserError(
             f"prediction {prediction!r} can't start from zero terminal SNR: alpha = 0 at t = {sde.t_max}, so x0 = "
-            "(x - sigma epsilon) / alpha is infinite there; expected prediction v, x0 or velocity",
-            "prediction=v",
+            "(x - sigma epsilon) / alpha is infinite there",
+            "prediction to v, x0 or velocity",
             "sde",
         )
 

@@ -300,7 +300,7 @@ def test_what_makes_no_sense_is_refused():
     zero_end = from_schedule(lambda t: 1 - t**2, lambda t: t, 1e-3, 1.0)
     for sde in (flow(), vp_cosine(), zero_end):
         for prediction in ("epsilon", "score"):
-            with pytest.raises(UserError, match=r"zero terminal SNR.*expected prediction v, x0 or velocity"):
+            with pytest.raises(UserError, match=r"zero terminal SNR.*set prediction to v, x0 or velocity"):
                 check_parameterization(sde, prediction, "none")
         for preconditioning in ("vp", "ve", "edm"):
             with pytest.raises(UserError, match=r"infinite at t = 1\.0"):

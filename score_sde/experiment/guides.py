@@ -26,7 +26,7 @@ def load_guide(config: ConfigDict, model: DiffusionModel, schedule: ddpm.Schedul
     """Return the guide of config.sampling and its parameters.
 
     Args:
-      config: The config. Its guide is a file of weights that `pretrained.adopt` reads, the folder of a run that has
+      config: The config. Its guide is a file of weights for `pretrained.load_model`, the folder of a run that has
         exported its weights, or "" for none.
       model: Model to guide.
       schedule: Discrete-time schedule of the SDE, if it has one.
@@ -40,7 +40,7 @@ def load_guide(config: ConfigDict, model: DiffusionModel, schedule: ddpm.Schedul
             raise UserError("there is no guide, so guide_family would not be read", "--config.sampling.guide")
         return None, None
     with flags(config, "sampling", path="sampling.guide", pretrained="sampling.guide", family="sampling.guide_family"):
-        found = pretrained.adopt(_exported(path), family)
+        found = pretrained.load_model(_exported(path), family)
         target = found.target
         if found.event_shape != model.event_shape:
             raise UserError(

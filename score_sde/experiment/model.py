@@ -97,9 +97,9 @@ def load_pretrained(config: ConfigDict) -> tuple[ConfigDict, Any]:
     path = config.model.pretrained
     if not path:
         return config, None
-    kept = {key: value for key, value in plain(config.model.kwargs).items() if key in pretrained.FREE}
+    kept = {key: value for key, value in plain(config.model.kwargs).items() if key in pretrained.OVERRIDABLE}
     with flags(config, "model", path="model.pretrained"):
-        found = pretrained.adopt(path, config.model.family, kept)
+        found = pretrained.load_model(path, config.model.family, kept)
         shape = event_shape(config)
         if shape != found.event_shape:
             raise UserError(

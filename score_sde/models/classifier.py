@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from score_sde.models.blocks import Attention, ResidualBlock, BlockConfig, count_heads
+from score_sde.models.blocks import Attention, BlockConfig, ResidualBlock, count_heads
 from score_sde.models.embedding import NoiseEmbedding
 from score_sde.models.layers import Conv, at_least_float32, dense
 from score_sde.models.unet import check_levels

@@ -1,5 +1,8 @@
-"""The magnitude-preserving U-Net of Karras et al. 2024 ("Analyzing and Improving the Training Dynamics of Diffusion
-Models"), configuration G: no normalization, no biases; each layer keeps the size of what passes through it."""
+"""The magnitude-preserving U-Net of EDM2, configuration G.
+
+Karras et al. 2024, "Analyzing and Improving the Training Dynamics of Diffusion Models". It has no normalization and no
+biases; each layer preserves the magnitude of its input.
+"""
 
 import math
 from collections.abc import Sequence
@@ -16,29 +19,29 @@ from score_sde.models.layers import at_least_float32
 from score_sde.models.resampling import downsample, upsample
 from score_sde.models.unet import check_levels
 
-CLIP = 256.0  # of activations, so that bfloat16 and float16 don't overflow
-KERNEL = "magnitude_preserving"  # the name by which an optimizer finds the weights to keep normalized
+CLIP = 256.0  # bound of activations, so that bfloat16 and float16 don't overflow
+KERNEL = "magnitude_preserving"  # name of the weights that training keeps normalized (`constraints`)
 
 
 def normalize(x: jax.Array, axes: int | Sequence[int], epsilon: float = 1e-4) -> jax.Array:
-    """x over its root mean square along axes."""
+    """Divide x by its root mean square along axes."""
     square = jnp.mean(at_least_float32(x) ** 2, axis=axes, keepdims=True)
     root = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)  # its gradient at 0 is 0, not NaN
     return x / (epsilon + root).astype(x.dtype)
 
 
 def silu(x: jax.Array) -> jax.Array:
-    """SiLU over the root mean square that it gives a normal variable."""
+    """Return SiLU divided by its root mean square on a standard normal variable."""
     return nn.silu(x) / 0.596
 
 
 def mix(a: jax.Array, b: jax.Array, t: float) -> jax.Array:
-    """The sum (1 - t) a + t b, of the size of uncorrelated a and b."""
+    """Return (1 - t) a + t b, rescaled to the magnitude of uncorrelated a and b."""
     return ((1 - t) * a + t * b) / math.sqrt((1 - t) ** 2 + t**2)
 
 
 def concatenate(a: jax.Array, b: jax.Array, t: float) -> jax.Array:
-    """Channels of a and b, contributing as (1 - t) : t whatever their number."""
+    """Concatenate channels of a and b, which contribute as (1 - t) : t for any number of channels."""
     scale = math.sqrt((a.shape[-1] + b.shape[-1]) / ((1 - t) ** 2 + t**2))
     return jnp.concatenate(
         [(scale * (1 - t) / math.sqrt(a.shape[-1])) * a, (scale * t / math.sqrt(b.shape[-1])) * b], axis=-1
@@ -46,10 +49,10 @@ def concatenate(a: jax.Array, b: jax.Array, t: float) -> jax.Array:
 
 
 class Layer(nn.Module):
-    """A convolution without bias, or with size 0 a dense layer, whose weights have norm 1 an output.
+    """Convolution without bias, or for size 0 a dense layer, whose weights have norm 1 per output.
 
-    Training keeps the parameters themselves at unit root mean square (`optimizer.constrained`): else they would grow
-    and slow themselves down.
+    Training keeps the parameters themselves at unit root mean square (`constraints`), otherwise they would grow
+    and learn more and more slowly.
     """
 
     features: int
@@ -58,6 +61,7 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(self, x, gain=1.0):
+        """Map the last axis of x to `features` channels."""
         shape = (self.size,) * 2 * bool(self.size) + (x.shape[-1], self.features)
         kernel = self.param(KERNEL, nn.initializers.normal(1.0), shape)
         kernel = normalize(kernel, range(kernel.ndim - 1)) * (gain / math.sqrt(math.prod(shape[:-1])))
@@ -68,12 +72,13 @@ class Layer(nn.Module):
 
 
 class FourierFeatures(nn.Module):
-    """sqrt(2) cos(2 pi (f c + phi)) with f normal and phi uniform, never trained: (batch,) -> (batch, features)."""
+    """Random Fourier features sqrt(2) cos(2 pi (f c + phi)), f normal and phi uniform, which are never trained."""
 
     features: int
 
     @nn.compact
     def __call__(self, noise_level):
+        """Map (batch,) noise levels to (batch, features)."""
         frequencies = self.param("frequencies", nn.initializers.normal(1.0), (self.features,))
         phases = self.param("phases", nn.initializers.uniform(1.0), (self.features,))
         angles = noise_level[:, None] * frequencies[None] + phases[None]
@@ -81,7 +86,7 @@ class FourierFeatures(nn.Module):
 
 
 class Block(nn.Module):
-    """The encoder's block normalizes its input over channels; the decoder's doesn't."""
+    """Residual block; the encoder's normalizes its input over channels."""
 
     features: int
     encoder: bool
@@ -92,8 +97,8 @@ class Block(nn.Module):
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, x, told, train):
-        """x (batch, height, width, channels), told (batch, n) -> (batch, height', width', features)."""
+    def __call__(self, x, embedding, train):
+        """Map x (batch, height, width, channels) and embedding (batch, n) to (batch, height', width', features)."""
         x = {"none": lambda x: x, "down": downsample, "up": upsample}[self.resample](x)
         project = x.shape[-1] != self.features
         if self.encoder:
@@ -101,7 +106,7 @@ class Block(nn.Module):
             x = normalize(x, -1)
         hidden = Layer(self.features, dtype=self.dtype, name="conv_0")(silu(x))
         gain = self.param("gain", nn.initializers.zeros, ())
-        factor = Layer(self.features, 0, name="embedding")(told, gain) + 1
+        factor = Layer(self.features, 0, name="embedding")(embedding, gain) + 1
         hidden = silu(hidden * factor[:, None, None, :].astype(hidden.dtype))
         hidden = nn.Dropout(self.dropout, deterministic=not train)(hidden)
         hidden = Layer(self.features, dtype=self.dtype, name="conv_1")(hidden)
@@ -126,14 +131,14 @@ class Block(nn.Module):
 
 
 class EDM2(nn.Module):
-    """(batch, height, width, channels) images and (batch,) noise levels to an output of the images' shape.
+    """Network from images (batch, height, width, channels) and (batch,) noise levels to an output of their shape.
 
     For preconditioning "edm". The defaults are EDM2-S; 128 channels is XS, 256 M, 320 L, 384 XL, 448 XXL.
 
     Attributes:
       channels, multipliers, num_res_blocks, attention_resolutions, head_channels, outputs, num_classes, label_dropout,
-        remat, dtype: as of `UNet`. Attention is always also at the bottom.
-      dropout: inside the blocks.
+        remat, dtype: See `UNet`. The bottom always has attention.
+      dropout: Dropout rate in the blocks.
     """
 
     channels: int = 192
@@ -150,17 +155,17 @@ class EDM2(nn.Module):
 
     @nn.compact
     def __call__(self, x, noise_level, labels=None, train=False):
-        """The raw output; `train` turns dropout on, of activations and labels, which takes a "dropout" key.
+        """Return the raw output; `train` enables dropout of activations and labels, which takes a "dropout" key.
 
         Raises:
-          UserError: as of `UNet`.
+          UserError: See `UNet`.
         """
         check_levels("edm2", x, self.multipliers, self.attention_resolutions)
         check_labels("edm2", self.num_classes, labels)
         check_rates("edm2", self)
         dtype = jnp.dtype(self.dtype) if self.dtype else None
         widths = [self.channels * multiplier for multiplier in self.multipliers]
-        told = self._told(noise_level, labels, max(widths), train)
+        embedding = self._conditioning(noise_level, labels, max(widths), train)
         make = nn.remat(Block, static_argnums=(3,)) if self.remat else Block
 
         def block(hidden, level, encoder, name, resample="none", attention=None, features=None):
@@ -168,9 +173,9 @@ class EDM2(nn.Module):
             attention = size in self.attention_resolutions if attention is None else attention
             features = features or widths[level]
             made = make(features, encoder, resample, attention, self.head_channels, self.dropout, dtype, name=name)
-            return made(hidden, told, train)
+            return made(hidden, embedding, train)
 
-        ones = jnp.ones_like(x[..., :1])  # in place of biases
+        ones = jnp.ones_like(x[..., :1])  # a channel of ones replaces biases
         hidden = Layer(self.channels, dtype=dtype, name="conv_in")(jnp.concatenate([x, ones], axis=-1))
         skips, bottom = [hidden], len(widths) - 1
         for level in range(bottom + 1):
@@ -193,14 +198,14 @@ class EDM2(nn.Module):
         out = Layer(self.outputs * x.shape[-1], dtype=dtype, name="conv_out")(hidden, gain)
         return at_least_float32(out)
 
-    def _told(self, noise_level, labels, width, train):
-        """(batch, width): the noise level and the class, activated, in float32."""
-        told = Layer(width, 0, name="level")(FourierFeatures(self.channels, name="fourier")(noise_level))
+    def _conditioning(self, noise_level, labels, width, train):
+        """Return the activated embedding (batch, width) of noise level and class, in float32."""
+        embedding = Layer(width, 0, name="level")(FourierFeatures(self.channels, name="fourier")(noise_level))
         if self.num_classes:
-            labels = jnp.full(len(told), -1) if labels is None else labels
+            labels = jnp.full(len(embedding), -1) if labels is None else labels
             if train and self.label_dropout > 0:
                 dropped = jax.random.bernoulli(self.make_rng("dropout"), self.label_dropout, labels.shape)
                 labels = jnp.where(dropped, -1, labels)
-            classes = jax.nn.one_hot(labels, self.num_classes) * math.sqrt(self.num_classes)  # the null label: zeros
-            told = mix(told, Layer(width, 0, name="label")(classes), 0.5)
-        return silu(told)
+            classes = jax.nn.one_hot(labels, self.num_classes) * math.sqrt(self.num_classes)  # zeros for the null label
+            embedding = mix(embedding, Layer(width, 0, name="label")(classes), 0.5)
+        return silu(embedding)

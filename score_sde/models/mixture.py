@@ -1,8 +1,8 @@
-"""An exact network: the denoiser of a Gaussian mixture, with nothing to train.
+"""The exact denoiser of a Gaussian mixture as a network without parameters.
 
-It sees x on the scale of a variance-preserving process, c x0 + s eps with c^2 + s^2 = 1, and the log-SNR log(c^2/s^2)
-(the preconditioning "log_snr"), and gives v = c eps - s x0, from which x0 and eps follow at both ends of time. So it
-serves every SDE, and what is computed with it can be held against the truth.
+Its input is x on the scale of a variance-preserving process, c x0 + s eps with c^2 + s^2 = 1, and the log-SNR
+log(c^2 / s^2) (the preconditioning "log_snr"). Its output is v = c eps - s x0, from which x0 and eps follow at both
+ends of time. It serves every SDE, so that all results can be validated against closed forms.
 """
 
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ from score_sde.errors import UserError
 
 
 class Mixture(nn.Module):
-    """The mixture sum_k w_k N(mean_k, std_k^2 I); the truth in closed form, in any dimension.
+    """Mixture sum_k w_k N(mean_k, std_k^2 I) in any dimension.
 
     Attributes:
-      means: K points, each of as many numbers as the event has.
-      stds: K standard deviations, 0 for a point.
-      weights: K positive numbers, normalised to sum 1; empty: equal.
+      means: K means, each with as many numbers as the event.
+      stds: K standard deviations; 0 for a point.
+      weights: K positive numbers, which are normalized; equal if empty.
     """
 
     means: Sequence[Sequence[float]] = ((0.0, 0.0),)
@@ -29,29 +29,29 @@ class Mixture(nn.Module):
 
     @nn.compact
     def __call__(self, x, noise_level, labels=None, train=False):
-        """E[v | x] at log-SNR noise_level (batch,); labels (batch,) are components, -1 for all of them.
+        """Return E[v | x] at (batch,) log-SNRs; labels (batch,) are components, -1 for all of them.
 
         Raises:
-          UserError: means, stds and weights don't fit each other or x.
+          UserError: if means, stds and weights don't fit each other or x.
         """
         self._check(x)
         flat = x.reshape(x.shape[0], -1)
         log_weights, offset, variance, c, s = self._parts(flat, noise_level, labels)
-        share = jax.nn.softmax(log_weights, axis=1) / variance  # p(k | x) / variance_k
+        posterior = jax.nn.softmax(log_weights, axis=1) / variance  # p(k | x) / variance_k
         stds = jnp.asarray(self.stds, x.dtype)[None]
         # Given x and k: x0 = mean + c std^2 (x - c mean) / variance, eps = s (x - c mean) / variance.
         x0 = jax.nn.softmax(log_weights, axis=1) @ jnp.asarray(self.means, x.dtype)
-        x0 = x0 + jnp.sum((share * c * stds**2)[..., None] * offset, axis=1)
-        epsilon = jnp.sum((share * s)[..., None] * offset, axis=1)
+        x0 = x0 + jnp.sum((posterior * c * stds**2)[..., None] * offset, axis=1)
+        epsilon = jnp.sum((posterior * s)[..., None] * offset, axis=1)
         return (c * epsilon - s * x0).reshape(x.shape)
 
     def log_prob(self, x, noise_level, labels=None):
-        """(batch,) log-density at x, in nats; noise_level +inf is the data."""
+        """Return the log-density (batch,) at x in nats; the noise level +inf is the data."""
         self._check(x)
         return jax.nn.logsumexp(self._parts(x.reshape(x.shape[0], -1), noise_level, labels)[0], axis=1)
 
     def _parts(self, x, noise_level, labels):
-        """log w_k p_k(x) (batch, K), x - c mean_k (batch, K, d), variances (batch, K), and c, s (batch, 1)."""
+        """Return log w_k p_k(x) (batch, K), x - c mean_k (batch, K, d), variances (batch, K), and c, s (batch, 1)."""
         c, s = (jnp.sqrt(jax.nn.sigmoid(level))[:, None] for level in (noise_level, -noise_level))
         means, stds = jnp.asarray(self.means, x.dtype), jnp.asarray(self.stds, x.dtype)
         weights = jnp.asarray(self.weights or [1.0] * len(self.stds), x.dtype)
@@ -71,16 +71,13 @@ class Mixture(nn.Module):
         )
 
     def _check(self, x):
-        where = "(set --config.model.kwargs)"
         dimension = x[0].size
         if len(self.means) != len(self.stds) or len(self.weights) not in (0, len(self.stds)) or not len(self.stds):
             raise UserError(
                 f"mixture: got {len(self.means)} means, {len(self.stds)} stds and {len(self.weights)} weights; one of "
-                f"each a component is needed {where}"
+                "each per component is needed"
             )
         if any(len(mean) != dimension for mean in self.means):
-            raise UserError(
-                f"mixture: means have {[len(mean) for mean in self.means]} numbers, the data {dimension} {where}"
-            )
+            raise UserError(f"mixture: means have {[len(mean) for mean in self.means]} numbers, the data {dimension}")
         if min(self.stds) < 0 or any(weight <= 0 for weight in self.weights):
-            raise UserError(f"mixture: stds must be 0 or more and weights positive {where}")
+            raise UserError("mixture: stds must be 0 or more and weights positive")

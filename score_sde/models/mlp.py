@@ -1,4 +1,4 @@
-"""Multilayer perceptrons for data of low dimension: one that predicts freely, one whose output is a gradient."""
+"""Multilayer perceptrons for data of low dimension: an unrestricted one, and one whose output is a gradient."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from score_sde.models.embedding import positional_embedding
 
 
 class Perceptron(nn.Module):
-    """Residual layers over x, each told the noise level: (batch, *event), (batch,) -> (batch, outputs)."""
+    """Residual layers, each conditioned on the noise level."""
 
     features: Sequence[int]
     embedding: int
@@ -18,6 +18,7 @@ class Perceptron(nn.Module):
 
     @nn.compact
     def __call__(self, x, noise_level):
+        """Map x (batch, *event) and (batch,) noise levels to (batch, outputs)."""
         levels = nn.swish(nn.Dense(self.features[0], name="level")(positional_embedding(noise_level, self.embedding)))
         hidden = x.reshape(x.shape[0], -1)
         for i, width in enumerate(self.features):
@@ -28,12 +29,12 @@ class Perceptron(nn.Module):
 
 
 class MLP(nn.Module):
-    """A perceptron whose output has the shape of x: (batch, *event), the event of any shape.
+    """Perceptron whose output has the shape of x, (batch, *event).
 
     Attributes:
-      features: widths of the hidden layers.
-      embedding: width of the noise level's embedding; even, at least 4.
-      outputs: how many outputs of x's shape, along its last axis: 2 for a learned variance.
+      features: Widths of the hidden layers.
+      embedding: Width of the noise level's embedding, even and at least 4.
+      outputs: Number of outputs of the shape of x, along its last axis; 2 for a learned variance.
     """
 
     features: Sequence[int] = (128, 128, 128, 128)
@@ -42,6 +43,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x, noise_level, labels=None, train=False):
+        """Return the raw output."""
         _check("mlp", self.features, self.embedding, labels)
         size = x[0].size * self.outputs
         out = Perceptron(self.features, self.embedding, size, name="perceptron")(x, noise_level)
@@ -49,25 +51,27 @@ class MLP(nn.Module):
 
 
 class EnergyMLP(nn.Module):
-    """A perceptron with one output, an energy E; called as a network it gives the score of exp(-E), -grad_x E.
+    """Perceptron with one output, an energy E; as a network it returns the score -grad_x E of exp(-E).
 
-    Its output is the gradient of something, as every true score is. With the prediction "score", -log p_t is E up to a
-    constant; with "epsilon" it is -E / sigma. Attributes are those of `MLP`.
+    Its output is a gradient, as every true score is. With the prediction "score", -log p_t is E up to a
+    constant; with "epsilon" it is -E / sigma. See `MLP` for the attributes.
     """
 
     features: Sequence[int] = (128, 128, 128, 128)
     embedding: int = 32
 
     def setup(self):
+        """Create the perceptron."""
         self.perceptron = Perceptron(self.features, self.embedding, 1)
 
     def __call__(self, x, noise_level, labels=None, train=False):
+        """Return -grad_x E."""
         _check("energy_mlp", self.features, self.embedding, labels)
         energy, pull = nn.vjp(lambda module, x: module.energy(x, noise_level), self, x)
         return -pull(jnp.ones_like(energy))[1]
 
     def energy(self, x, noise_level):
-        """(batch,) energies of x (batch, *event) at the noise levels (batch,)."""
+        """Return the energies (batch,) of x (batch, *event) at (batch,) noise levels."""
         return self.perceptron(x, noise_level)[:, 0]
 
 

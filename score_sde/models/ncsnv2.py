@@ -1,5 +1,7 @@
-"""NCSNv2 (Song and Ermon 2020): a RefineNet (Lin et al. 2017) of dilated residual blocks, which isn't told the noise
-level but divides its output by sigma."""
+"""NCSNv2 (Song and Ermon 2020): a RefineNet (Lin et al. 2017) of dilated residual blocks.
+
+It is not conditioned on the noise level; its output is divided by sigma.
+"""
 
 from typing import Any
 
@@ -14,20 +16,21 @@ from score_sde.models.resampling import downsample
 
 
 class InstanceNormPlus(nn.Module):
-    """Instance normalization that keeps how the channels' means differ (Song and Ermon 2019)."""
+    """Instance normalization that preserves differences of channel means (Song and Ermon 2019)."""
 
     epsilon: float = 1e-5
 
     @nn.compact
     def __call__(self, x):
+        """Normalize (batch, height, width, channels)."""
         shape = (1, 1, 1, x.shape[-1])
         near_one = lambda key, shape: 1 + 0.02 * jax.random.normal(key, shape)  # noqa: E731
         alpha, gamma = (self.param(name, near_one, shape) for name in ("alpha", "gamma"))
         beta = self.param("beta", nn.initializers.zeros, shape)
 
         def standardize(y, axes):
-            centred = y - jnp.mean(y, axis=axes, keepdims=True)
-            return centred * jax.lax.rsqrt(jnp.mean(centred**2, axis=axes, keepdims=True) + self.epsilon)
+            centered = y - jnp.mean(y, axis=axes, keepdims=True)
+            return centered * jax.lax.rsqrt(jnp.mean(centered**2, axis=axes, keepdims=True) + self.epsilon)
 
         wide = at_least_float32(x)
         means = jnp.mean(wide, axis=(1, 2), keepdims=True)
@@ -36,7 +39,7 @@ class InstanceNormPlus(nn.Module):
 
 
 class DilatedBlock(nn.Module):
-    """A residual block; going down it halves the image, or where it is dilated keeps it and dilates."""
+    """Residual block; with `down` it halves the image, or dilates its convolutions if `dilation` is above 1."""
 
     features: int
     down: bool = False
@@ -45,6 +48,7 @@ class DilatedBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x):
+        """Map (batch, height, width, channels) to `features` channels."""
         halve = downsample if self.down and self.dilation == 1 else lambda y: y
         inner = x.shape[-1] if self.down else self.features
         hidden = nn.elu(InstanceNormPlus(name="norm_0")(x))
@@ -59,7 +63,7 @@ class DilatedBlock(nn.Module):
 
 
 class Refine(nn.Module):
-    """A RefineNet block: adapts each input, adds them at the largest's size, pools along a chain, adapts again."""
+    """RefineNet block: adapts its inputs, adds them at the largest size, pools along a chain, and adapts again."""
 
     features: int
     last: bool = False
@@ -67,6 +71,8 @@ class Refine(nn.Module):
 
     @nn.compact
     def __call__(self, inputs):
+        """Fuse images (batch, height, width, channels) of several sizes."""
+
         def conv(features, name):
             return Conv(features, use_bias=False, dtype=self.dtype, name=name)
 
@@ -91,7 +97,7 @@ class Refine(nn.Module):
 
 
 def resize(x: jax.Array, shape: tuple[int, int]) -> jax.Array:
-    """Bilinear interpolation, corners to corners: (batch, height, width, channels) to this height and width."""
+    """Resize (batch, height, width, channels) to a height and width by bilinear interpolation, with aligned corners."""
     for axis, size in zip((1, 2), shape, strict=True):
         if x.shape[axis] == size:
             continue
@@ -102,25 +108,25 @@ def resize(x: jax.Array, shape: tuple[int, int]) -> jax.Array:
 
 
 class NCSNv2(nn.Module):
-    """(batch, height, width, channels) images and (batch,) log sigmas to a score of the images' shape.
+    """Network from images (batch, height, width, channels) and (batch,) log sigmas to a score of their shape.
 
     For preconditioning "log_sigma" and prediction "score".
 
     Attributes:
-      channels: of the first level; the others have twice as many.
-      dtype: of the computation, "bfloat16" for speed; None follows the input.
+      channels: Number of channels of the first level; the others have twice as many.
+      dtype: Data type of the computation, "bfloat16" for speed; None follows the input.
     """
 
     channels: int = 128
     dtype: str | None = None
-    scale_by_sigma = True  # no option: it is how the network works
+    scale_by_sigma = True  # not an option of this network
 
     @nn.compact
     def __call__(self, x, noise_level, labels=None, train=False):
-        """The score, divided by sigma = exp(noise_level).
+        """Return the output divided by sigma = exp(noise_level).
 
         Raises:
-          UserError: the image's sizes are odd, or there are labels.
+          UserError: if the image's sizes are odd, or there are labels.
         """
         if labels is not None:
             raise UserError("ncsnv2: this network is unconditional, it takes no labels")

@@ -10,7 +10,7 @@ from score_sde.conditioned import Conditioned, conditioned
 
 
 def network(model: nn.Module, params: Any, keys: jax.Array | None = None, **labels: jax.Array | None) -> Conditioned:
-    """Returns (x, noise_level) -> output, conditioned on batch-first `labels` and `augment`; None: not conditioned.
+    """Return the function (x, noise_level) -> output, with its labels as batch-first conditioning.
 
     Args:
       model: The module, called as model.apply(variables, x, noise_level, train=..., **labels).

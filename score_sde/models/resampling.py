@@ -17,13 +17,13 @@ BOX = (1, 1)
 
 
 def downsample(x: jax.Array, taps: Sequence[float] = BOX, margin: int = 0) -> jax.Array:
-    """Filters, keeps every second pixel: (batch, height, width, channels) -> (batch, height / 2, width / 2, channels).
+    """Halve images (batch, height, width, channels): filter them and keep every second pixel.
 
     Args:
-      x: images, of even sizes.
-      taps: of the separable filter; an even number of them.
-      margin: if not 0, every pixel is kept, and so many more on each side: for a convolution to follow that has stride
-        2 and no padding.
+      x: Images of even sizes.
+      taps: Coefficients of the separable filter, an even number.
+      margin: If not 0, every pixel is kept, and the result is larger by this many on each side, for a following
+        convolution with stride 2 and no padding.
     """
     kept = len(taps) // 2 - 1 + margin
     stride = 1 if margin else 2
@@ -33,9 +33,9 @@ def downsample(x: jax.Array, taps: Sequence[float] = BOX, margin: int = 0) -> ja
 
 
 def upsample(x: jax.Array, taps: Sequence[float] = BOX, margin: int = 0) -> jax.Array:
-    """Puts zeros between pixels and filters: (batch, height, width, channels) -> (batch, 2 height, 2 width, channels).
+    """Double images (batch, height, width, channels): put zeros between pixels and filter them.
 
-    With a margin the result is larger by that many pixels on each side: for a convolution without padding to follow.
+    With a margin the result is larger by this many pixels on each side, for a following convolution without padding.
     """
     half = len(taps) // 2
     for axis in (1, 2):
@@ -44,7 +44,7 @@ def upsample(x: jax.Array, taps: Sequence[float] = BOX, margin: int = 0) -> jax.
 
 
 def _filtered(x, axis, taps, gain, padding, stride):
-    """Correlates along an axis: pads it by (low, high, interior) and adds the shifted copies, with a stride."""
+    """Correlate along an axis, padded by (low, high, interior), with a stride."""
     config = [(0, 0, 0)] * x.ndim
     config[axis] = padding
     padded = jax.lax.pad(x, jnp.zeros((), x.dtype), config)
@@ -57,13 +57,14 @@ def _filtered(x, axis, taps, gain, padding, stride):
 
 
 class Resample(nn.Module):
-    """Halves or doubles images by filter and convolution: NCSN++'s, and with no filter DDPM's.
+    """Resampling by filter and convolution, as in NCSN++, or without a filter as in DDPM.
 
     Attributes:
-      direction: "down" or "up".
-      features: of the 3x3 convolution, which has a stride on the way down.
-      taps: of the filter; empty on the way down: the convolution alone; on the way up: repeated pixels.
-      padding: (low, high) of a strided convolution with no filter; Ho et al. 2020 pad at the high end alone.
+      direction: Direction, "down" or "up".
+      features: Number of channels of the 3x3 convolution, which has a stride on the way down.
+      taps: Coefficients of the filter; empty for only the convolution on the way down, and repeated pixels on the way
+        up.
+      padding: Padding (low, high) of a strided convolution without a filter; Ho et al. 2020 pad only at the high end.
     """
 
     direction: str
@@ -74,6 +75,7 @@ class Resample(nn.Module):
 
     @nn.compact
     def __call__(self, x):
+        """Halve or double images (batch, height, width, channels)."""
         conv = partial(Conv, self.features, dtype=self.dtype, name="conv")
         if self.direction == "down":
             if not self.taps:

@@ -1,7 +1,7 @@
-"""The U-Nets of diffusion models, as one description: levels of residual blocks, down, across and up again.
+"""The U-Nets of diffusion models as one module: levels of residual blocks down, at the bottom, and up again.
 
-DDPM (Ho et al. 2020), DDPM++ and NCSN++ (Song et al. 2021, Appendix H) and ADM (Dhariwal and Nichol 2021) are that
-module with other options as defaults; those of EDM (Karras et al. 2022) and of diffusers are reached by options too.
+DDPM (Ho et al. 2020), DDPM++ and NCSN++ (Song et al. 2021, Appendix H) and ADM (Dhariwal and Nichol 2021) differ in
+their defaults. Options also give the U-Nets of EDM (Karras et al. 2022) and of diffusers.
 """
 
 from collections.abc import Sequence
@@ -10,38 +10,41 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from score_sde.errors import UserError, lookup, not_none
-from score_sde.models.blocks import Attention, ResidualBlock, BlockConfig
+from score_sde.models.blocks import Attention, BlockConfig, ResidualBlock
 from score_sde.models.embedding import NoiseEmbedding, check_labels, check_rates
 from score_sde.models.layers import Conv, at_least_float32
 from score_sde.models.resampling import BOX, Resample, downsample, upsample
 
 
 class UNet(nn.Module):
-    """(batch, height, width, channels) images and (batch,) noise levels to an output of the images' shape.
+    """Network from images (batch, height, width, channels) and (batch,) noise levels to an output of their shape.
 
     Attributes:
-      channels: of the first level.
-      multipliers: channels of each level, over `channels`; each further level halves the image.
-      num_res_blocks: residual blocks a level on the way down; one more on the way up.
-      attention_resolutions: image heights with self-attention.
-      dropout: inside residual blocks.
-      outputs: how many outputs of the images' shape, along channels: 2 for a learned variance.
-      num_classes: of labels, 0 for none; label_dropout: how often they are hidden in training.
-      augment_dim: width of augmentation labels, 0 for none.
-      embedding: of the noise level, "positional" (with endpoint, cosine_first: `positional_embedding`) or "fourier".
-      labels_enter: "before" or "after" the embedding's dense layers.
-      resampling: "block" (inside residual blocks) or "conv" (a layer of its own).
-      conv_padding: (low, high) of a "conv" on its way down that has no filter.
-      taps: of the resampling filter, (1, 3, 3, 1) for NCSN++; none: blocks average and repeat, layers have a stride.
-      attend_up: attention on the way up after "each" block or after the "last" of a level.
-      attend_middle: attention at the bottom.
-      progressive_input: "none", "input_skip" or "residual": how the halved images enter each level again.
-      progressive_output: "none", "output_skip" or "residual": how each level contributes to the output.
-      combine: "sum" or "cat", of the halved images with what they enter.
-      scale_by_sigma: divides the output by exp(noise level), which is then log sigma.
-      rescale, scale_shift, project_resampled, groups, epsilon, head_channels, heads: see `BlockConfig`.
-      remat: recompute each block's activations in the backward pass, for memory.
-      dtype: of the computation, "bfloat16" for speed; None follows the input.
+      channels: Number of channels of the first level.
+      multipliers: Channels of each level, relative to `channels`. Each further level halves the image.
+      num_res_blocks: Number of residual blocks per level on the way down; there is one more on the way up.
+      attention_resolutions: Image heights with self-attention.
+      dropout: Dropout rate in residual blocks.
+      outputs: Number of outputs of the images' shape, along channels; 2 for a learned variance.
+      num_classes: Number of classes, 0 for none.
+      label_dropout: Probability of the null label in training.
+      augment_dim: Width of augmentation labels, 0 for none.
+      embedding: Kind of noise embedding, "positional" or "fourier".
+      endpoint, cosine_first: See `positional_embedding`.
+      labels_enter: Position of the labels, "before" or "after" the embedding's dense layers.
+      resampling: Kind of resampling, "block" (in residual blocks) or "conv" (in a separate layer).
+      conv_padding: Padding (low, high) of a "conv" on the way down that has no filter.
+      taps: Coefficients of the resampling filter, (1, 3, 3, 1) for NCSN++. If empty, blocks average on the way down
+        and repeat pixels on the way up, and layers have a stride.
+      attend_up: Attention on the way up, after "each" block or after the "last" of a level.
+      attend_middle: Whether there is attention at the bottom.
+      progressive_input: Connection of the downsampled images to each level: "none", "input_skip" or "residual".
+      progressive_output: Connection of each level to the output: "none", "output_skip" or "residual".
+      combine: Combination of the downsampled images with the activations, "sum" or "cat".
+      scale_by_sigma: Whether to divide the output by exp(noise level), which must be log sigma.
+      rescale, scale_shift, project_resampled, groups, epsilon, head_channels, heads: See `BlockConfig`.
+      remat: Whether to recompute the blocks' activations in the backward pass, to save memory.
+      dtype: Data type of the computation, "bfloat16" for speed; None follows the input.
     """
 
     channels: int = 128
@@ -78,33 +81,33 @@ class UNet(nn.Module):
 
     @nn.compact
     def __call__(self, x, noise_level, labels=None, train=False, augment=None):
-        """The raw output; `train` turns dropout on, of activations and labels, which takes a "dropout" key.
+        """Return the raw output; `train` enables dropout of activations and labels, which takes a "dropout" key.
 
         Args:
-          x: (batch, height, width, channels).
-          noise_level: (batch,), on the scale that the preconditioning gives.
-          labels: (batch,) integers, -1 for none; None: all -1.
-          train: whether this is training.
-          augment: (batch, augment_dim) augmentation labels; None: not augmented.
+          x: (batch, height, width, channels) images.
+          noise_level: (batch,) noise levels, on the scale of the preconditioning.
+          labels: (batch,) classes, -1 for the null label; None for all -1.
+          train: Whether dropout is enabled.
+          augment: (batch, augment_dim) augmentation labels; None for images that are not augmented.
 
         Raises:
-          UserError: the image doesn't halve at every level, no level has an attention resolution, heads don't divide
-            the channels, an option is unknown, or there are labels and no classes.
+          UserError: if the image can't be halved at every level, no level has an attention resolution, heads don't
+            divide the channels, an option is unknown, or there are labels but no classes.
         """
         self._check(x, labels)
         config = self._style()
-        told = NoiseEmbedding(
+        embedding = NoiseEmbedding(
             self.channels,
             kind=self.embedding,
             name="noise",
-            **{option: getattr(self, option) for option in TOLD},
+            **{option: getattr(self, option) for option in EMBEDDING_FIELDS},
         )(noise_level, labels, augment, train)
         bottom = len(self.multipliers) - 1
         block = nn.remat(ResidualBlock, static_argnums=(3,)) if self.remat else ResidualBlock
         attention = nn.remat(Attention) if self.remat else Attention
 
         def residual(hidden, features, name, resample="none"):
-            return block(features, config, resample, name=name)(hidden, told, train)
+            return block(features, config, resample, name=name)(hidden, embedding, train)
 
         def attend(hidden, name):
             return attention(config, name=name)(hidden) if hidden.shape[1] in self.attention_resolutions else hidden
@@ -154,7 +157,7 @@ class UNet(nn.Module):
         return Resample(direction, features, self.taps, self.conv_padding, self._style().dtype, name=name)
 
     def _enter(self, image, hidden, level, config):
-        """The progressive input: the image at this level, and what it makes of hidden."""
+        """Return the image downsampled for a level, and the activations with the progressive input."""
         name, channels = f"input_{level}", hidden.shape[-1]
         if self.progressive_input == "none":
             return image, hidden
@@ -166,7 +169,7 @@ class UNet(nn.Module):
         return image, entering + hidden if self.combine == "sum" else jnp.concatenate([entering, hidden], axis=-1)
 
     def _contribute(self, output, hidden, channels, level, config):
-        """The progressive output: the output so far, at this level, and what it makes of hidden."""
+        """Return the progressive output after a level, and the activations."""
         if self.progressive_output == "none":
             return None, hidden
         if self.progressive_output == "output_skip":
@@ -185,31 +188,32 @@ class UNet(nn.Module):
     def _check(self, x, labels):
         name = type(self).__name__.lower()
         for field, known in CHOICES.items():
-            lookup(field, dict.fromkeys(known), getattr(self, field), f"--config.model.kwargs.{field}")
+            lookup(field, dict.fromkeys(known), getattr(self, field))
         check_rates(name, self)
         check_levels(name, x, self.multipliers, self.attention_resolutions)
         check_labels(name, self.num_classes, labels)
 
 
 def check_levels(name, x, multipliers, attention_resolutions):
-    """Refuses images that don't halve at every level, and attention where no level is."""
-    where, levels = "set --config.model.kwargs", len(multipliers)
+    """Raise UserError unless the image halves at every level, and attention resolutions are those of levels."""
+    levels = len(multipliers)
     factor = 2 ** (levels - 1)
     if x.shape[1] % factor or x.shape[2] % factor:
         raise UserError(
             f"{name}: {levels} levels halve the image {levels - 1} times, but {x.shape[1]}x{x.shape[2]} is not a "
-            f"multiple of {factor} ({where}.multipliers)"
+            f"multiple of {factor}",
+            "multipliers",
         )
     heights = [x.shape[1] >> level for level in range(levels)]
     for resolution in attention_resolutions:
         if resolution not in heights:
             raise UserError(
-                f"{name}: no level has the attention resolution {resolution}; the levels' heights are {heights} "
-                f"({where}.attention_resolutions)"
+                f"{name}: no level has the attention resolution {resolution}; the levels' heights are {heights}",
+                "attention_resolutions",
             )
 
 
-TOLD = ("endpoint", "cosine_first", "num_classes", "label_dropout", "augment_dim", "labels_enter")
+EMBEDDING_FIELDS = ("endpoint", "cosine_first", "num_classes", "label_dropout", "augment_dim", "labels_enter")
 CHOICES = {
     "embedding": ("positional", "fourier"),
     "labels_enter": ("before", "after"),
@@ -222,14 +226,14 @@ CHOICES = {
 
 
 class DDPM(UNet):
-    """The U-Net of Ho et al. 2020; at its defaults, those of CIFAR-10, it has 35.7M parameters."""
+    """The U-Net of Ho et al. 2020; with its defaults, for CIFAR-10, it has 35.7M parameters."""
 
     resampling: str = "conv"
     attend_up: str = "each"
 
 
 class DDPMpp(UNet):
-    """DDPM++: BigGAN's residual blocks, and sums divided by sqrt(2); at its defaults, CIFAR-10's, 61.8M parameters."""
+    """DDPM++: BigGAN's residual blocks, sums divided by sqrt(2); with its defaults, for CIFAR-10, 61.8M parameters."""
 
     num_res_blocks: int = 4
     rescale: bool = True
@@ -239,7 +243,7 @@ class DDPMpp(UNet):
 class NCSNpp(UNet):
     """NCSN++: DDPM++ with anti-aliased resampling, Fourier features of log sigma, and a residual input pyramid.
 
-    With scale_by_sigma, its default, the output is a score: preconditioning "log_sigma", prediction "score".
+    With scale_by_sigma, its default, the output is a score, for preconditioning "log_sigma" and prediction "score".
     """
 
     num_res_blocks: int = 4
@@ -252,7 +256,7 @@ class NCSNpp(UNet):
 
 
 class ADM(UNet):
-    """The U-Net of Dhariwal and Nichol 2021, at its defaults the one for ImageNet at 64 x 64, without classes."""
+    """The U-Net of Dhariwal and Nichol 2021, with defaults for ImageNet at 64 x 64 without classes."""
 
     channels: int = 192
     multipliers: Sequence[int] = (1, 2, 3, 4)

@@ -136,7 +136,7 @@ def test_our_own_weights_go_out_and_back(tmp_path):
     again, variables = pretrained.load("native", tmp_path / "ema.safetensors")
     jax.tree.map(np.testing.assert_array_equal, variables["params"], params)
     assert again.multipliers == [1, 2]
-    found = pretrained.adopt(str(tmp_path / "ema.safetensors"), options={"dtype": "bfloat16"})
+    found = pretrained.load_model(str(tmp_path / "ema.safetensors"), options={"dtype": "bfloat16"})
     assert (found.name, found.kwargs["dtype"], found.event_shape) == ("ddpmpp", "bfloat16", (8, 8, 1))
     assert found.target == ("flow", {}, "v", "none", {}, 0.3)
 
@@ -147,7 +147,7 @@ def test_a_network_of_vectors_goes_out_and_back(tmp_path):
     model = {"name": "mlp", "kwargs": {"features": (8,)}, "prediction": "x0", "preconditioning": "edm"}
     process = {"sde": {"name": "edm", "kwargs": {}}, "image_size": 0, "channels": 2, "sigma_data": 0.7}
     pretrained.save(tmp_path / "ema.safetensors", params, model, process)
-    found = pretrained.adopt(str(tmp_path / "ema.safetensors"))
+    found = pretrained.load_model(str(tmp_path / "ema.safetensors"))
     assert found.event_shape == (2,) and found.target.sigma_data == 0.7
     jax.tree.map(np.testing.assert_array_equal, found.params, params)
 
@@ -245,14 +245,14 @@ def test_files_that_are_refused(tmp_path, name, content, words):
     elif content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=words):
-        pretrained.adopt(str(tmp_path / name))
+        pretrained.load_model(str(tmp_path / name))
 
 
 def test_a_file_runs_no_code(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_pth(tmp_path / "bad.pth", {"model": Command()})
     with pytest.raises(UserError, match=r"asks for posix\.system"):
-        pretrained.adopt("bad.pth")
+        pretrained.load_model("bad.pth")
     assert not (tmp_path / "ran").exists()
 
 
@@ -274,9 +274,9 @@ def test_a_tensor_is_read_from_its_storage_alone():
 def test_weights_that_say_nothing_of_themselves_are_asked_about(tmp_path):
     write_pth(tmp_path / "bare.pth", {})
     with pytest.raises(UserError, match="of which family are the weights"):
-        pretrained.adopt(str(tmp_path / "bare.pth"))
+        pretrained.load_model(str(tmp_path / "bare.pth"))
     with pytest.raises(UserError, match=r"bare|without the network's config"):
-        pretrained.adopt(str(tmp_path / "bare.pth"), "edm")
+        pretrained.load_model(str(tmp_path / "bare.pth"), "edm")
 
 
 @pytest.mark.parametrize("path", ORACLES[:1], ids=lambda path: path.stem)

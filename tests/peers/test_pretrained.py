@@ -103,7 +103,7 @@ def test_a_folder_of_diffusers_is_loaded_as_it_is(tmp_path):
     network, _, inputs, activations = made(CONFIGS["google/ddpm"])
     scheduler = diffusers.DDPMScheduler(beta_end=0.03, prediction_type="v_prediction")
     diffusers.DDPMPipeline(network, scheduler).save_pretrained(tmp_path)
-    found = pretrained.adopt(str(tmp_path))
+    found = pretrained.load_model(str(tmp_path))
     assert found.target[:4] == (
         "ddpm_linear",
         {"num_steps": 1000, "beta_start": 1e-4, "beta_end": 0.03},
@@ -143,7 +143,7 @@ def test_a_pth_checkpoint_is_read_without_running_it(tmp_path, stem):
     (tmp_path / "checkpoint_8.pth.json").write_text(json.dumps({"family": "score_sde", "config": config}))
     output = computed("score_sde", config, tmp_path / "checkpoint_8.pth", archive)
     assert np.abs(output - archive["output"]).max() < 1e-4 * archive["output"].std()
-    assert pretrained.adopt(str(tmp_path / "checkpoint_8.pth")).target.sde == ("vp" if "ddpm" in stem else "ve")
+    assert pretrained.load_model(str(tmp_path / "checkpoint_8.pth")).target.sde == ("vp" if "ddpm" in stem else "ve")
 
 
 def test_views_and_other_types_of_a_pth_file(tmp_path):

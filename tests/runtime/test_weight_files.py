@@ -121,7 +121,7 @@ def test_a_config_of_the_wrong_kind_is_one_sentence(tmp_path, side, words):
     weight_files.write(tmp_path / "x.safetensors", {"a": np.ones(2)}, "native", {})
     (tmp_path / "x.safetensors.json").write_text(json.dumps(side))
     with pytest.raises(UserError, match=words) as refused:
-        pretrained.adopt(str(tmp_path / "x.safetensors"))
+        pretrained.load_model(str(tmp_path / "x.safetensors"))
     assert len(str(refused.value)) < 500 + len(str(tmp_path))
 
 
@@ -134,7 +134,7 @@ def test_an_image_size_of_a_config_takes_no_memory(tmp_path):
     model = {"name": "ddpm", "kwargs": kwargs, "prediction": "v", "preconditioning": "none"}
     process = {"sde": {"name": "flow", "kwargs": {}}, "image_size": 2**16, "channels": 1, "sigma_data": 0.3}  # 16 GiB
     pretrained.save(tmp_path / "x.safetensors", params, model, process)
-    assert pretrained.adopt(str(tmp_path / "x.safetensors")).event_shape == (2**16, 2**16, 1)
+    assert pretrained.load_model(str(tmp_path / "x.safetensors")).event_shape == (2**16, 2**16, 1)
 
 
 @pytest.mark.parametrize("kind", ["pth", "safetensors"])

@@ -1,8 +1,8 @@
-"""Weights that exist: networks of other libraries, as networks here, and ours written for others.
+"""Imports of pretrained weights (score_sde, EDM, diffusers), and exports of our own.
 
     module, variables = pretrained.load("edm", "weights.safetensors", config)
 
-A family says how its layers are named and laid out, in a file of its own; `load` is the same for all.
+A family, in a file of its own, defines the names and layouts of its layers; `load` is the same for all.
 """
 
 import itertools
@@ -19,11 +19,16 @@ from flax import traverse_util
 
 from score_sde.errors import UserError, cut, lookup, not_none
 from score_sde.models.pretrained import diffusers, edm, native, score_sde
-from score_sde.models.pretrained.family import Target, complete
+from score_sde.models.pretrained.family import Target, report_missing_keys
 from score_sde.runtime import weight_files
 
-NAMED = 1000  # of what is wrong with weights, at most
-FREE = ("dtype", "remat", "dropout", "label_dropout")  # keyword arguments that weights don't decide
+MAX_LISTED = 1000  # problems with weights that an error lists
+OVERRIDABLE = (
+    "dtype",
+    "remat",
+    "dropout",
+    "label_dropout",
+)  # keyword arguments of a network that are free for given weights
 FAMILIES = {
     "score_sde": score_sde.FAMILY,
     "edm": edm.FAMILY,
@@ -35,26 +40,24 @@ FAMILIES = {
 def load(
     family: str, weights: Mapping[str, Any] | str | Path, config: Mapping[str, Any] | None = None, **options: Any
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """A network with the weights of another library: a module and its variables, like any other here.
+    """Load a network with the weights of another library, as a module and its variables.
 
     Args:
-      family: a key of `FAMILIES`.
-      weights: names to NumPy arrays, a state dict in the library's own names and layouts; or a path that
-        `weight_files.read`
-        reads.
-      config: the options of the network in the library's own names; None: what the file says of itself.
-      **options: attributes of the module to be set otherwise, as dtype="bfloat16".
+      family: Family of the network, a key of `FAMILIES`.
+      weights: State dict of NumPy arrays in the library's names and layouts, or a path that `weight_files.read` reads.
+      config: Options of the network in the library's names; None for those recorded in the file.
+      **options: Attributes of the module to override, such as dtype="bfloat16".
 
     Returns:
       (module, variables): module.apply(variables, x, noise_level, labels) for x (batch, height, width, channels).
 
     Raises:
-      UserError: the file can't be read or says no config, the config asks for what is not covered, or weights are
-        missing, left over or of another shape; all of them are named.
+      UserError: if the file can't be read or has no config, an option is not covered, or weights are missing, extra
+        or of another shape; the message lists them.
     """
     from score_sde.models import create
 
-    chosen = lookup("family", FAMILIES, family, "family")
+    chosen = lookup("family", FAMILIES, family)
     if isinstance(weights, str | Path):
         found = weight_files.read(weights)
         weights, config = found.arrays, found.config if config is None else config
@@ -68,60 +71,74 @@ def load(
     if strange:
         raise UserError(f"family {family!r}: no arrays in {_listed(map(str, strange), ', ')}")
     arrays = {name: np.asarray(array) for name, array in arrays.items()}
-    with complete(family):
+    with report_missing_keys(family):
         name, kwargs = chosen.model(config)
         module = create(name, **kwargs | options)
         return module, {"params": _parameters(family, chosen, module, config, arrays)}
 
 
-class Adopted(NamedTuple):
-    """A network for a config: all that its weights decide."""
+class PretrainedModel(NamedTuple):
+    """A pretrained network, with all options that its weights fix.
+
+    Attributes:
+      name: Name of the network, a key of `models.MODELS`.
+      kwargs: Keyword arguments of the network.
+      params: Parameters.
+      event_shape: Shape of one example.
+      target: Process, prediction and preconditioning that it was trained for.
+      objective: Training objective, "" if the weights don't record it.
+    """
 
     name: str
     kwargs: dict[str, Any]
     params: dict[str, Any]
-    event_shape: tuple[int, ...]  # of one example
+    event_shape: tuple[int, ...]
     target: Target
-    objective: str = ""  # the training objective, where the weights record it
+    objective: str = ""
 
 
-def adopt(path: str, family: str = "", options: Mapping[str, Any] | None = None) -> Adopted:
-    """What a run needs of pretrained weights; options are set in the network's keyword arguments.
+def load_model(path: str, family: str = "", options: Mapping[str, Any] | None = None) -> PretrainedModel:
+    """Load a pretrained network with its training setup.
+
+    Args:
+      path: File or folder of the weights.
+      family: Family of the network; "" for the one recorded in the file.
+      options: Keyword arguments of the network to override.
 
     Raises:
-      UserError: as of `load`, or nothing says of which family the weights are.
+      UserError: if the family is unknown, or see `load`.
     """
     found = weight_files.read(path)
     family = family or found.family or ""
     if not family:
         known = ", ".join(FAMILIES)
-        raise UserError(f"of which family are the weights in {path}? Set --config.model.family to one of {known}")
-    chosen = lookup("family", FAMILIES, family, "family")
-    _, variables = load(family, found.arrays, found.config)  # which refuses weights without a config
+        raise UserError(f"of which family are the weights in {path}? Known are {known}", "family")
+    chosen = lookup("family", FAMILIES, family)
+    _, variables = load(family, found.arrays, found.config)  # raises if there is no config
     config = not_none(found.config)
-    aim = target(family, config)
+    training = target(family, config)
     name, kwargs = chosen.model(config)
-    kwargs = dict(kwargs) | aim.model_kwargs | dict(options or {})
+    kwargs = dict(kwargs) | training.model_kwargs | dict(options or {})
     shape = _event_shape(chosen, config, found.arrays)
-    return Adopted(name, kwargs, variables["params"], shape, aim, str(config.get("objective", "")))
+    return PretrainedModel(name, kwargs, variables["params"], shape, training, str(config.get("objective", "")))
 
 
 def target(family: str, config: Mapping[str, Any]) -> Target:
-    """The SDE, prediction and preconditioning that a network was trained for."""
-    chosen = lookup("family", FAMILIES, family, "family")
-    with complete(family):
+    """Return the SDE, prediction and preconditioning that a network was trained for."""
+    chosen = lookup("family", FAMILIES, family)
+    with report_missing_keys(family):
         return chosen.target(config)
 
 
 def save(path: str | Path, params: Any, model: Mapping[str, Any], process: Mapping[str, Any]) -> None:
-    """Writes parameters as safetensors, "down_0_0/conv_0/kernel" and so on, for `load("native", path)`.
+    """Write parameters as safetensors, for `load("native", path)`.
 
     Args:
-      path: the file.
-      params: a tree of parameters.
-      model: {"name", "kwargs", "prediction", "preconditioning"}.
-      process: {"sde": {"name", "kwargs"}, "image_size", "channels", "sigma_data", "objective"}: what it was trained
-        for, image_size 0 for vectors. A discrete-time objective says that the network knows a chain's steps only.
+      path: Path of the file.
+      params: Pytree of parameters, which are named by their paths ("down_0_0/conv_0/kernel").
+      model: Options of the model, {"name", "kwargs", "prediction", "preconditioning"}.
+      process: Training setup, {"sde": {"name", "kwargs"}, "image_size", "channels", "sigma_data", "objective"}, with
+        image_size 0 for vectors. A discrete-time objective restricts the network to the timesteps of a chain.
     """
     arrays = traverse_util.flatten_dict(jax.tree.map(np.asarray, params), sep="/")
     weight_files.write(path, arrays, "native", dict(process) | {"model": dict(model)})
@@ -134,17 +151,19 @@ def parity(
     inputs: Sequence[Any],
     activations: Mapping[str, Any],
 ) -> dict[str, float]:
-    """Prints how far each block here is from what the other library computed; for finding where two networks part.
+    """Print the difference of each block from its counterpart in the other library, to locate a discrepancy.
 
     Args:
-      family, weights, config: as for `load`.
-      inputs: (x, noise_level) or (x, noise_level, labels), as the module here takes them.
-      activations: what the library's modules returned, by their names there ("down_blocks.0.resnets.1"), in its layout
-        (batch, channels, height, width) or ours; "" is the network's output.
+      family: See `load`.
+      weights: See `load`.
+      config: See `load`.
+      inputs: Inputs (x, noise_level) or (x, noise_level, labels) of the module.
+      activations: Outputs of the library's modules by their names ("down_blocks.0.resnets.1"), in its layout (batch,
+        channels, height, width) or ours; "" is the network's output.
 
     Returns:
-      The largest difference over the standard deviation, by name, in the order given; NaN for a name that is no block
-      here, or whose shape differs.
+      The largest difference relative to the standard deviation, by name; NaN for a name that is not a block, or if the
+      shapes differ.
     """
     module, variables = load(family, weights, config)
     output, state = jax.jit(partial(module.apply, capture_intermediates=True))(variables, *inputs)
@@ -160,7 +179,7 @@ def parity(
 
 
 def _blocks(chosen, config, weights):
-    """(our block, theirs) in the order of the layers; where two blocks of ours are one of theirs, the later ends it."""
+    """Yield (our block, their block) in the order of the layers."""
     names: dict[str, list[list[str]]] = {}
     for path, source in chosen.sources(config, chosen.arrays(weights)).items():
         names.setdefault(path[0], []).extend(name.split(".")[:-1] for name in source.names)
@@ -204,11 +223,11 @@ def _parameters(family, chosen, module, config, arrays) -> dict[str, Any]:
     return traverse_util.unflatten_dict(parameters)
 
 
-def _listed(found: Iterable[str], separator: str, length: int = 80) -> str:
-    """The first of what was found in a file, each cut to a length, and how many more there are."""
-    found = [cut(text, length) for text in found]
-    more = [f"and {len(found) - NAMED:,} more"] if len(found) > NAMED else []
-    return separator.join([*found[:NAMED], *more])
+def _listed(texts: Iterable[str], separator: str, length: int = 80) -> str:
+    """Join the first texts, each cut to a length, and the number of further ones."""
+    texts = [cut(text, length) for text in texts]
+    more = [f"and {len(texts) - MAX_LISTED:,} more"] if len(texts) > MAX_LISTED else []
+    return separator.join([*texts[:MAX_LISTED], *more])
 
 
 def _made(source, arrays, shape):
@@ -228,7 +247,7 @@ def _event_shape(chosen, config, arrays) -> tuple[int, ...]:
 
 
 def _shapes(module, chosen, config, arrays) -> dict[tuple[str, ...], tuple[int, ...]]:
-    """The module's parameters by path."""
+    """Return the shapes of the module's parameters by path."""
     x = jax.ShapeDtypeStruct((1, *_event_shape(chosen, config, arrays)), jnp.float32)
     variables = jax.eval_shape(module.init, jax.random.key(0), x, jnp.zeros(1))
     return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(variables["params"]).items()}

@@ -6,19 +6,19 @@ from typing import Any
 import numpy as np
 
 from score_sde.errors import UserError
-from score_sde.models.pretrained.family import Family, Target, insist
+from score_sde.models.pretrained.family import Family, Target, require_option
 from score_sde.models.pretrained.layouts import (
     CONV,
     DENSE,
     NORM,
-    Source,
-    inside,
+    WeightMapping,
     layer,
     linear_as_convolution,
-    sources_of,
+    nested,
+    weight_mappings,
 )
 
-RESIDUAL = inside(
+RESIDUAL = nested(
     {
         "norm_0": ("norm1", NORM),
         "conv_0": ("conv1", CONV),
@@ -97,11 +97,11 @@ def _height(config: Mapping[str, Any]) -> int:
 
 
 def model(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The network's name and options here, of a UNet2DModel's config.json."""
+    """Return the name and options of our network for the config.json of a UNet2DModel."""
     options = _options(config)
     downs, ups = options["down_block_types"], options["up_block_types"]
     attended = ["Attn" in kind for kind in downs]
-    insist(
+    require_option(
         "diffusers",
         options,
         center_input_sample=(False,),
@@ -117,7 +117,9 @@ def model(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         downsample_padding=(0, 1),
     )
     if options["resnet_time_scale_shift"] != "default" and options["add_attention"]:
-        insist("diffusers", options, attn_norm_num_groups=(options["norm_num_groups"],))  # else it has no normalization
+        require_option(
+            "diffusers", options, attn_norm_num_groups=(options["norm_num_groups"],)
+        )  # else it has no normalization
     plain = ("DownBlock2D", "AttnDownBlock2D", "UpBlock2D", "AttnUpBlock2D")
     known = (*plain, "ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")
     for kind in (*downs, *ups):
@@ -159,7 +161,7 @@ def _resampling(kind: str, options: Mapping[str, Any]) -> str:
 
 
 def _layers(config, names) -> Iterator[tuple[str, str, Mapping]]:
-    """(ours, theirs, parameters) of the network."""
+    """Yield (our name, their name, parameters) of the network's layers."""
     options = _options(config)
 
     def residual(ours, theirs):
@@ -183,7 +185,7 @@ def _layers(config, names) -> Iterator[tuple[str, str, Mapping]]:
     yield "noise/dense_0", "time_embedding.linear_1", DENSE
     yield "noise/dense_1", "time_embedding.linear_2", DENSE
     if options["num_class_embeds"]:
-        rows = Source(("class_embedding.weight",), lambda weight: np.concatenate([weight, 0 * weight[:1]]))
+        rows = WeightMapping(("class_embedding.weight",), lambda weight: np.concatenate([weight, 0 * weight[:1]]))
         yield "noise/label/rows", "class_embedding", {("embedding",): rows}
     yield "conv_in", "conv_in", CONV
     bottom = len(options["block_out_channels"]) - 1
@@ -209,13 +211,13 @@ def _layers(config, names) -> Iterator[tuple[str, str, Mapping]]:
 
 
 def target(config: Mapping[str, Any]) -> Target:
-    """The chain of the folder's scheduler, else that of Ho et al. 2020, and what it says that the network predicts.
+    """Return the chain and prediction of the folder's scheduler, by default those of Ho et al. 2020.
 
-    The network is told the step, 0 to 999, as the noise level of `ddpm_linear` with 1,000 steps is.
+    The network's noise level is the timestep, 0 to 999, as for `ddpm_linear` with 1,000 steps.
     """
     scheduler = config.get("scheduler", {})
     predictions = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0"}
-    insist(
+    require_option(
         "diffusers",
         scheduler,
         _class_name=CHAINS,
@@ -235,7 +237,7 @@ def target(config: Mapping[str, Any]) -> Target:
 
 FAMILY = Family(
     model=model,
-    sources=lambda config, names: sources_of(_layers(config, names)),
+    sources=lambda config, names: weight_mappings(_layers(config, names)),
     target=target,
     arrays=dict,
     unused=lambda name: False,

@@ -1,4 +1,4 @@
-"""EDM's networks (Karras et al. 2022), SongUNet and DhariwalUNet, inside one of its preconditioners or alone."""
+"""EDM's networks (Karras et al. 2022), SongUNet and DhariwalUNet, with or without one of its preconditioners."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -6,19 +6,19 @@ from typing import Any
 import numpy as np
 
 from score_sde.errors import UserError
-from score_sde.models.pretrained.family import Family, Target, insist
+from score_sde.models.pretrained.family import Family, Target, require_option
 from score_sde.models.pretrained.layouts import (
     CONV,
     DENSE,
     NORM,
-    Source,
+    WeightMapping,
     fused_attention,
-    inside,
     layer,
     linear_as_convolution,
+    nested,
     same,
-    sources_of,
     transposed,
+    weight_mappings,
 )
 
 HEAD_CHANNELS = 64  # of DhariwalUNet
@@ -49,7 +49,7 @@ DEFAULTS = {
         "label_dim": 0,
     },
 }
-RESIDUAL = inside(
+RESIDUAL = nested(
     {
         "norm_0": ("norm0", NORM),
         "conv_0": ("conv0", CONV),
@@ -61,14 +61,14 @@ RESIDUAL = inside(
 
 
 def _options(config: Mapping[str, Any]) -> dict[str, Any]:
-    insist("edm", config, network=tuple(DEFAULTS))
+    require_option("edm", config, network=tuple(DEFAULTS))
     return DEFAULTS[config["network"]] | dict(config)
 
 
 def model(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The network's name and options here, of the keyword arguments that EDM made it with."""
+    """Return the name and options of our network for EDM's keyword arguments."""
     options = _options(config)
-    insist("edm", options, channel_mult_emb=(4,))
+    require_option("edm", options, channel_mult_emb=(4,))
     kwargs = {
         "channels": options["model_channels"],
         "multipliers": tuple(options["channel_mult"]),
@@ -86,7 +86,7 @@ def model(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         middle = bool(widths[-1] // HEAD_CHANNELS)
         return "adm", kwargs | {"attention_resolutions": attended, "attend_middle": middle, "groups": None}
     fourier = options["embedding_type"] == "fourier"
-    insist("edm", options, channel_mult_noise=(2 if fourier else 1,), embedding_type=("positional", "fourier"))
+    require_option("edm", options, channel_mult_noise=(2 if fourier else 1,), embedding_type=("positional", "fourier"))
     encoders = {"standard": "none", "skip": "input_skip", "residual": "residual"}
     decoders = {"standard": "none", "skip": "output_skip"}
     return "ncsnpp", kwargs | {
@@ -100,7 +100,7 @@ def model(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def _layers(config, names) -> Iterator[tuple[str, str, Mapping]]:
-    """(ours, theirs, parameters); EDM names a layer after its resolution."""
+    """Yield (our name, their name, parameters) of the layers, which EDM names by resolution."""
     options = _options(config)
     dhariwal = options["network"] == "DhariwalUNet"
     sizes = [options["img_resolution"] >> level for level in range(len(options["channel_mult"]))]
@@ -120,7 +120,7 @@ def _layers(config, names) -> Iterator[tuple[str, str, Mapping]]:
             yield f"{attention or f'{ours}_attention'}/norm", f"{theirs}.norm2", NORM
             yield f"{attention or f'{ours}_attention'}/out", f"{theirs}.proj", layer(linear_as_convolution)
 
-    yield from _told(options, names)
+    yield from _conditioning(options, names)
     yield "conv_in", f"enc.{sizes[0]}x{sizes[0]}_conv", CONV
     for level, size in enumerate(sizes):
         at = f"enc.{size}x{size}"
@@ -150,8 +150,8 @@ def _layers(config, names) -> Iterator[tuple[str, str, Mapping]]:
         yield "conv_out", "out_conv", CONV
 
 
-def _told(options, names) -> Iterator[tuple[str, str, Mapping]]:
-    """The embedding of noise level, class and augmentation."""
+def _conditioning(options, names) -> Iterator[tuple[str, str, Mapping]]:
+    """Yield the layers of the embedding of noise level, class and augmentation."""
     if "map_noise.freqs" in names:
         yield "noise/fourier", "map_noise", {("frequencies",): ("freqs", same)}
     yield "noise/dense_0", "map_layer0", DENSE
@@ -161,9 +161,9 @@ def _told(options, names) -> Iterator[tuple[str, str, Mapping]]:
     if not options["label_dim"]:
         return
     if options["network"] == "SongUNet":  # a one-hot label, times the square root of its length, through a dense layer
-        source = Source(("map_label.weight", "map_label.bias"), _rows_of_dense)
+        source = WeightMapping(("map_label.weight", "map_label.bias"), _rows_of_dense)
     else:
-        source = Source(("map_label.weight",), lambda weight: np.concatenate([weight.T, 0 * weight.T[:1]]))
+        source = WeightMapping(("map_label.weight",), lambda weight: np.concatenate([weight.T, 0 * weight.T[:1]]))
     yield "noise/label/rows", "map_label", {("embedding",): source}
 
 
@@ -173,11 +173,11 @@ def _rows_of_dense(weight, bias):
 
 
 def target(config: Mapping[str, Any]) -> Target:
-    """EDM's preconditioners, with their defaults but for sigma_data: their sigma on the SDE of their samplers."""
+    """Return the preconditioning, with EDM's defaults except for sigma_data, and the SDE of its sampler."""
     known = {"EDMPrecond": "edm", "VPPrecond": "vp", "VEPrecond": "ve"}
-    insist("edm", config, preconditioning=tuple(known))
+    require_option("edm", config, preconditioning=tuple(known))
     if config["preconditioning"] == "VPPrecond":
-        insist("edm", config, beta_d=(19.9,), beta_min=(0.1,), M=(1000,))
+        require_option("edm", config, beta_d=(19.9,), beta_min=(0.1,), M=(1000,))
     sde, kwargs = (
         ("ve", {"sigma_min": 0.02, "sigma_max": 100.0}) if config["preconditioning"] == "VEPrecond" else ("edm", {})
     )
@@ -185,7 +185,7 @@ def target(config: Mapping[str, Any]) -> Target:
 
 
 def arrays(weights: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The parameters without the preconditioner's prefix."""
+    """Return the parameters without the preconditioner's prefix."""
     if not all(isinstance(name, str) and hasattr(array, "shape") for name, array in weights.items()):
         raise UserError("edm: weights are a state dict, names to arrays")
     return {name.removeprefix("model."): array for name, array in weights.items()}
@@ -193,7 +193,7 @@ def arrays(weights: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 FAMILY = Family(
     model=model,
-    sources=lambda config, names: sources_of(_layers(config, names)),
+    sources=lambda config, names: weight_mappings(_layers(config, names)),
     target=target,
     arrays=arrays,
     unused=lambda name: name.endswith("resample_filter"),

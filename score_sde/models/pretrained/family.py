@@ -1,4 +1,4 @@
-"""What a family of networks has to say for its weights to be loaded."""
+"""The interface of a family of pretrained networks."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -8,31 +8,50 @@ from score_sde.errors import UserError, cut
 
 
 class Target(NamedTuple):
-    """The process and prediction that a network was trained for, in the words of a config."""
+    """The training setup of a network, in the terms of a config.
+
+    Attributes:
+      sde: Name of the SDE.
+      sde_kwargs: Keyword arguments of the SDE.
+      prediction: What the network estimates.
+      preconditioning: Preconditioning of the network.
+      model_kwargs: Keyword arguments of the network that the preconditioning requires.
+      sigma_data: Standard deviation of the data, None if the preconditioning has none.
+    """
 
     sde: str
     sde_kwargs: dict[str, Any]
     prediction: str
     preconditioning: str
-    model_kwargs: dict[str, Any]  # that the preconditioning makes necessary
-    sigma_data: float | None = None  # of the preconditioning; None: it has none
+    model_kwargs: dict[str, Any]
+    sigma_data: float | None = None
 
 
 class Family(NamedTuple):
-    """One family."""
+    """The functions that describe a family.
 
-    model: Callable  # config -> (name, kwargs) of the network here
-    sources: Callable  # (config, names of the weights) -> {path of a parameter: Source}
-    target: Callable  # config -> Target
-    arrays: Callable  # what a file holds -> names to arrays
-    unused: Callable  # name -> whether an array of this name is none of the network's parameters
-    image_size: Callable  # config -> height and width; 0: the data are not images but vectors
-    channels: Callable  # (config, arrays) -> of the images
+    Attributes:
+      model: config -> (name, kwargs) of the network in `models.MODELS`.
+      sources: (config, names of the weights) -> {path of a parameter: WeightMapping}.
+      target: config -> Target.
+      arrays: Contents of a file -> arrays by name.
+      unused: Name of an array -> whether it is not a parameter of the network.
+      image_size: config -> height and width of the images; 0 for vectors.
+      channels: (config, arrays) -> number of channels.
+    """
+
+    model: Callable
+    sources: Callable
+    target: Callable
+    arrays: Callable
+    unused: Callable
+    image_size: Callable
+    channels: Callable
 
 
 @contextmanager
-def complete(family: str) -> Iterator[None]:
-    """Raises a `UserError` where the config of a network lacks an option, or where one is of another type."""
+def report_missing_keys(family: str) -> Iterator[None]:
+    """Raise UserError if a network's config lacks an option or has one of another type."""
     try:
         yield
     except UserError:
@@ -43,8 +62,8 @@ def complete(family: str) -> Iterator[None]:
         raise UserError(f"{family}: no network can be built from its config: {cut(str(error), 200)}") from error
 
 
-def insist(family: str, config: Mapping[str, Any], **known: tuple) -> None:
-    """Refuses options that no network here has; an option that the config lacks is held to be usual."""
+def require_option(family: str, config: Mapping[str, Any], **known: tuple) -> None:
+    """Raise UserError unless options have a known value; missing options have their first, which is the default."""
     for option, values in known.items():
         given = config.get(option, values[0])
         if given not in values:

@@ -1,14 +1,14 @@
-"""Networks of this project, from a safetensors file that `pretrained.save` wrote: our names, our layouts."""
+"""Networks of this project, from a safetensors file of `pretrained.save`."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from score_sde.models.pretrained.family import Family, Target
-from score_sde.models.pretrained.layouts import Source, same
+from score_sde.models.pretrained.layouts import WeightMapping, same
 
 
 def target(config: Mapping[str, Any]) -> Target:
-    """Returns what the run was trained for."""
+    """Return the training setup of the run."""
     model, sde = config["model"], config["sde"]
     return Target(
         sde["name"], sde["kwargs"], model["prediction"], model["preconditioning"], {}, config.get("sigma_data")
@@ -17,7 +17,7 @@ def target(config: Mapping[str, Any]) -> Target:
 
 FAMILY = Family(
     model=lambda config: (config["model"]["name"], config["model"]["kwargs"]),
-    sources=lambda config, names: {tuple(name.split("/")): Source((name,), same) for name in names},
+    sources=lambda config, names: {tuple(name.split("/")): WeightMapping((name,), same) for name in names},
     target=target,
     arrays=dict,
     unused=lambda name: False,

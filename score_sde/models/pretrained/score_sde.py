@@ -1,4 +1,4 @@
-"""The PyTorch networks of score_sde (Song et al. 2021): DDPM, DDPM++ and NCSN++, whose layers are numbered in order."""
+"""The PyTorch networks of score_sde (Song et al. 2021): DDPM, DDPM++ and NCSN++, with numbered layers."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -6,15 +6,15 @@ from typing import Any
 import numpy as np
 
 from score_sde.errors import UserError
-from score_sde.models.pretrained.family import Family, Target, insist
-from score_sde.models.pretrained.layouts import CONV, DENSE, NORM, inside, layer, pointwise, same, sources_of
+from score_sde.models.pretrained.family import Family, Target, require_option
+from score_sde.models.pretrained.layouts import CONV, DENSE, NORM, layer, nested, pointwise, same, weight_mappings
 
 NIN = layer(pointwise, "W", "b")
-ATTENTION = inside(
+ATTENTION = nested(
     {"norm": ("GroupNorm_0", NORM)}
     | {name: (f"NIN_{i}", NIN) for i, name in enumerate(("query", "key", "value", "out"))}
 )
-RESIDUAL = inside(
+RESIDUAL = nested(
     {
         "norm_0": ("GroupNorm_0", NORM),
         "conv_0": ("Conv_0", CONV),
@@ -30,9 +30,9 @@ def _options(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def model(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The network's name and options here, of a config of score_sde (its model group, or all of it)."""
+    """Return the name and options of our network for a config of score_sde (its model group, or all of it)."""
     options = _options(config)
-    insist("score_sde", options, name=("ddpm", "ncsnpp"), nonlinearity=("swish",), conditional=(True,))
+    require_option("score_sde", options, name=("ddpm", "ncsnpp"), nonlinearity=("swish",), conditional=(True,))
     kwargs = {
         "channels": options["nf"],
         "multipliers": tuple(options["ch_mult"]),
@@ -41,9 +41,9 @@ def model(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         "dropout": options["dropout"],
     }
     if options["name"] == "ddpm":
-        insist("score_sde", options, resamp_with_conv=(True,), scale_by_sigma=(False,))
+        require_option("score_sde", options, resamp_with_conv=(True,), scale_by_sigma=(False,))
         return "ddpm", kwargs | {"groups": 32, "attend_up": "last"}
-    insist(
+    require_option(
         "score_sde",
         options,
         attention_type=("ddpm",),
@@ -52,7 +52,7 @@ def model(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         resamp_with_conv=(True,),
     )
     if options["embedding_type"] == "positional":  # it would look sigma up in a table
-        insist("score_sde", options, scale_by_sigma=(False,))
+        require_option("score_sde", options, scale_by_sigma=(False,))
     return "ncsnpp", kwargs | {
         "rescale": options["skip_rescale"],
         "taps": tuple(options["fir_kernel"]) if options["fir"] else (),
@@ -66,7 +66,7 @@ def model(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def _layers(config, names) -> Iterator[tuple[str, str, Mapping]]:
-    """(ours, theirs, parameters) in the order in which score_sde numbers its modules."""
+    """Yield (our name, their name, parameters) in the order of score_sde's module numbers."""
     options, (_, kwargs) = _options(config), model(config)
     number = iter(range(len(names)))
 
@@ -134,22 +134,23 @@ def _layers(config, names) -> Iterator[tuple[str, str, Mapping]]:
 
 
 def _setting(config: Mapping[str, Any], group: str, name: str, default: Any) -> Any:
-    """Of another group than the network's, which may be given alone with the setting beside its own."""
+    """Return a setting of another group than the model's, which may also be given with the model's settings."""
     return config.get(name, config.get(group, {}).get(name, default))
 
 
 def config_image_size(config: Mapping[str, Any]) -> int:
+    """Return the height and width of the images."""
     size = _setting(config, "data", "image_size", None)
     if size is None:
-        raise UserError("score_sde: the config doesn't say image_size, which decides where attention is")
+        raise UserError("score_sde: the config lacks image_size, which determines the levels with attention")
     return size
 
 
 def target(config: Mapping[str, Any]) -> Target:
-    """What the network was trained for: vp, its chain or sub_vp in epsilon, or ve.
+    """Return the training setup: vp, its chain or sub_vp with epsilon prediction, or ve.
 
-    A network with scale_by_sigma was told sigma and gives the score. Where the data were not centred its images lie in
-    [0, 1], which it moves to [-1, 1] itself: seen there sigma is twice as large, and the level is log(sigma / 2).
+    A network with scale_by_sigma takes sigma and returns the score. If the data were not centered, it takes images in
+    [0, 1] and maps them to [-1, 1] itself. There sigma is twice as large, and the noise level is log(sigma / 2).
     """
     options = _options(config)
     fourier = options.get("embedding_type") == "fourier"
@@ -157,17 +158,17 @@ def target(config: Mapping[str, Any]) -> Target:
         "sde": _setting(config, "training", "sde", "vesde" if fourier else "vpsde"),
         "continuous": _setting(config, "training", "continuous", True),
     }
-    insist("score_sde", training, sde=("vesde", "vpsde", "subvpsde"))
+    require_option("score_sde", training, sde=("vesde", "vpsde", "subvpsde"))
     if training["sde"] == "vesde":
-        insist("score_sde", training, continuous=(True,))
-        insist("score_sde", options, embedding_type=("fourier",), scale_by_sigma=(True,))
+        require_option("score_sde", training, continuous=(True,))
+        require_option("score_sde", options, embedding_type=("fourier",), scale_by_sigma=(True,))
         scale = 1 if _setting(config, "data", "centered", False) else 2
         kwargs = {"sigma_min": scale * options["sigma_min"], "sigma_max": scale * options["sigma_max"]}
         if scale == 2:  # F = -epsilon, before the division by sigma
             return Target("ve", kwargs, "epsilon", "ve", {"scale_by_sigma": False})
         return Target("ve", kwargs, "score", "log_sigma", {})
-    insist("score_sde", options, embedding_type=("positional",), scale_by_sigma=(False,), num_scales=(1000,))
-    insist("score_sde", {"centered": _setting(config, "data", "centered", True)}, centered=(True,))
+    require_option("score_sde", options, embedding_type=("positional",), scale_by_sigma=(False,), num_scales=(1000,))
+    require_option("score_sde", {"centered": _setting(config, "data", "centered", True)}, centered=(True,))
     kwargs = {"beta_min": options["beta_min"], "beta_max": options["beta_max"]}
     if training["sde"] == "subvpsde":
         return Target("sub_vp", kwargs, "epsilon", "none", {})
@@ -178,7 +179,7 @@ def target(config: Mapping[str, Any]) -> Target:
 
 
 def arrays(weights: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The parameters of a checkpoint, averaged where it has an average, without DataParallel's prefix."""
+    """Return the parameters of a checkpoint, the EMA if it has one, without DataParallel's prefix."""
     state = weights.get("model", weights)
     if not isinstance(state, Mapping):
         raise UserError("score_sde: weights are a state dict, or a checkpoint with 'model' and 'ema'")
@@ -195,7 +196,7 @@ def arrays(weights: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 FAMILY = Family(
     model=model,
-    sources=lambda config, names: sources_of(_layers(config, names)),
+    sources=lambda config, names: weight_mappings(_layers(config, names)),
     target=target,
     arrays=arrays,
     unused=lambda name: name == "sigmas",
