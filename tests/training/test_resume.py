@@ -122,7 +122,7 @@ def test_another_config_is_refused_by_the_name_of_what_differs(tmp_path):
 
     prepare(tmp_path, config())
     check_config(tmp_path, config(num_steps=99))
-    with pytest.raises(UserError, match=r"seed was 0, is 1; training.batch_size was 8, is 16.*--workdir"):
+    with pytest.raises(UserError, match=r"seed was 0, is 1; training.batch_size was 8, is 16.*set workdir"):
         check_config(tmp_path, config(batch_size=16, seed=1))
     with pytest.raises(UserError, match=r"model.kwargs.multipliers was \[1, 2\], is \[1, 3\]"):
         check_config(tmp_path, config(multipliers=(1, 3)))
