@@ -13,8 +13,8 @@ class UserError(ValueError):
 
     Args:
       message: States the condition and the value that broke it.
-      *change: Arguments that resolve the error, best first, each as `name`, `name=value` or `name to ...`. The command line shows them
-        as flags (`experiment.flags`).
+      *change: Arguments that resolve the error, best first, each as `name`, `name=value` or `name to ...`. The command
+        line shows them as flags (`experiment.flags`).
     """
 
     def __init__(self, message: str, *change: str):

@@ -119,7 +119,7 @@ def build_times(config: ConfigDict, model: DiffusionModel, solver: Any, task: In
                 "--config.sampling.solver",
             )
         return None
-    names = {"spacing": "sampling.spacing", "end of a grid": "sampling.end", "num_steps": "sampling.num_steps"}
+    names = {"spacing": "sampling.spacing", "end": "sampling.end", "num_steps": "sampling.num_steps"}
     with flags(config, "sampling.spacing_kwargs", **names):
         spacing_kwargs = plain(options.spacing_kwargs)
         times = time_grid(model.sde, options.num_steps, options.spacing, options.end, spacing_kwargs=spacing_kwargs)
