@@ -24,7 +24,7 @@ from ml_collections import ConfigDict, config_flags
 
 from score_sde.errors import UserError, cut, did_you_mean, lookup
 from score_sde.experiment import Experiment, make_experiment, modes
-from score_sde.experiment.flags import flags as flags_border
+from score_sde.experiment.flags import naming_flags
 from score_sde.models.pretrained import OVERRIDABLE
 from score_sde.runtime import distributed
 from score_sde.runtime.cache import cache_folder
@@ -105,7 +105,8 @@ def main(argv: list[str]) -> None:
     workdir = Path(FLAGS.workdir or Path("runs") / "_".join(filter(None, (Path(name).stem, variant))))
     _check_name(workdir)
     if FLAGS.mode == "sweep":
-        print(sweep(workdir))
+        with naming_flags(FLAGS.config, **{key: key for key in FLAGS.config}):
+            print(sweep(workdir))
         return
     with ending_at_ctrl_c():
         _run(run, name, workdir)
@@ -124,14 +125,15 @@ def _run(run: Callable[[Experiment, Path], str], name: str, workdir: Path) -> No
     """Run a mode on the experiment of --config and print its text."""
     if "trials" in FLAGS.config:
         raise UserError(f"{name} is a sweep: give --mode=sweep with it")
-    distributed.initialize(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id, FLAGS.cluster)
+    with naming_flags(FLAGS.config):
+        distributed.initialize(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id, FLAGS.cluster)
     experiment = make_experiment(FLAGS.config, jax.local_devices())
     if FLAGS.mode != "plan":  # plan neither reads the folder nor writes to it
-        with flags_border(FLAGS.config):
+        with naming_flags(FLAGS.config):
             check_config(workdir, experiment.config)
     if workdir.is_dir() and not os.access(workdir, os.W_OK):
         raise UserError(f"cannot write to {workdir} (set --workdir to a folder you may write)")
-    with distributed.abort_together():
+    with distributed.exit_together():
         text = modes.run_mode(run, FLAGS.mode, experiment, workdir)
     if distributed.is_main_process():
         print(text)

@@ -103,7 +103,7 @@ def main(argv):
         sys.exit(f"{FLAGS.workdir} holds no run: train one first, or set --workdir")
     config = ConfigDict(as_tuples(json.loads(saved.read_text())))
     config.sampling = get_config().sampling  # not what the run was last called with
-    config.sampling.guide = FLAGS.guide
+    config.sampling.guidance_weights = FLAGS.guide
     source = make_experiment(config, jax.local_devices()).source
     train, test = source("train"), source("test")
     machine = fit_svm(*scaled(train))

@@ -27,7 +27,7 @@ from absl import app, flags
 
 from benchmarks.report import ARCHITECTURES, MODELS, interleaved, load_config, matmul_rate, median, show
 from score_sde.experiment import make_experiment
-from score_sde.planning.flops import flops_of_repetitions
+from score_sde.planning.flops import count_repeated_flops
 from score_sde.training.setup import build_train_step
 from score_sde.training.step import scan_steps
 
@@ -59,7 +59,7 @@ def ours(config, steps_per_call: int):
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         "compile s": seconds,
         "memory MiB": (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**20,
-        "GFLOP": (flops + flops_of_repetitions(step, state, one)) / 1e9,
+        "GFLOP": (flops + count_repeated_flops(step, state, one)) / 1e9,
     }
     held = [state]
 

@@ -57,7 +57,7 @@ def default() -> ConfigDict:
             "training": {
                 "batch_size": 128,  # global, over all devices
                 "strategy": "pmap",  # pmap replicates the state on every device; fsdp shards it
-                "accumulate": 1,  # gradient accumulation steps
+                "grad_accum_steps": 1,  # gradient accumulation steps
                 "num_steps": 1_300_000,
                 # Train steps per compiled call (a scan). On one device every value gives the same parameters, bit for
                 # bit (tests/training/test_step.py). It must divide num_steps and the intervals *_every below.
@@ -83,19 +83,19 @@ def default() -> ConfigDict:
                 "end": "t_min",  # or "zero": the last step goes from t_min to 0 (Karras et al. 2022)
                 "threshold": "auto",  # of the predicted x0: none, clip or dynamic; auto: clip for tasks, otherwise none
                 "threshold_kwargs": {},
-                "off_grid": False,  # allow evaluating a discrete-time network between its timesteps
+                "allow_off_grid_times": False,  # allow evaluating a discrete-time network between its timesteps
                 "label": -1,  # class of every sample; -1: cycle through the classes, or no class for a task
                 "guidance_scale": 1.0,  # 0: unconditional, 1: conditional without guidance, above 1: sharper
                 "guidance_interval": (),  # (low, high) of sigma / alpha with guidance; the scale is 1 outside
                 "guidance_rescale": 0.0,  # from 0 to 1: rescale x0 to the contrast of the conditional prediction
-                "guide": "",  # weights of a classifier or a weaker network: a path, or a run that exported them
-                "guide_family": "",  # family of these weights, see model.family
+                "guidance_weights": "",  # a classifier or a weaker network: a file, or a run that exported it
+                "guidance_family": "",  # see model.family
                 "task": "",  # inpaint, colorize, super_resolve, deblur or sdedit, on the first test images
                 "task_kwargs": {},
                 "task_noise": 0.0,  # standard deviation of the measurement noise; images lie in [-1, 1]
                 "method": "pigdm",  # or replacement, repaint, dps, ddrm
                 "method_kwargs": {},
-                "completions": 4,  # samples per measurement
+                "samples_per_measurement": 4,  # samples per measurement
                 "ema_decay": 0.0,  # decay of the EMA to sample from, one of training.ema_decays; 0: training.ema_decay
                 "ema_length": 0.0,  # length of a post-hoc EMA to sample from; 0: none
                 "denoise": True,  # return E[x0 | x] of the last x
@@ -105,7 +105,7 @@ def default() -> ConfigDict:
             "evaluation": {
                 "num_samples": 1000,
                 "num_real": 50_000,  # maximum number of real images per split
-                "num_draws": 1,  # sets of num_samples; distances are reported with mean, spread and minimum
+                "num_repeats": 1,  # sets of num_samples; distances are reported with mean, spread and minimum
                 "features": (),  # any of classifier, pixels, inception, dinov2; (): the first two, if possible
                 "inception": "",  # path to the weights of pytorch-fid; "": in the cache
                 "dinov2": "",  # path to the weights of its authors; "": in the cache
@@ -113,12 +113,12 @@ def default() -> ConfigDict:
                 "every_checkpoint": False,  # evaluate all checkpoints instead
                 "ema_decays": (),  # EMAs to evaluate at each checkpoint; (): the EMA of config.sampling
                 "ema_lengths": (),  # post-hoc EMAs to evaluate at each checkpoint
-                "against": "",  # folder of a baseline run on the same data
-                "neighbours": 8,  # samples to plot with their nearest training images; 0: none
-                "neighbours_among": 10_000,  # number of training images to search, from the first
-                "health": False,  # score diagnostics per noise level instead of sample metrics
-                "health_levels": 12,  # number of noise levels
-                "health_images": 256,  # maximum number of test images
+                "baseline": "",  # folder of a baseline run on the same data
+                "num_neighbors": 8,  # samples to plot with their nearest training images; 0: none
+                "neighbor_pool_size": 10_000,  # number of training images to search, from the first
+                "score_diagnostics": False,  # score diagnostics per noise level instead of sample metrics
+                "diagnostics_levels": 12,  # number of noise levels
+                "diagnostics_images": 256,  # maximum number of test images
             },
             "likelihood": {
                 "t_min": 0.0,  # start of the flow; 0: t_min of the SDE. The network is untrained below loss.t_min
@@ -128,18 +128,18 @@ def default() -> ConfigDict:
                 "atol": 1e-5,
                 "method": "tsit5",
                 "max_steps": 4096,
-                "num_draws": 1,  # dequantizations per example, averaged
-                "importance": False,  # bound by log mean p instead of mean log p over dequantizations, which is tighter
+                "num_dequantizations": 1,  # dequantizations per example, averaged
+                "importance_weighted": False,  # log mean p instead of mean log p over dequantizations: tighter
                 "num_examples": 10_000,  # maximum number of test examples
                 "batch_size": 128,  # global
-                "chain_steps": 1000,  # timesteps of the discrete variational bound; 0: no bound
+                "vlb_num_steps": 1000,  # timesteps of the discrete variational bound; 0: no bound
             },
             "certify": {
                 "num_samples": 16,
                 "nfe": (5, 10, 20, 50, 100),  # evaluation budgets of the deterministic solvers
                 "spacings": ("uniform", "quadratic", "karras", "log_snr"),
                 "reference_steps": 250,  # steps of the reference solution, by Runge-Kutta of order 4
-                "refinements": (16, 32, 64, 128, 512),  # steps of the stochastic solvers; the last is the reference
+                "sde_num_steps": (16, 32, 64, 128, 512),  # steps of the stochastic solvers; the last is the reference
             },
         }
     )

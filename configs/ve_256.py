@@ -3,7 +3,7 @@
     python launch.py --config=configs/ve_256.py[:ffhq|celebahq|bedroom|church] --config.data.path=DIR
 
 The paper shows samples but no FID; not run here. DIR holds a folder of images for each split, `train/` and `test/`. One
-GPU of 16 GB needs --config.training.accumulate=32 --config.model.kwargs.remat=True (see benchmarks/results).
+GPU of 16 GB needs --config.training.grad_accum_steps=32 --config.model.kwargs.remat=True (see benchmarks/results).
 """
 
 from configs.common_ncsnpp import ncsnpp

@@ -3,8 +3,8 @@
 python launch.py --config=configs/vp_digits_classifier.py
 python launch.py --config=configs/vp_digits_classifier.py --mode=evaluate
 python launch.py --config=configs/vp_digits_classifier.py --mode=export
-python launch.py --config=configs/vp_digits.py --mode=sample --config.sampling.guide=runs/vp_digits_classifier
---config.sampling.guidance_scale=2.0
+python launch.py --config=configs/vp_digits.py --mode=sample
+--config.sampling.guidance_weights=runs/vp_digits_classifier --config.sampling.guidance_scale=2.0
 
 Dhariwal and Nichol 2021, Section 4: the encoder of a U-Net with attention pooling, trained on the same SDE.
 """

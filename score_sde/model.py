@@ -100,7 +100,7 @@ def check_continuous_time(model: DiffusionModel, purpose: str) -> None:
     if model.timesteps is not None:
         raise UserError(
             f"{purpose} evaluates the network at any time, and this one was trained at the timesteps of a chain only",
-            "off_grid=True if it may be evaluated between them",
+            "allow_off_grid_times=True if it may be evaluated between them",
         )
 
 

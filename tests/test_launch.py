@@ -131,7 +131,7 @@ REFUSED = [
     ),
     (("--config.training.strategy=fsdb",), ("unknown strategy", "Did you mean 'fsdp'?")),
     (("--config.training.on_nonfinite=skp",), ("Did you mean 'skip'?",)),
-    (("--config.training.accumulate=3",), ("batch of 8 doesn't divide among 1 devices times 3 parts",)),
+    (("--config.training.grad_accum_steps=3",), ("batch of 8 doesn't divide among 1 devices times 3 parts",)),
     (("--config.training.keep_every=15",), ("keep_every=15 is not a multiple of checkpoint_every=10",)),
     (("--config.sampling.ema_decay=0.5",), ("no average of decay 0.5 is kept",)),
     (("--config.optimizer.schedule=cosin",), ("Did you mean 'cosine'?",)),
@@ -378,14 +378,14 @@ def test_one_run_is_trained_drawn_measured_and_certified(tmp_path):
         "--config.sampling.end=zero",
         "--config.sampling.threshold=clip",
         "--config.likelihood.num_examples=3",
-        "--config.likelihood.chain_steps=5",
+        "--config.likelihood.vlb_num_steps=5",
         "--config.likelihood.rtol=0.1",
         "--config.likelihood.atol=0.1",
         "--config.certify.num_samples=2",
         "--config.certify.nfe=(4,)",
         "--config.certify.spacings=('karras',)",
         "--config.certify.reference_steps=8",
-        "--config.certify.refinements=(2,4,8)",
+        "--config.certify.sde_num_steps=(2,4,8)",
     )
     for mode in ("train", "sample", "likelihood", "certify"):
         printed = finish(start(tmp_path, *flags, f"--mode={mode}"))

@@ -38,13 +38,14 @@ SHORT = {
 BRIEF = {
     "toy2d": "model.kwargs.features=(8,) training.num_steps=50 training.sample_every=50 training.log_every=50 "
     "training.checkpoint_every=50 sampling.num_steps=5 sampling.num_samples=50 evaluation.num_samples=50",
-    "mixture": "sampling.num_steps=5 sampling.num_samples=50 evaluation.num_samples=50 evaluation.health_levels=2",
+    "mixture": "sampling.num_steps=5 sampling.num_samples=50 evaluation.num_samples=50 evaluation.diagnostics_levels=2",
     "digits": "model.kwargs.channels=8 model.kwargs.multipliers=(1,) model.kwargs.num_res_blocks=1 "
     "model.kwargs.attention_resolutions=() training.num_steps=20 training.log_every=10 training.checkpoint_every=10 "
     "training.sample_every=20 sampling.num_steps=4 sampling.num_samples=48 sampling.batch_size=48 "
-    "evaluation.num_samples=48 evaluation.health_levels=2 evaluation.health_images=8 likelihood.num_examples=4 "
-    "likelihood.chain_steps=4 likelihood.rtol=0.1 likelihood.atol=0.1 certify.num_samples=2 certify.nfe=(4,) "
-    "certify.spacings=('karras',) certify.reference_steps=8 certify.refinements=(2,4,8)",
+    "evaluation.num_samples=48 evaluation.diagnostics_levels=2 evaluation.diagnostics_images=8 "
+    "likelihood.num_examples=4 "
+    "likelihood.vlb_num_steps=4 likelihood.rtol=0.1 likelihood.atol=0.1 certify.num_samples=2 certify.nfe=(4,) "
+    "certify.spacings=('karras',) certify.reference_steps=8 certify.sde_num_steps=(2,4,8)",
 }
 
 

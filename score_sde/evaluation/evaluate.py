@@ -69,12 +69,12 @@ def evaluate(
     rows = []
     for spec in specs:
         params, step = load_params(spec)
-        samples = generate_samples(sampler, params, options.num_samples * options.num_draws, levels, config, workdir)
+        samples = generate_samples(sampler, params, options.num_samples * options.num_repeats, levels, config, workdir)
         row = spec.record(step, config["seed"])
-        row |= {"num_samples": options.num_samples, "num_draws": options.num_draws}
+        row |= {"num_samples": options.num_samples, "num_draws": options.num_repeats}
         row |= {"solver": config["sampling"]["solver"], "nfe": samples.nfe, "sampling": config["sampling"]}
         row |= {"devices": f"{jax.device_count()} {jax.default_backend()}"}
-        rows.append(row | compare_with(np.split(samples.x, options.num_draws), step))
+        rows.append(row | compare_with(np.split(samples.x, options.num_repeats), step))
     results = rows[-1]
     if len(rows) > 1:
         results = results | {"curve": rows}
@@ -140,7 +140,7 @@ def _images(
     names = choose(options.features, train.source, files)
     extractors = {name: EXTRACTORS[name](train.source, config["data"], files.get(name, "")) for name in names}
     hashes = _hashes(splits, {name: extractor.fingerprint for name, extractor in extractors.items()})
-    baseline = _load_baseline(options, hashes) if options.against else None
+    baseline = _load_baseline(options, hashes) if options.baseline else None
     measures = {name: _measure(extractor, splits) for name, extractor in extractors.items()}
 
     def compare_with(sample_sets, step):
@@ -152,11 +152,11 @@ def _images(
                 _, labels = load_examples(test.source, len(measure.held_out.logits))
                 results |= classifier_metrics(features[0], measure.held_out, labels, measure.extractor.fingerprint)
         if baseline is not None:
-            results["against"] = {"whose": options.against} | _differences(results, baseline)
-        if options.neighbours and distributed.is_main_process():
-            images, _ = load_examples(train.source, min(train.num_images, options.neighbours_among))
+            results["against"] = {"whose": options.baseline} | _differences(results, baseline)
+        if options.num_neighbors and distributed.is_main_process():
+            images, _ = load_examples(train.source, min(train.num_images, options.neighbor_pool_size))
             path = sample_path(workdir, step, suffix="_neighbours")
-            save_neighbors(path, sample_sets[0][: options.neighbours], images, not_none(train.source.levels))
+            save_neighbors(path, sample_sets[0][: options.num_neighbors], images, not_none(train.source.levels))
         return results
 
     return compare_with
@@ -179,10 +179,10 @@ def _load_baseline(options: EvaluationOptions, hashes: dict[str, Any]) -> dict[s
     Raises:
       UserError: if there are none, or they come from other data, features or numbers of samples.
     """
-    theirs = load_results(Path(options.against))
+    theirs = load_results(Path(options.baseline))
     if not theirs.get("features"):
-        raise UserError(f"{options.against} has no metrics of samples in features", "against")
-    check_comparable(hashes | {"num_samples": options.num_samples}, theirs, options.against)
+        raise UserError(f"{options.baseline} has no metrics of samples in features", "baseline")
+    check_comparable(hashes | {"num_samples": options.num_samples}, theirs, options.baseline)
     return theirs
 
 

@@ -70,8 +70,8 @@ def likelihood(
             unlabeled = flow_parts(np.full_like(labels, -1))
             results["unconditional"] = breakdown(unlabeled, model.event_shape, source.levels)
     if source.levels is not None:
-        if options.chain_steps:
-            chain = schedule or chain_through_vp(options.chain_steps)
+        if options.vlb_num_steps:
+            chain = schedule or chain_through_vp(options.vlb_num_steps)
             bound = over_batches(_chain_bound(model, chain, source.levels), "chain")(labels)
             results["discrete_bound_bits_per_dim"] = mean_of(bound["bits"])
         train, _ = load_examples(load("train"))
@@ -100,11 +100,13 @@ def _flow_parts(model: DiffusionModel, options: LikelihoodOptions, levels: int |
 
     def measure(params, images, labels, keys):
         denoiser = model.denoiser(params, labels=labels if model.num_classes else None)
-        repeats = jax.lax.map(lambda n: once(denoiser, images, fold_each(keys, n)), jnp.arange(options.num_draws))
+        repeats = jax.lax.map(
+            lambda n: once(denoiser, images, fold_each(keys, n)), jnp.arange(options.num_dequantizations)
+        )
         parts = {name: jnp.mean(values, axis=0) for name, values in repeats.items()}
-        parts["probes_standard_error"] /= math.sqrt(options.num_draws)  # the parts are means over the repeats
-        if options.importance:
-            tighter = jax.nn.logsumexp(repeats["log_prob"], axis=0) - math.log(options.num_draws)
+        parts["probes_standard_error"] /= math.sqrt(options.num_dequantizations)  # the parts are means over the repeats
+        if options.importance_weighted:
+            tighter = jax.nn.logsumexp(repeats["log_prob"], axis=0) - math.log(options.num_dequantizations)
             parts |= {"importance": tighter - parts["log_prob"], "log_prob": tighter}
         return parts
 

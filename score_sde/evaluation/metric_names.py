@@ -60,7 +60,7 @@ def _sample_metrics(source: Dataset, options: EvaluationOptions) -> dict[str, An
         )
         samples, real, held_out = sets
         samples = samples._replace(moments=samples.moments._replace(num_vectors=options.num_samples))
-        metrics |= compute_metrics(name, [samples] * options.num_draws, real, held_out)
+        metrics |= compute_metrics(name, [samples] * options.num_repeats, real, held_out)
         if name == "classifier":
             metrics |= classifier_metrics(samples, held_out, np.zeros(NUM_VECTORS, int), "")
     return metrics
@@ -68,10 +68,10 @@ def _sample_metrics(source: Dataset, options: EvaluationOptions) -> dict[str, An
 
 def _likelihood_metrics(levels: int | None, options: LikelihoodOptions, event_shape: tuple[int, ...]) -> dict[str, Any]:
     names = ["log_prob", "prior", "divergence", "truncation", "nfe", "probes_standard_error"]
-    names += ["importance"] if options.importance else []
+    names += ["importance"] if options.importance_weighted else []
     metrics = breakdown({name: np.ones(NUM_VECTORS) for name in names}, event_shape, levels)
     if levels is not None:
         metrics["histograms_bits_per_dim"] = 0.0
-        if options.chain_steps:
+        if options.vlb_num_steps:
             metrics["discrete_bound_bits_per_dim"] = {"mean": 0.0, "standard_error": 0.0}
     return metrics

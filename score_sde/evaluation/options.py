@@ -8,7 +8,7 @@ class EvaluationOptions(NamedTuple):
 
     num_samples: int
     num_real: int
-    num_draws: int
+    num_repeats: int
     features: tuple[str, ...]
     inception: str
     dinov2: str
@@ -16,12 +16,12 @@ class EvaluationOptions(NamedTuple):
     every_checkpoint: bool
     ema_decays: tuple[float, ...]
     ema_lengths: tuple[float, ...]
-    against: str
-    neighbours: int
-    neighbours_among: int
-    health: bool
-    health_levels: int
-    health_images: int
+    baseline: str
+    num_neighbors: int
+    neighbor_pool_size: int
+    score_diagnostics: bool
+    diagnostics_levels: int
+    diagnostics_images: int
 
 
 class LikelihoodOptions(NamedTuple):
@@ -34,11 +34,11 @@ class LikelihoodOptions(NamedTuple):
     atol: float
     method: str
     max_steps: int
-    num_draws: int
-    importance: bool
+    num_dequantizations: int
+    importance_weighted: bool
     num_examples: int
     batch_size: int
-    chain_steps: int
+    vlb_num_steps: int
 
 
 class BenchmarkOptions(NamedTuple):
@@ -48,4 +48,4 @@ class BenchmarkOptions(NamedTuple):
     nfe: tuple[int, ...]
     spacings: tuple[str, ...]
     reference_steps: int
-    refinements: tuple[int, ...]
+    sde_num_steps: tuple[int, ...]

@@ -11,7 +11,7 @@ import numpy as np
 
 from score_sde.errors import UserError
 from score_sde.runtime import distributed
-from score_sde.runtime.disk import UNREADABLE, locked, read_object, report, set_aside, write_atomically
+from score_sde.runtime.disk import UNREADABLE, locked, quarantine, read_json_object, report, write_atomically
 
 # Sections of single modes. Each inverse problem has a section "restore_<task>", too; `evaluate` writes the rest.
 SECTIONS = ("likelihood", "certify", "accuracy", "health")
@@ -33,7 +33,7 @@ def load_results(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"there is no evaluation at {path}: evaluate that run first, or choose another folder")
     try:
-        return read_object(path)
+        return read_json_object(path)
     except UNREADABLE as error:
         raise UserError(f"{path} can't be read ({error}): evaluate that run again") from error
 
@@ -71,9 +71,9 @@ def _stored(workdir: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return read_object(path)
+        return read_json_object(path)
     except UNREADABLE as error:
-        report(f"{path} can't be read ({error}); it is kept in {set_aside(path, workdir)}")
+        report(f"{path} can't be read ({error}); it is kept in {quarantine(path, workdir)}")
         return {}
 
 

@@ -190,9 +190,9 @@ def score_diagnostics(
     check_continuous_time(model, "health")
     key = jax.random.key(seed)
     sets = {split: _examples(load(split), options.num_real, dequantize_pixels, key) for split in ("train", "test")}
-    num_images = min(options.health_images, *(len(x0) for x0, _ in sets.values()))
+    num_images = min(options.diagnostics_images, *(len(x0) for x0, _ in sets.values()))
     if num_images < 2:
-        raise UserError(f"health: expected at least two images, got {num_images}", "health_images")
+        raise UserError(f"health: expected at least two images, got {num_images}", "diagnostics_images")
     conditional = model.num_classes > 0
     empirical = empirical_denoiser(model.sde, sets["train"][0], sets["train"][1] if conditional else None)
     keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(num_images))
@@ -201,7 +201,7 @@ def score_diagnostics(
     def denoiser(labels):
         return model.denoiser(params, labels=labels if conditional else None)
 
-    rows = measure(model.sde, denoiser, first, keys, options.health_levels, truth, empirical)
+    rows = measure(model.sde, denoiser, first, keys, options.diagnostics_levels, truth, empirical)
     if distributed.is_main_process():
         workdir.mkdir(parents=True, exist_ok=True)
         save_health(workdir / "health.png", rows)

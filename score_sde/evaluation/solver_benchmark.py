@@ -198,7 +198,7 @@ def stochastic_table(
     Returns:
       One {"solver", "steps", "distances", "strong_order"} per solver, with the strong order fitted to the distances.
     """
-    steps = sorted(options.refinements)
+    steps = sorted(options.sde_num_steps)
     names = [name for name, make in STOCHASTIC.items() if _runs(make(), sde)]
     grids = [time_grid(sde, n, "karras") for n in steps]
     paths = [brownian_noise(sde, keys, x, times, grids[-1]) for times in grids] if names else []

@@ -17,7 +17,7 @@ from score_sde.data import Dataset
 from score_sde.evaluation.options import BenchmarkOptions, EvaluationOptions, LikelihoodOptions
 from score_sde.experiment import rules
 from score_sde.experiment.data import batches, load_split
-from score_sde.experiment.flags import flags, plain
+from score_sde.experiment.flags import naming_flags, plain
 from score_sde.experiment.loss import build_loss
 from score_sde.experiment.model import build_model, build_sde, exact_denoiser, load_pretrained
 from score_sde.experiment.sampler import build_sampler
@@ -97,7 +97,7 @@ def make_experiment(config: ConfigDict, devices: list[jax.Device]) -> Experiment
         batch_size=config.training.batch_size,
         schedule=TrainingSchedule(**{name: config.training[name] for name in TrainingSchedule._fields}),
         strategy=config.training.strategy,
-        grad_accum_steps=config.training.accumulate,
+        grad_accum_steps=config.training.grad_accum_steps,
         num_classes=model.num_classes,
         dequantize=config.data.dequantize,
         augment=config.data.augment,
@@ -121,9 +121,9 @@ def make_experiment(config: ConfigDict, devices: list[jax.Device]) -> Experiment
 def build_ema(config: ConfigDict) -> EMAConfig:
     """Return the EMAs to keep in training, after a check that sampling uses one of them."""
     training = config.training
-    with flags(config, "training"):
+    with naming_flags(config, "training"):
         ema = check_ema_config(EMAConfig(training.ema_decay, tuple(training.ema_decays), tuple(training.ema_lengths)))
-    with flags(config, "sampling"):
+    with naming_flags(config, "sampling"):
         check_choice(ema, config.sampling.ema_decay, config.sampling.ema_length)
     return ema
 
@@ -132,5 +132,5 @@ def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     """Return the optimizer of config.optimizer."""
     names = ("learning_rate", "clip_norm", "warmup_steps", "schedule")
     paths = {"optimizer": "optimizer.name"} | {name: f"optimizer.{name}" for name in names}
-    with flags(config, "optimizer.kwargs", **paths):
+    with naming_flags(config, "optimizer.kwargs", **paths):
         return make_optimizer(**plain(config.optimizer))

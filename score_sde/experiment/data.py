@@ -5,14 +5,14 @@ from collections.abc import Iterator
 from ml_collections import ConfigDict
 
 from score_sde import data
-from score_sde.experiment.flags import flags, plain
+from score_sde.experiment.flags import naming_flags, plain
 
 
 def load_split(config: ConfigDict, split: str) -> data.Dataset:
     """Return a split ("train", "test") of the data set of config.data."""
     options = config.data
     names = ("image_size", "channels", "path", "crop", "kwargs")
-    with flags(config, "data.kwargs", **{"data set": "data.name"} | {name: f"data.{name}" for name in names}):
+    with naming_flags(config, "data.kwargs", **{"data set": "data.name"} | {name: f"data.{name}" for name in names}):
         return data.load(
             options.name,
             split,

@@ -13,7 +13,7 @@ COMMAND_LINE = ("workdir", "topology", "coordinator", "num_processes", "process_
 
 
 @contextmanager
-def flags(config: ConfigDict, *places: str, **paths: str) -> Iterator[None]:
+def naming_flags(config: ConfigDict, *places: str, **paths: str) -> Iterator[None]:
     """Replace the arguments that a UserError asks to change by the flags that set them.
 
     Args:
@@ -45,9 +45,9 @@ def build_part(
       given: Further keyword arguments, which the config overrides.
     """
     chosen = get(config, name)
-    with flags(config, **{kind: name}):
+    with naming_flags(config, **{kind: name}):
         function = lookup(kind, table, chosen)
-    with flags(config, kwargs):
+    with naming_flags(config, kwargs):
         return call(kind, chosen, function, {**given, **plain(get(config, kwargs))})
 
 

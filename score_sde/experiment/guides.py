@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from score_sde import ddpm, models
 from score_sde.errors import UserError
-from score_sde.experiment.flags import flags
+from score_sde.experiment.flags import naming_flags
 from score_sde.experiment.model import build_sde
 from score_sde.guidance import autoguided, classifier_free, classifier_guided
 from score_sde.model import DiffusionModel, NoisyClassifier
@@ -34,25 +34,33 @@ def load_guide(config: ConfigDict, model: DiffusionModel, schedule: ddpm.Schedul
     Raises:
       UserError: if there are no such weights, or if they are for another process or shape.
     """
-    path, family = config.sampling.guide, config.sampling.guide_family
+    path, family = config.sampling.guidance_weights, config.sampling.guidance_family
     if not path:
         if family:
-            raise UserError("there is no guide, so guide_family would not be read", "--config.sampling.guide")
+            raise UserError(
+                "there is no guide, so guidance_family would not be read", "--config.sampling.guidance_weights"
+            )
         return None, None
-    with flags(config, "sampling", path="sampling.guide", pretrained="sampling.guide", family="sampling.guide_family"):
+    with naming_flags(
+        config,
+        "sampling",
+        path="sampling.guidance_weights",
+        pretrained="sampling.guidance_weights",
+        family="sampling.guidance_family",
+    ):
         found = pretrained.load_model(_exported(path), family)
         target = found.target
         if found.event_shape != model.event_shape:
             raise UserError(
                 f"the guide {path} was trained on data of the shape {found.event_shape}, these are {model.event_shape}",
-                "guide",
+                "guidance_weights",
             )
         sde, _ = build_sde(config, target.sde, target.sde_kwargs)
         if not _same_process(sde, model.sde):
             raise UserError(
                 f"the guide {path} was trained on another SDE, {target.sde} {target.sde_kwargs or ''}: it knows other "
                 "noise",
-                "guide",
+                "guidance_weights",
                 "--config.sde",
             )
     module = models.create(found.name, **found.kwargs)
@@ -60,7 +68,7 @@ def load_guide(config: ConfigDict, model: DiffusionModel, schedule: ddpm.Schedul
     if isinstance(module, models.Classifier):
         classifier = NoisyClassifier(module, model.sde, model.event_shape, target.preconditioning, sigma_data)
         return classifier, found.params
-    discrete = found.objective in CHAIN_OBJECTIVES and not config.sampling.off_grid
+    discrete = found.objective in CHAIN_OBJECTIVES and not config.sampling.allow_off_grid_times
     guide = DiffusionModel(
         module,
         model.sde,
@@ -92,7 +100,7 @@ def build_guidance(config: ConfigDict, model: DiffusionModel, guide: Guide, labe
     interval = _interval_in_t(options.guidance_interval, model.sde)
     guidance = Guidance(options.guidance_scale, interval, options.guidance_rescale, guide)
     kind = {"interval": "sampling.guidance_interval", "rescale": "sampling.guidance_rescale"}
-    with flags(config, "sampling", scale="sampling.guidance_scale", **kind):
+    with naming_flags(config, "sampling", scale="sampling.guidance_scale", **kind):
         bounds: dict[str, Any] = {"interval": interval, "rescale": guidance.rescale, "sde": model.sde}
         if isinstance(guide, NoisyClassifier):
             classifier_guided(_placeholder, _placeholder, model.sde, guidance.scale)
@@ -114,7 +122,7 @@ def _check_effect(config: ConfigDict, model: DiffusionModel, guide: Guide, label
             f"there is nothing to guide by, so guidance_scale={scale}, guidance_interval={interval} and "
             f"guidance_rescale={rescale} would not be read: the network knows no classes",
             "--config.model.kwargs.num_classes and label_dropout in training",
-            "--config.sampling.guide",
+            "--config.sampling.guidance_weights",
         )
     unconditional = unlabeled_task or (guide is None and scale != 1)
     if model.num_classes and unconditional and not model.has_null_label:
@@ -171,7 +179,7 @@ def _exported(path: str) -> str:
         raise UserError(
             f"the run {path} has not exported its weights: launch.py --config=... --workdir={path} --mode=export "
             "writes them",
-            "guide",
+            "guidance_weights",
         )
     return str(exported[-1])
 

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from score_sde import ddpm
 from score_sde.errors import UserError, call, lookup
-from score_sde.experiment.flags import build_part, flags, plain
+from score_sde.experiment.flags import build_part, naming_flags, plain
 from score_sde.experiment.model import exact_denoiser
 from score_sde.model import DiffusionModel, NoisyClassifier
 from score_sde.randomness import make_example_rngs
@@ -42,12 +42,12 @@ def build_loss(
       UserError: if a name or argument is unknown, or the parts don't fit each other.
     """
     loss, name = config.loss, config.loss.objective
-    with flags(config, "loss"):
+    with naming_flags(config, "loss"):
         lookup("objective", dict.fromkeys((*OBJECTIVES, *CHAIN_OBJECTIVES, CLASSIFICATION)), name)
     defaults = {"sigma_data": config.data.sigma_data} if loss.weighting == "edm" else {}
     weighting = build_part(config, "weighting", WEIGHTINGS, "loss.weighting", "loss.weighting_kwargs", defaults)
     sample_times = build_part(config, "time sampler", TIME_SAMPLERS, "loss.time_sampler", "loss.time_sampler_kwargs")
-    with flags(config, "loss", "loss.objective_kwargs", sde="sde.name", prediction="model.prediction"):
+    with naming_flags(config, "loss", "loss.objective_kwargs", sde="sde.name", prediction="model.prediction"):
         if name in CHAIN_OBJECTIVES:
             _check_chain(config, model, schedule)
             assert schedule is not None and isinstance(model, DiffusionModel)  # just checked

@@ -11,7 +11,7 @@ from score_sde import data, ddpm, models
 from score_sde.errors import UserError, build, lookup
 from score_sde.experiment import rules
 from score_sde.experiment.data import event_shape
-from score_sde.experiment.flags import build_part, flags, plain
+from score_sde.experiment.flags import build_part, naming_flags, plain
 from score_sde.model import DiffusionModel, NoisyClassifier
 from score_sde.models import pretrained
 from score_sde.parameterization import Denoiser
@@ -27,7 +27,7 @@ def build_sde(config: ConfigDict, name: str, kwargs: dict[str, Any]) -> tuple[SD
     Raises:
       UserError: if the SDE is unknown, or its marginal at t_max is not close to the prior N(0, sigma(t_max)^2 I).
     """
-    with flags(config, "sde.kwargs", SDE="sde.name"):
+    with naming_flags(config, "sde.kwargs", SDE="sde.name"):
         table: dict[str, Any] = {**SDES, **ddpm.SCHEDULES}
         made = build("SDE", table, name, kwargs)
         schedule = made if isinstance(made, ddpm.Schedule) else None
@@ -51,7 +51,7 @@ def build_model(
     """
     module = build_part(config, "model", models.MODELS, "model.name", "model.kwargs")
     rules.check_scaling(config, module)
-    with flags(config, **{"data set": "data.name"}):
+    with naming_flags(config, **{"data set": "data.name"}):
         lookup("data set", data.DATASETS, config.data.name)
     shape = event_shape(config)
     variables, output_shape = _trace(config, module, shape)
@@ -62,7 +62,7 @@ def build_model(
     if isinstance(module, models.Classifier):
         model = NoisyClassifier(module, sde, shape, preconditioning, sigma_data)
     else:
-        discrete = config.loss.objective in CHAIN_OBJECTIVES and not config.sampling.off_grid
+        discrete = config.loss.objective in CHAIN_OBJECTIVES and not config.sampling.allow_off_grid_times
         model = DiffusionModel(
             module,
             sde,
@@ -75,7 +75,7 @@ def build_model(
         )
         rules.check_exact(config, model)
         rules.check_outputs(config, output_shape, model)
-    with flags(config, "model", "data", sde="sde.name"):
+    with naming_flags(config, "model", "data", sde="sde.name"):
         model.check()
     return model, variables
 
@@ -98,7 +98,7 @@ def load_pretrained(config: ConfigDict) -> tuple[ConfigDict, Any]:
     if not path:
         return config, None
     kept = {key: value for key, value in plain(config.model.kwargs).items() if key in pretrained.OVERRIDABLE}
-    with flags(config, "model", path="model.pretrained"):
+    with naming_flags(config, "model", path="model.pretrained"):
         found = pretrained.load_model(path, config.model.family, kept)
         shape = event_shape(config)
         if shape != found.event_shape:
@@ -121,7 +121,7 @@ def _trace(config: ConfigDict, module: nn.Module, shape: tuple[int, ...]) -> tup
     """Return the shapes of a network's variables and of its output, without memory or compilation."""
     x, level = jnp.zeros((1, *shape)), jnp.zeros((1,))
     try:
-        with flags(config, "model.kwargs"):
+        with naming_flags(config, "model.kwargs"):
             output, variables = jax.eval_shape(module.init_with_output, jax.random.key(0), x, level)
     except UserError:
         raise

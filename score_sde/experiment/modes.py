@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from score_sde.errors import UserError, not_none
 from score_sde.experiment import Experiment
-from score_sde.experiment.flags import flags
+from score_sde.experiment.flags import naming_flags
 from score_sde.model import DiffusionModel, NoisyClassifier, check_continuous_time
 from score_sde.runtime import distributed
 
@@ -55,7 +55,7 @@ def evaluate(experiment: Experiment, workdir: Path) -> str:
     default = default_spec(config, ema)
     if isinstance(experiment.model, NoisyClassifier):
         results = _accuracy(experiment, workdir)
-    elif options.health:
+    elif options.score_diagnostics:
         results = _score_diagnostics(experiment, workdir)
     elif not_none(experiment.sampler).task is not None:
         results = _restorations(experiment, workdir)
@@ -135,11 +135,11 @@ def run_mode(mode: Callable[[Experiment, Path], str], name: str, experiment: Exp
     if classifies and name in ("sample", "likelihood", "certify"):
         raise UserError(
             f"a classifier has nothing to {name}: --mode=evaluate measures its accuracy, --mode=export writes its "
-            "weights, for --config.sampling.guide of another run"
+            "weights, for --config.sampling.guidance_weights of another run"
         )
     network = {"num_classes": "model.kwargs.num_classes", "outputs": "model.kwargs.outputs", "sde": "sde.name"}
     groups = (*GROUPS.get(name, ()), "data", "sampling", "training", "likelihood")
-    with flags(ConfigDict(experiment.config), *groups, **network):
+    with naming_flags(ConfigDict(experiment.config), *groups, **network):
         return mode(experiment, workdir)
 
 

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from score_sde import models
 from score_sde.data.augmentation import AUGMENT_DIM
 from score_sde.errors import UserError, lookup
-from score_sde.experiment.flags import flags
+from score_sde.experiment.flags import naming_flags
 from score_sde.likelihood import DIVERGENCES
 from score_sde.model import DiffusionModel
 from score_sde.sde import SDE
@@ -18,7 +18,7 @@ from score_sde.solvers import ODE_METHODS, SPACINGS
 def check_numbers(config: ConfigDict) -> None:
     """Raise UserError unless numbers that several parts share are in range."""
     check_evaluation(config)
-    for name in ("num_samples", "batch_size", "completions"):
+    for name in ("num_samples", "batch_size", "samples_per_measurement"):
         check_number("sampling", name, config.sampling[name])
     check_number("sampling", "num_steps", config.sampling.num_steps, most=10**6)
     check_number("data", "image_size", config.data.image_size, least=0, most=2**16)
@@ -41,33 +41,33 @@ def check_likelihood(config: ConfigDict, sde: SDE) -> None:
         raise UserError(
             f"likelihood: need 0 <= t_min < {sde.t_max:g}, got {options.t_min}", "--config.likelihood.t_min"
         )
-    for name in ("num_probes", "num_draws", "num_examples", "batch_size", "max_steps"):
+    for name in ("num_probes", "num_dequantizations", "num_examples", "batch_size", "max_steps"):
         check_number("likelihood", name, options[name])
-    with flags(config, "likelihood"):
+    with naming_flags(config, "likelihood"):
         lookup("divergence", dict.fromkeys(DIVERGENCES), options.divergence)
         lookup("method", ODE_METHODS, options.method)
-    if not (options.rtol > 0 and options.atol > 0 and options.chain_steps >= 0):
+    if not (options.rtol > 0 and options.atol > 0 and options.vlb_num_steps >= 0):
         raise UserError(
-            f"likelihood: need rtol > 0, atol > 0 and chain_steps >= 0, got {options.rtol}, {options.atol} and "
-            f"{options.chain_steps}",
+            f"likelihood: need rtol > 0, atol > 0 and vlb_num_steps >= 0, got {options.rtol}, {options.atol} and "
+            f"{options.vlb_num_steps}",
             "--config.likelihood",
         )
-    if options.importance and options.divergence != "exact":
+    if options.importance_weighted and options.divergence != "exact":
         raise UserError(
             "the importance-weighted bound takes log mean exp of log p, which the noise of Hutchinson's estimate would "
             "raise above the truth",
             "--config.likelihood.divergence=exact",
-            "--config.likelihood.importance=False",
+            "--config.likelihood.importance_weighted=False",
         )
 
 
 def check_evaluation(config: ConfigDict) -> None:
     """Raise UserError unless config.evaluation is in range and chooses checkpoints in one way."""
     options = config.evaluation
-    for name in ("num_samples", "num_real", "num_draws", "neighbours_among"):
+    for name in ("num_samples", "num_real", "num_repeats", "neighbor_pool_size"):
         check_number("evaluation", name, options[name])
-    check_number("evaluation", "neighbours", options.neighbours, least=0)
-    for name in ("health_levels", "health_images"):
+    check_number("evaluation", "num_neighbors", options.num_neighbors, least=0)
+    for name in ("diagnostics_levels", "diagnostics_images"):
         check_number("evaluation", name, options[name], least=2)
     for step in options.steps:
         check_number("evaluation", "steps", step, least=0)
@@ -79,16 +79,16 @@ def check_certify(config: ConfigDict) -> None:
     """Raise UserError unless config.certify has a reference, budgets and resolutions to compare."""
     options = config.certify
     check_number("certify", "num_samples", options.num_samples)
-    for name in ("nfe", "refinements"):
+    for name in ("nfe", "sde_num_steps"):
         for number in options[name]:
             check_number("certify", name, number)
     for name in options.spacings:
-        with flags(config, spacing="certify.spacings"):
+        with naming_flags(config, spacing="certify.spacings"):
             lookup("spacing", SPACINGS, name)
-    if options.reference_steps < 2 or not options.nfe or len(set(options.refinements)) < 3:
+    if options.reference_steps < 2 or not options.nfe or len(set(options.sde_num_steps)) < 3:
         raise UserError(
-            "certify: need reference_steps >= 2, some nfe >= 1 and three different refinements >= 1, got "
-            f"{options.reference_steps}, {options.nfe} and {options.refinements}",
+            "certify: need reference_steps >= 2, some nfe >= 1 and three different sde_num_steps >= 1, got "
+            f"{options.reference_steps}, {options.nfe} and {options.sde_num_steps}",
             "--config.certify",
         )
 
@@ -97,7 +97,7 @@ def check_schedule(config: ConfigDict) -> None:
     """Raise UserError unless the intervals of config.training fit each other."""
     training = config.training
     intervals = ("log_every", "checkpoint_every", "sample_every", "snapshot_every")
-    for name in ("num_steps", "steps_per_call", "keep_checkpoints", "accumulate", *intervals):
+    for name in ("num_steps", "steps_per_call", "keep_checkpoints", "grad_accum_steps", *intervals):
         check_number("training", name, training[name])
     for name in ("keep_every", "keep_best"):
         check_number("training", name, training[name], least=0)
@@ -115,7 +115,7 @@ def check_schedule(config: ConfigDict) -> None:
             f"{training.checkpoint_every}: none of those steps would be saved",
             "--config.training.keep_every",
         )
-    with flags(config, choice="training.on_nonfinite"):
+    with naming_flags(config, choice="training.on_nonfinite"):
         lookup("choice", dict.fromkeys(("stop", "skip")), training.on_nonfinite)
 
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from score_sde import ddpm
 from score_sde.data import Dataset, load_examples, to_unit_range
 from score_sde.errors import UserError, not_none
-from score_sde.experiment.flags import build_part, flags, plain
+from score_sde.experiment.flags import build_part, naming_flags, plain
 from score_sde.experiment.guides import build_guidance, load_guide
 from score_sde.experiment.tasks import build_task, measure
 from score_sde.model import DiffusionModel
@@ -55,7 +55,7 @@ def build_sampler(
     solver = build_part(config, "solver", SOLVERS | ADAPTIVE, "sampling.solver", "sampling.kwargs")
     times = build_times(config, model, solver, task)
     fixed = {"solver": solver, "times": times, "task": task, "threshold": threshold, "denoise": options.denoise}
-    with flags(config, "sampling", "sampling.method_kwargs", sde="sde.name"):
+    with naming_flags(config, "sampling", "sampling.method_kwargs", sde="sde.name"):
         check_sampling(model, **fixed)
     return Sampler(
         sample_fn=partial(sample, model, guidance=guidance, **fixed),
@@ -120,7 +120,7 @@ def build_times(config: ConfigDict, model: DiffusionModel, solver: Any, task: In
             )
         return None
     names = {"spacing": "sampling.spacing", "end": "sampling.end", "num_steps": "sampling.num_steps"}
-    with flags(config, "sampling.spacing_kwargs", **names):
+    with naming_flags(config, "sampling.spacing_kwargs", **names):
         spacing_kwargs = plain(options.spacing_kwargs)
         times = time_grid(model.sde, options.num_steps, options.spacing, options.end, spacing_kwargs=spacing_kwargs)
         if schedule is None:
@@ -135,7 +135,7 @@ def build_times(config: ConfigDict, model: DiffusionModel, solver: Any, task: In
 def _between_timesteps(config: ConfigDict, steps: Any) -> UserError:
     return UserError(
         f"solver {config.sampling.solver!r} asks the network between the {steps} steps that it was trained at",
-        "--config.sampling.off_grid=True if it may",
+        "--config.sampling.allow_off_grid_times=True if it may",
         "--config.sampling.solver to another",
     )
 
@@ -150,7 +150,7 @@ def _num_classes(model: DiffusionModel, guide: Any) -> int:
     if model.num_classes and guided and model.num_classes != guided:
         raise UserError(
             f"the network knows {model.num_classes} classes and the guide {guided}: they can't mean the same",
-            "--config.sampling.guide",
+            "--config.sampling.guidance_weights",
         )
     return model.num_classes or guided
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from score_sde import operators
 from score_sde.data.decoding import decode
 from score_sde.errors import UserError, lookup, not_none
-from score_sde.experiment.flags import build_part, flags, plain
+from score_sde.experiment.flags import build_part, naming_flags, plain
 from score_sde.inverse import INVERSE_METHODS, check_strength
 from score_sde.operators import Operator
 from score_sde.sampling import InverseTask
@@ -69,7 +69,7 @@ def build_task(config: ConfigDict, event_shape: Shape) -> InverseTask | None:
         if options.task_kwargs or kwargs or noise:
             raise UserError("there is no task, so its settings would not be read", "--config.sampling.task")
         return None
-    with flags(config, "sampling"):
+    with naming_flags(config, "sampling"):
         lookup("task", TASKS, name)
         lookup("method", INVERSE_METHODS, options.method)
     if len(event_shape) != 3:
@@ -78,20 +78,20 @@ def build_task(config: ConfigDict, event_shape: Shape) -> InverseTask | None:
     made = build_part(config, "task", table, "sampling.task", "sampling.task_kwargs")
     if noise < 0:
         raise UserError(f"task: need noise >= 0, got {noise}", "--config.sampling.task_noise")
-    if options.num_samples % options.completions:
+    if options.num_samples % options.samples_per_measurement:
         raise UserError(
-            f"task: {options.num_samples} samples are no whole number of images with {options.completions} "
+            f"task: {options.num_samples} samples are no whole number of images with {options.samples_per_measurement} "
             "completions each",
             "--config.sampling.num_samples",
-            "--config.sampling.completions",
+            "--config.sampling.samples_per_measurement",
         )
     if name == "sdedit":
         if noise or kwargs:
             raise UserError(
                 "sdedit measures nothing, so task_noise and method_kwargs would not be read", "--config.sampling"
             )
-        return InverseTask(name, None, samples_per_measurement=options.completions, strength=made)
-    return InverseTask(name, made, noise, options.completions, options.method, kwargs)
+        return InverseTask(name, None, samples_per_measurement=options.samples_per_measurement, strength=made)
+    return InverseTask(name, made, noise, options.samples_per_measurement, options.method, kwargs)
 
 
 def measure(task: InverseTask, x0: jax.Array, keys: jax.Array) -> jax.Array:

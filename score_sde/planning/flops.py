@@ -13,7 +13,7 @@ def count_flops(function: Callable, *arguments: Any) -> float:
     return 2 * _multiplications(jax.make_jaxpr(function)(*arguments).jaxpr, True)
 
 
-def flops_of_repetitions(function: Callable, *arguments: Any) -> float:
+def count_repeated_flops(function: Callable, *arguments: Any) -> float:
     """Return the FLOPs of loop iterations after the first, for arguments or their shapes; see `count_flops`."""
     program = jax.make_jaxpr(function)(*arguments).jaxpr
     return 2 * (_multiplications(program, True) - _multiplications(program, False))

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from score_sde.errors import UserError, not_none
 from score_sde.experiment import Experiment
 from score_sde.planning.collectives import collectives
-from score_sde.planning.flops import flops_of_repetitions
+from score_sde.planning.flops import count_repeated_flops
 from score_sde.planning.topology import Topology, parse_topology
 from score_sde.runtime.disk import report
 from score_sde.runtime.periodic import call_periodically
@@ -73,7 +73,7 @@ def plan(experiment: Experiment, topology: str, search: bool = False) -> dict[st
         "devices": num_devices,
         "strategy": experiment.training.strategy,
         "batch_size": experiment.training.batch_size,
-        "batch_a_device": batch_per_device,
+        "batch_per_device": batch_per_device,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         "gradient_bytes": sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.params)),
         "fits": compiled is not None,
@@ -81,7 +81,7 @@ def plan(experiment: Experiment, topology: str, search: bool = False) -> dict[st
     if compiled is not None:
         estimate |= _step_estimate(compiled, target, experiment)
     if target.chip is not None and search:
-        estimate["largest_batch_a_device"] = _largest_batch(experiment, target, batch_per_device, compiled)
+        estimate["largest_batch_per_device"] = _largest_batch(experiment, target, batch_per_device, compiled)
     return estimate
 
 
@@ -105,7 +105,7 @@ def compile_step(experiment: Experiment, target: Topology, batch_per_device: int
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
     batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), batches)
     with _log_stage("counting the train step's multiplications"):
-        repeated = flops_of_repetitions(build_train_step(experiment.training, levels, None), state, batch) / num_devices
+        repeated = count_repeated_flops(build_train_step(experiment.training, levels, None), state, batch) / num_devices
     return Compiled(
         memory.argument_size_in_bytes,
         memory.temp_size_in_bytes,
@@ -145,8 +145,8 @@ def _step_estimate(compiled: Compiled, target: Topology, experiment: Experiment)
         "output_bytes": compiled.outputs,
         "program_bytes": compiled.program,
         "memory_bytes": compiled.memory,
-        "flops_a_device": compiled.flops,
-        "flops_a_step": compiled.flops * num_devices,
+        "flops_per_device": compiled.flops,
+        "flops_per_step": compiled.flops * num_devices,
         "collective_bytes": compiled.collectives,
     }
     if target.chip is None:
@@ -221,7 +221,7 @@ def text(estimate: Mapping[str, Any]) -> str:
     gib, mib = 2.0**30, 2.0**20
     lines = [
         f"{estimate['topology']}: {estimate['devices']} devices, {estimate['strategy']}; {estimate['parameters']:,} "
-        f"parameters; batch {estimate['batch_size']}, {estimate['batch_a_device']} per device"
+        f"parameters; batch {estimate['batch_size']}, {estimate['batch_per_device']} per device"
     ]
     if "memory_bytes" not in estimate:
         lines.append("this does not fit into the devices' memory")
@@ -240,7 +240,8 @@ def text(estimate: Mapping[str, Any]) -> str:
         if "device_memory_bytes" in estimate:
             lines.append("it fits" if estimate["fits"] else "it does not fit")
         lines.append(
-            f"{estimate['flops_a_step'] / 1e12:.3f} TFLOP per step, {estimate['flops_a_device'] / 1e12:.3f} per device"
+            f"{estimate['flops_per_step'] / 1e12:.3f} TFLOP per step, "
+            f"{estimate['flops_per_device'] / 1e12:.3f} per device"
         )
         sizes = ", ".join(f"{kind} {size / mib:.1f} MiB" for kind, size in estimate["collective_bytes"].items())
         gradients = f"the gradients are {estimate['gradient_bytes'] / mib:.1f} MiB"
@@ -252,8 +253,8 @@ def text(estimate: Mapping[str, Any]) -> str:
             f"at most {estimate['images_per_second_at_most']:,.0f} images/s; {estimate['num_steps']:,} steps take at "
             f"least {estimate['hours_at_least']:.1f} hours, {estimate['chip_hours_at_least']:.0f} chip-hours",
         ]
-    if "largest_batch_a_device" in estimate:
-        largest = estimate["largest_batch_a_device"]
+    if "largest_batch_per_device" in estimate:
+        largest = estimate["largest_batch_per_device"]
         too_large = f"; {largest['too_large']} does not fit" if largest["too_large"] else ""
         lines.append(f"largest batch per device found to fit: {largest['fits']}{too_large}")
     return "\n".join(lines)

@@ -48,7 +48,7 @@ def write_atomically(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file.
 
     Raises:
@@ -81,7 +81,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
         return None
 
 
-def set_aside(path: Path, workdir: Path) -> Path:
+def quarantine(path: Path, workdir: Path) -> Path:
     """Move a damaged file or folder of a run to DIR/damaged and return its new path."""
     folder = workdir / "damaged"
     folder.mkdir(exist_ok=True)

@@ -128,14 +128,14 @@ def _check_address(coordinator: str, process_id: int) -> None:
 
 
 @contextmanager
-def abort_together() -> Iterator[None]:
+def exit_together() -> Iterator[None]:
     """End this process soon after an error in the block, so that the other processes do not wait for it."""
     try:
         yield
     except Exception as error:
         if jax.process_count() == 1:
             raise
-        if another_ended(error):
+        if is_connection_error(error):
             _exit_after_peer_loss(error)
         if isinstance(error, UserError):
             report(f"launch.py: {error}")
@@ -146,7 +146,7 @@ def abort_together() -> Iterator[None]:
         _exit()
 
 
-def another_ended(error: BaseException) -> bool:
+def is_connection_error(error: BaseException) -> bool:
     """Return whether an error means that another process can no longer be reached."""
     if jax.process_count() > 1:
         cause: BaseException | None = error

@@ -122,10 +122,10 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text()
     except ValueError as error:
-        raise UserError(f"{path} is no JSON: {error}") from error
+        raise UserError(f"{path} is not valid JSON: {error}") from error
     content = _json(text, path)
     if not isinstance(content, dict):
-        raise UserError(f'{path} holds no object {{"name": value, ...}}')
+        raise UserError(f'{path} holds no JSON object {{"name": value, ...}}')
     return content
 
 
@@ -134,9 +134,9 @@ def _json(text: str, path: Path) -> Any:
     try:
         return json.loads(text)
     except RecursionError:
-        raise UserError(f"{path} is no JSON of a config: its lists and objects are nested too deep") from None
+        raise UserError(f"{path} is not a valid config: its lists and objects are nested too deep") from None
     except ValueError as error:
-        raise UserError(f"{path} is no JSON: {error}") from error
+        raise UserError(f"{path} is not valid JSON: {error}") from error
 
 
 def _reject_pickle(path: Path) -> Weights:
@@ -208,7 +208,7 @@ class _Unpickler(pickle._Unpickler):
         }
         if (module, name) not in known:
             raise UserError(
-                f"the file asks for {cut(f'{module}.{name}')}: only tensors, numbers and dictionaries are read, and "
+                f"the file refers to {cut(f'{module}.{name}')}: only tensors, numbers and dictionaries are read, and "
                 "nothing is executed (save only the state dict, as safetensors)"
             )
         return known[module, name]

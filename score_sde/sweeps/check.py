@@ -86,7 +86,7 @@ def estimates(trials: list[Trial], sweep: ConfigDict) -> list[Estimate]:
         config = trial.config
         groups = [_without_numbers(config[group].to_dict()) for group in ("data", "model", "sde", "loss")]
         groups.append(_without_numbers(config.optimizer.to_dict(), int | float))
-        key = json.dumps([*groups, config.training.batch_size, config.training.accumulate], default=str)
+        key = json.dumps([*groups, config.training.batch_size, config.training.grad_accum_steps], default=str)
         if key not in traced:
             traced[key] = _step_cost(make_experiment(config, jax.local_devices()[:1]))
         parameters, flops = traced[key]
@@ -142,7 +142,7 @@ def _network_traced_once(config: ConfigDict, shapes: dict[str, tuple[int, ...]],
       reuse: Whether zeros may replace the network; if false, it is traced again.
     """
     key = json.dumps([config.data.to_dict(), config.model.to_dict(), config.loss.objective], default=str)
-    known = reuse and key in shapes and not config.model.pretrained and not config.sampling.guide
+    known = reuse and key in shapes and not config.model.pretrained and not config.sampling.guidance_weights
 
     def intercept(call, args, kwargs, context):
         if context.method_name != "__call__" or isinstance(context.module.parent, nn.Module):

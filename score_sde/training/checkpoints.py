@@ -23,7 +23,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from score_sde.errors import UserError
 from score_sde.runtime import distributed
-from score_sde.runtime.disk import UNREADABLE, read_object, report, set_aside, write_atomically
+from score_sde.runtime.disk import UNREADABLE, quarantine, read_json_object, report, write_atomically
 from score_sde.training.state import TrainState
 
 _MANIFEST_LOCK = threading.Lock()
@@ -68,7 +68,7 @@ def closing(manager: ocp.CheckpointManager, seconds: float = 60.0) -> Iterator[N
     except Exception as error:
         closer = threading.Thread(target=_close_quietly, args=(manager,), daemon=True)
         closer.start()
-        closer.join(0.0 if distributed.another_ended(error) else seconds)
+        closer.join(0.0 if distributed.is_connection_error(error) else seconds)
         raise
     manager.close()
 
@@ -123,7 +123,7 @@ def _saving(manager: ocp.CheckpointManager) -> Iterator[None]:
         with on_disk(manager):
             yield
     except Exception as error:  # the folder may be gone, or the file system may fail
-        if isinstance(error, UserError) or distributed.another_ended(error):
+        if isinstance(error, UserError) or distributed.is_connection_error(error):
             raise
         reason = str(error).split("\n")[0]
         raise UserError(
@@ -266,7 +266,7 @@ def _newest(steps: list[int], folder: Path, read: Callable[[int], Any], quaranti
 def _quarantine(path: Path) -> None:
     """Move a damaged checkpoint to DIR/damaged, out of the way of a new one of the same step."""
     if distributed.is_main_process():
-        new_path = set_aside(path, path.parents[1])
+        new_path = quarantine(path, path.parents[1])
         manifest_path(path).unlink(missing_ok=True)
         report(f"the damaged checkpoint is kept in {new_path}")
     distributed.barrier(f"quarantine {path.name}")
@@ -327,7 +327,7 @@ def verify(path: Path) -> None:
     if not manifest.is_file():
         return
     try:
-        expected = read_object(manifest)
+        expected = read_json_object(manifest)
     except UNREADABLE as error:
         return report(f"{manifest} can't be read ({error}), so the checkpoint is not verified")
     for name, digest in expected.items():

@@ -7,7 +7,7 @@ from score_sde.data import Dataset
 from score_sde.data.hashing import hash_dataset
 from score_sde.errors import UserError
 from score_sde.runtime import distributed
-from score_sde.runtime.disk import UNREADABLE, read_object, report, write_atomically
+from score_sde.runtime.disk import UNREADABLE, read_json_object, report, write_atomically
 
 
 def check_same_data(workdir: Path, source: Dataset, resumed: bool) -> None:
@@ -34,7 +34,7 @@ def _compare(path: Path, source: Dataset, resumed: bool) -> str:
     before = None
     if resumed and path.is_file():
         try:
-            before = read_object(path)
+            before = read_json_object(path)
         except UNREADABLE as error:
             report(f"{path} can't be read ({error}), so the data are assumed to be those of the run")
     if before is None:

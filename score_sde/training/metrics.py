@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from score_sde.errors import not_none
 from score_sde.runtime import distributed
-from score_sde.runtime.disk import report, set_aside, write_atomically
+from score_sde.runtime.disk import quarantine, report, write_atomically
 
 
 class MetricsLog:
@@ -67,7 +67,7 @@ def _drop_after(path: Path, step: int) -> None:
     """Drop the lines after a step; a killed run logged more than it saved, and its last line may be incomplete."""
     records, damaged = read_log(path)
     if damaged:
-        copy = set_aside(path, path.parent)
+        copy = quarantine(path, path.parent)
         report(f"{path} has {damaged} line(s) that can't be read; the file is kept in {copy}, its other lines stay")
     if path.is_file() or records:
         lines = (json.dumps(record) for record in records if record["step"] <= step)

@@ -10,7 +10,7 @@ from flax import traverse_util
 
 from score_sde.errors import UserError
 from score_sde.runtime import distributed, weight_files
-from score_sde.runtime.disk import UNREADABLE, read_object, report, write_atomically
+from score_sde.runtime.disk import UNREADABLE, read_json_object, report, write_atomically
 from score_sde.training.ema import post_hoc_weights
 
 NAME = re.compile(r"(\d{8,})_(.+)\.safetensors")
@@ -80,7 +80,7 @@ def _file_names(workdir: Path) -> list[str]:
     """Return the names of all snapshots that are in the index or in the folder."""
     present = {path.name for path in (workdir / "snapshots").glob("*") if NAME.fullmatch(path.name)}
     try:
-        indexed = read_object(_index(workdir))["files"] if _index(workdir).is_file() else []
+        indexed = read_json_object(_index(workdir))["files"] if _index(workdir).is_file() else []
         return sorted(present.union(name for name in indexed if NAME.fullmatch(name)))
     except (*UNREADABLE, KeyError, TypeError) as error:
         report(f"{_index(workdir)} can't be read ({error}); the snapshots in the folder are taken to be all")

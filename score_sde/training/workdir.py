@@ -8,7 +8,7 @@ from typing import Any
 
 from score_sde.errors import UserError
 from score_sde.runtime import distributed
-from score_sde.runtime.disk import UNREADABLE, locked, read_object, report, write_atomically
+from score_sde.runtime.disk import UNREADABLE, locked, read_json_object, report, write_atomically
 
 # Keys that a resumed run may change, since the parameters after a given step don't depend on them, except by rounding.
 MAY_CHANGE = (
@@ -18,7 +18,8 @@ MAY_CHANGE = (
     "training.num_steps",
     "training.steps_per_call",
     "training.strategy",
-    "training.accumulate",
+    "training.grad_accum_steps",
+    "training.accumulate",  # its former name
     "training.on_nonfinite",
     "training.log_every",
     "training.checkpoint_every",
@@ -54,7 +55,7 @@ def check_config(workdir: Path, config: Mapping[str, Any]) -> None:
     if not path.is_file():
         return
     try:
-        saved = dict(flatten(read_object(path)))
+        saved = dict(flatten(read_json_object(path)))
     except UNREADABLE as error:
         if any(step.name.isdigit() for step in (workdir / "checkpoints").glob("*")):
             raise UserError(

@@ -23,7 +23,7 @@ MIXTURE = (
     "--mode=evaluate",
     "--config.sampling.num_steps=20",
     "--config.evaluation.num_samples=6000",
-    "--config.evaluation.num_draws=2",
+    "--config.evaluation.num_repeats=2",
 )
 
 
@@ -68,7 +68,7 @@ def test_what_decides_samples_decides_where_they_lie(tmp_path):
         return samples._key(experiment.sampler, {"kernel": np.ones(3)}, experiment.config)
 
     usual = key()
-    for changes in ({"sampling__batch_size": 7}, {"sampling__num_samples": 9}, {"evaluation__num_draws": 2}):
+    for changes in ({"sampling__batch_size": 7}, {"sampling__num_samples": 9}, {"evaluation__num_repeats": 2}):
         assert key(**changes) == usual
     for changes in ({"sampling__num_steps": 30}, {"seed": 1}, {"sampling__solver": "heun"}):
         assert key(**changes) != usual
@@ -123,14 +123,14 @@ def test_what_is_not_there_is_refused_before_anything_is_drawn(run):
         evaluate(experiment(ema_decays=(0.9,)), workdir)
     with pytest.raises(UserError, match="can be chosen"):
         experiment(steps=(20,), every_checkpoint=True)
-    with pytest.raises(UserError, match="health_levels must be an integer of at least 2, got 1"):
-        experiment(health_levels=1)
+    with pytest.raises(UserError, match="diagnostics_levels must be an integer of at least 2, got 1"):
+        experiment(diagnostics_levels=1)
     assert not (workdir / samples.FOLDER).exists()
 
 
 def test_health_of_a_network_of_points(run):
     workdir, experiment = run
-    evaluate(experiment(health=True, health_levels=3, health_images=40), workdir)
+    evaluate(experiment(score_diagnostics=True, diagnostics_levels=3, diagnostics_images=40), workdir)
     figures = json.loads((workdir / "evaluation.json").read_text())["health"]
     assert (figures["step"], figures["num_images"], len(figures["levels"])) == (30, 40, 3)
     for row in figures["levels"]:
@@ -156,7 +156,7 @@ def test_images_are_held_against_another_run(tmp_path, monkeypatch):
 
     first, second = tmp_path / "first", tmp_path / "second"
     evaluate(experiment(), first)
-    evaluate(experiment(against=str(first)), second)
+    evaluate(experiment(baseline=str(first)), second)
     figures = json.loads((second / "evaluation.json").read_text())
     assert figures["against"].pop("whose") == str(first)
     assert set(figures["against"]) == {"fd_classifier_40", "kid_classifier_40", "fd_pixels_40", "kid_pixels_40"}
@@ -165,7 +165,7 @@ def test_images_are_held_against_another_run(tmp_path, monkeypatch):
     assert figures["data"]["train"]["number"] == 100
     for changes in ({"num_real": 90}, {"num_samples": 41}, {"features": ("pixels",)}):
         with pytest.raises(UserError, match="not comparable with these"):
-            evaluate(experiment(against=str(first), **changes), tmp_path / "third")
+            evaluate(experiment(baseline=str(first), **changes), tmp_path / "third")
     with pytest.raises(UserError, match="there is no evaluation at"):
-        evaluate(experiment(against=str(tmp_path / "nowhere")), tmp_path / "third")
+        evaluate(experiment(baseline=str(tmp_path / "nowhere")), tmp_path / "third")
     assert not list((tmp_path / "third").glob("evaluation*"))

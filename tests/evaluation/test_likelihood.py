@@ -43,7 +43,7 @@ def gaussian_experiment(**settings):
     parts = {"means": [[MEAN] * 4], "stds": (np.sqrt(STD**2 + (1 / 8) ** 2 / 12).item(),), "weights": ()}
     with config.unlocked(), config.ignore_type():
         config.data.kwargs, config.model.kwargs = dict(parts), dict(parts)
-        config.likelihood.update({"divergence": "exact", "chain_steps": 0, "batch_size": 64} | settings)
+        config.likelihood.update({"divergence": "exact", "vlb_num_steps": 0, "batch_size": 64} | settings)
     experiment = make_experiment(config, one_device())
     source = {split: Dataset(Arrays(pixels(600, seed), np.zeros(600)), (2, 2, 1), LEVELS, 1) for seed, split in
               enumerate(("train", "test"))}  # fmt: skip
@@ -95,11 +95,11 @@ def test_a_later_start_truncates_more(tmp_path):
 
 
 def test_the_importance_weighted_bound_is_tighter(tmp_path):
-    settings = {"num_draws": 8, "num_examples": 200, "rtol": 1e-3, "atol": 1e-3}
+    settings = {"num_dequantizations": 8, "num_examples": 200, "rtol": 1e-3, "atol": 1e-3}
     means = []
     for importance in (False, True):
         folder = tmp_path / str(importance)
-        likelihood(gaussian_experiment(importance=importance, **settings), folder)
+        likelihood(gaussian_experiment(importance_weighted=importance, **settings), folder)
         figures = json.loads((folder / "evaluation.json").read_text())["likelihood"]
         means.append(figures["bits_per_dim"]["mean"])
         parts = figures["bits_per_dim_account"]
@@ -183,7 +183,7 @@ def test_each_mode_keeps_the_others_figures(tmp_path):
         ("method", "tsit", "Did you mean 'tsit5'"),
         ("num_probes", 0, "num_probes must be"),
         ("rtol", 0.0, "rtol > 0"),
-        ("importance", True, "divergence=exact"),
+        ("importance_weighted", True, "divergence=exact"),
         ("t_min", 1.0, "0 <= t_min < 1"),
     ],
 )

@@ -25,7 +25,7 @@ def experiment(**settings):
 
 def test_the_table_of_an_exact_network(tmp_path):
     settings = {"nfe": (24, 96), "spacings": ("karras", "log_snr"), "reference_steps": 200}
-    text = certify(experiment(refinements=(128, 256, 512, 2048), **settings), tmp_path)
+    text = certify(experiment(sde_num_steps=(128, 256, 512, 2048), **settings), tmp_path)
     figures = json.loads((tmp_path / "evaluation.json").read_text())["certify"]
     distance = {
         (row["solver"], row["nfe"]): row["distance"] for row in figures["deterministic"] if row["spacing"] == "log_snr"
@@ -72,7 +72,7 @@ def test_one_program_serves_grids_of_all_lengths(compilations):
     [
         ({"spacings": ("karas",)}, "Did you mean 'karras'"),
         ({"nfe": ()}, "some nfe"),
-        ({"refinements": (16, 16, 32)}, "three different refinements"),
+        ({"sde_num_steps": (16, 16, 32)}, "three different sde_num_steps"),
         ({"num_samples": 0}, "num_samples must be"),
     ],
 )
@@ -82,5 +82,5 @@ def test_wrong_settings_are_refused_at_once(settings, words):
 
 
 def test_a_chains_network_is_not_asked_between_its_steps(tmp_path):
-    with pytest.raises(UserError, match="off_grid=True"):
+    with pytest.raises(UserError, match="allow_off_grid_times=True"):
         certify(make_experiment(ddpm_digits.get_config(), jax.devices()[:1]), tmp_path)

@@ -138,7 +138,7 @@ def test_a_classifier_run_trains_resumes_measures_exports_and_guides(tmp_path):
     assert len(levels) == 11 and levels[0]["num_images"] == 297
     assert all(0 <= level["accuracy"] <= 1 and level["cross_entropy"] > 0 for level in levels)
 
-    guided = (*TINY, "--config.training.num_steps=10", f"--config.sampling.guide={classifier}")
+    guided = (*TINY, "--config.training.num_steps=10", f"--config.sampling.guidance_weights={classifier}")
     assert "has not exported its weights" in finish(start(tmp_path / "run", *guided), expected=2)
     finish(start(classifier, *CLASSIFIER, "--mode=export"))
     assert "trained 10 steps" in finish(start(tmp_path / "run", *guided))
@@ -151,7 +151,7 @@ def test_a_guide_of_another_process_shape_or_kind_is_refused(tmp_path):
     (tmp_path / "checkpoints").mkdir()  # a run's folder
 
     def words(change=lambda config: None, **sampling):
-        config = config_of(guide=str(tmp_path), **sampling)
+        config = config_of(guidance_weights=str(tmp_path), **sampling)
         change(config)
         with pytest.raises(UserError) as refused:
             make_experiment(config, jax.devices()[:1])
@@ -182,7 +182,7 @@ def test_a_guide_of_another_process_shape_or_kind_is_refused(tmp_path):
 
 
 CONDITIONAL = {"num_classes": 10, "label_dropout": 0.1}
-INPAINT = {"task": "inpaint", "completions": 5}
+INPAINT = {"task": "inpaint", "samples_per_measurement": 5}
 
 
 @pytest.mark.parametrize(
@@ -192,19 +192,19 @@ INPAINT = {"task": "inpaint", "completions": 5}
         ({"num_classes": 10}, {"guidance_scale": 2.0}, "guidance_scale=2.0 asks the network without a label"),
         (CONDITIONAL, {"guidance_rescale": 0.5}, "guidance_scale=1 asks the network alone"),
         (CONDITIONAL, INPAINT | {"guidance_scale": 2.0}, "a task without a class has nothing to guide to"),
-        ({}, {"guide_family": "edm"}, "there is no guide"),
+        ({}, {"guidance_family": "edm"}, "there is no guide"),
         ({}, {"task": "sdedit", "task_noise": 0.1}, "sdedit measures nothing"),
-        ({}, INPAINT | {"completions": 0}, "completions must be an integer of at least 1"),
+        ({}, INPAINT | {"samples_per_measurement": 0}, "samples_per_measurement must be an integer of at least 1"),
         ({"num_classes": 10}, INPAINT, "a task without --config.sampling.label asks the network without a label"),
         (CONDITIONAL, {"guidance_scale": 2.0, "guidance_interval": (3.0, 1.0)}, r"0 <= low < high, got \(3.0, 1.0\)"),
         (CONDITIONAL, {"guidance_scale": 2.0, "guidance_interval": (1e3, 1e4)}, "goes from 0.0105 to 152"),
         (CONDITIONAL, {"guidance_scale": 2.0, "guidance_rescale": 2.0}, "0 <= rescale <= 1, got 2.0"),
         (CONDITIONAL, {"label": 10}, "label 10: the network knows the classes 0 to 9"),
-        ({}, {"guide": "nowhere"}, "no weights at nowhere .set --config.sampling.guide"),
+        ({}, {"guidance_weights": "nowhere"}, "no weights at nowhere .set --config.sampling.guidance_weights"),
         ({}, {"task": "inpant"}, "unknown task 'inpant'.*Did you mean 'inpaint'"),
         ({}, {"task_noise": 0.1}, "there is no task, so its settings would not be read"),
         ({}, INPAINT | {"task_noise": -1.0}, "need noise >= 0, got -1.0"),
-        ({}, INPAINT | {"completions": 3}, "20 samples are no whole number of images with 3"),
+        ({}, INPAINT | {"samples_per_measurement": 3}, "20 samples are no whole number of images with 3"),
         ({}, INPAINT | {"task_kwargs": {"mask": "bx"}}, "unknown mask 'bx'.*Did you mean 'box'"),
         ({}, INPAINT | {"task_kwargs": {"mask": "none.npy"}}, "no mask in none.npy"),
         ({}, INPAINT | {"task_kwargs": {"share": 0}}, "need 0 < share < 1, got 0"),
@@ -228,7 +228,13 @@ def test_what_can_not_be_asked_for_is_refused_before_anything_runs(kwargs, sampl
 
 def test_a_task_on_several_devices_in_batches_of_any_size_asks_the_same_of_each_image(params):
     """7 images with 2 completions in batches of 6 on 3 devices, and at once on one; their measurements are the same."""
-    asked = {"task": "inpaint", "task_noise": 0.1, "method": "replacement", "completions": 2, "num_samples": 14}
+    asked = {
+        "task": "inpaint",
+        "task_noise": 0.1,
+        "method": "replacement",
+        "samples_per_measurement": 2,
+        "num_samples": 14,
+    }
     one = make_experiment(config_of(**asked), jax.devices()[:1])
     three = make_experiment(config_of(**asked | {"batch_size": 6}), jax.devices()[:3])
     parts = np.concatenate([batch.x for batch in three.sampler.batches(params, 14)])
@@ -266,7 +272,7 @@ def test_a_task_from_the_command_line_leaves_pictures_and_figures(tmp_path):
         "--config.sampling.task=super_resolve",
         "--config.sampling.task_noise=0.05",
         "--config.sampling.num_samples=12",
-        "--config.sampling.completions=3",
+        "--config.sampling.samples_per_measurement=3",
         "--config.sampling.method=replacement",
         "--config.sampling.threshold=none",
     )
@@ -292,7 +298,7 @@ def test_psnr_and_bicubic_are_what_they_are():
 
 
 def test_figures_of_perfect_completions():
-    config = config_of(task="inpaint", completions=2, label=3)
+    config = config_of(task="inpaint", samples_per_measurement=2, label=3)
     experiment = make_experiment(config, jax.devices()[:1])
     source = experiment.load("test")
     truth = np.stack([source.examples[i]["image"] for i in range(10)]) / 8.0 - 1.0

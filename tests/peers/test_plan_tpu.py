@@ -21,7 +21,7 @@ def test_a_device_of_a_larger_slice_does_the_same(slices):
     """At a fixed batch a device the FLOPs a device are constant, and what is all-reduced is the gradients."""
     found = [plan(experiment_of(64 * n), slice, search=False) for slice in slices for n in [devices(slice)]]
     assert [figures["devices"] for figures in found] == [devices(slice) for slice in slices]
-    assert abs(found[0]["flops_a_device"] / found[1]["flops_a_device"] - 1) < 0.02
+    assert abs(found[0]["flops_per_device"] / found[1]["flops_per_device"] - 1) < 0.02
     for figures in found:
         assert abs(figures["collective_bytes"]["all-reduce"] / figures["gradient_bytes"] - 1) < 0.02
         assert figures["fits"] and figures["memory_bytes"] < 2**30
@@ -30,7 +30,7 @@ def test_a_device_of_a_larger_slice_does_the_same(slices):
 
 def test_a_batch_that_does_not_fit_is_found():
     figures = plan(experiment_of(4 * 2**16), "v5e:2x2", search=True)
-    largest = figures["largest_batch_a_device"]
+    largest = figures["largest_batch_per_device"]
     assert largest["fits"] >= 2**16
     assert largest["too_large"] is None or largest["too_large"] > largest["fits"]
 

@@ -15,7 +15,7 @@ from score_sde.errors import UserError
 from score_sde.experiment import make_experiment
 from score_sde.planning import plan
 from score_sde.planning.collectives import collectives
-from score_sde.planning.flops import flops_of_repetitions
+from score_sde.planning.flops import count_repeated_flops
 from score_sde.planning.topology import CHIPS, parse_topology
 from score_sde.training.devices import make_strategy
 from score_sde.training.setup import build_train_step
@@ -51,7 +51,7 @@ def test_plan_for_virtual_devices_agrees_with_a_run(strategy):
     state, _ = run_steps(placed, batch)  # the planned program runs
     if strategy == "pmap":
         assert 0.9 < estimate["collective_bytes"]["all-reduce"] / estimate["gradient_bytes"] < 1.1
-    assert estimate["batch_a_device"] == 2 and estimate["fits"]
+    assert estimate["batch_per_device"] == 2 and estimate["fits"]
 
 
 @pytest.mark.slow
@@ -84,14 +84,14 @@ def test_loops_count_once_per_iteration():
         return jax.lax.scan(lambda x, _: (x @ matrix, None), x, None, length=5)[0] @ matrix
 
     product = 2 * 4**3
-    assert flops_of_repetitions(looped, matrix) == flops_of_repetitions(jax.jit(looped), matrix) == 4 * product
-    assert flops_of_repetitions(lambda x: x @ x, matrix) == 0
+    assert count_repeated_flops(looped, matrix) == count_repeated_flops(jax.jit(looped), matrix) == 4 * product
+    assert count_repeated_flops(lambda x: x @ x, matrix) == 0
 
 
 def test_accumulation_counts_the_whole_batch():
     def factor(accumulate):
         config = toy2d.get_config()
-        config.training.accumulate = accumulate
+        config.training.grad_accum_steps = accumulate
         experiment = make_experiment(config, jax.devices()[:1])
         return plan.compile_step(experiment, parse_topology("cpu:1"), 512).flops
 
@@ -170,9 +170,9 @@ def test_largest_batch_is_searched_only_on_request(monkeypatch):
 
     monkeypatch.setattr(plan, "compile_step", compile_step)
     estimate = plan.plan(experiment_of(), "cpu:4")
-    assert calls == [4] and "largest_batch_a_device" not in estimate
+    assert calls == [4] and "largest_batch_per_device" not in estimate
     estimate = plan.plan(experiment_of(), "cpu:4", search=True)
-    assert estimate["largest_batch_a_device"]["fits"] == 15 and len(calls) > 2  # 16 would exceed 0.97 of the memory
+    assert estimate["largest_batch_per_device"]["fits"] == 15 and len(calls) > 2  # 16 would exceed 0.97 of the memory
 
 
 def test_long_stage_prints_its_seconds(capsys):

@@ -12,10 +12,10 @@ from score_sde.evaluation.results import check_results_file, load_results, save_
 from score_sde.runtime import weight_files
 from score_sde.runtime.disk import (
     locked,
+    quarantine,
     read_arrays,
-    read_object,
+    read_json_object,
     replacing,
-    set_aside,
     write_arrays,
     write_atomically,
 )
@@ -111,11 +111,11 @@ def test_damaged_figures_are_set_aside_before_the_work(tmp_path, content, capsys
     assert "it is kept in" in capsys.readouterr().err
     path.write_bytes(content)  # damaged again meanwhile
     save_results(tmp_path, {"likelihood": {"mean": 1.0}})
-    assert read_object(path) == {"likelihood": {"mean": 1.0}}
+    assert read_json_object(path) == {"likelihood": {"mean": 1.0}}
     assert (tmp_path / "damaged" / "evaluation.json.1").read_bytes() == content
 
 
 def test_set_aside_keeps_all(tmp_path):
     for content in "ab":
         (tmp_path / "x").write_text(content)
-        assert set_aside(tmp_path / "x", tmp_path).read_text() == content
+        assert quarantine(tmp_path / "x", tmp_path).read_text() == content

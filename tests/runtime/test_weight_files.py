@@ -101,7 +101,7 @@ def test_tensors_of_one_storage_take_no_memory(tmp_path):
 def test_a_side_file_of_great_depth_is_refused(tmp_path, side):
     weight_files.write(tmp_path / "x.safetensors", {"a": np.ones(2)}, "native", {})
     (tmp_path / "x.safetensors.json").write_text(side)
-    with pytest.raises(UserError, match=r"x\.safetensors\.json is no JSON of a config: .* nested too deep"):
+    with pytest.raises(UserError, match=r"x\.safetensors\.json is not a valid config: .* nested too deep"):
         weight_files.read(tmp_path / "x.safetensors")
 
 

@@ -116,7 +116,7 @@ def test_ctrl_c_three_times_is_one_sentence(tmp_path):
 def test_ctrl_c_ends_what_saves_nothing(tmp_path, mode):
     finish(start(tmp_path, *LONG, "--config.training.num_steps=10"))
     endless = (
-        "--config.likelihood.num_draws=1000000",
+        "--config.likelihood.num_dequantizations=1000000",
         "--config.sampling.num_steps=1000000",
         "--config.evaluation.num_samples=1000000",
     )

@@ -116,7 +116,10 @@ def on_points():
 def test_parts_of_a_batch_add_up_to_it(on_points):
     """Accumulated gradients on one device, on four, and in shards: an example's noise is its own."""
     whole, _ = run(on_points, 1, calls=3, points=True, **AVERAGES)
-    for more in ({"num_devices": 1, "accumulate": 4}, {"num_devices": 4, "accumulate": 2, "strategy": "fsdp"}):
+    for more in (
+        {"num_devices": 1, "grad_accum_steps": 4},
+        {"num_devices": 4, "grad_accum_steps": 2, "strategy": "fsdp"},
+    ):
         parts, _ = run(on_points, calls=3, points=True, **AVERAGES, **more)
         assert relative_difference(whole.params, parts.params, on_points.params) < 1e-3
 
