@@ -4,7 +4,8 @@ python launch.py --config=configs/ddpm_digits.py
 
 The network is not trained between its timesteps, so time grids are snapped to them. Solvers that evaluate it in between
 raise an error unless `--config.sampling.allow_off_grid_times=True`. A learned variance (Nichol and Dhariwal 2021), for
-ancestral sampling and the discrete variational bound: `--config.loss.objective=ddpm_hybrid --config.model.kwargs.outputs=2`.
+ancestral sampling and the discrete variational bound:
+`--config.loss.objective=ddpm_hybrid --config.model.kwargs.outputs=2`.
 """
 
 from configs import common
