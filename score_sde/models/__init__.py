@@ -1,6 +1,6 @@
-"""Flax networks, called as module.apply(variables, x, noise_level, labels=None, train=False).
+"""Flax networks, called as `module.apply(variables, x, noise_level, labels=None, train=False)`.
 
-They depend on neither SDEs nor losses. A new network is a module and an entry of `MODELS`.
+They are independent of SDEs and losses. A new network is a module and an entry of `MODELS`.
 """
 
 import flax.linen as nn
@@ -30,5 +30,9 @@ MODELS = {
 
 
 def create(name: str, **kwargs) -> nn.Module:
-    """Return the network `name` with these attributes; an unknown name or attribute is a `UserError`."""
+    """Return the network `name` with the attributes `kwargs`.
+
+    Raises:
+      UserError: if the name or an attribute is unknown; the message lists the known ones.
+    """
     return build("model", MODELS, name, kwargs)

@@ -1,4 +1,4 @@
-"""The noise-conditional classifier of Dhariwal and Nichol 2021: the first half of ADM, then attention pooling."""
+"""Noise-conditional classifier (Dhariwal and Nichol 2021): the first half of ADM, followed by attention pooling."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,13 +14,13 @@ from score_sde.models.unet import check_levels
 
 
 class AttentionPool(nn.Module):
-    """Attention pooling over positions (Radford et al. 2021), with their mean as the query."""
+    """Attention pooling (Radford et al. 2021): the mean over positions attends to all positions and to itself."""
 
     config: BlockConfig
 
     @nn.compact
     def __call__(self, x):
-        """Pool (batch, height, width, channels) to (batch, channels)."""
+        """Return one vector per example, (batch, channels), for x (batch, height, width, channels)."""
         batch, height, width, channels = x.shape
         heads = count_heads(channels, self.config.heads, self.config.head_channels)
         tokens = x.reshape(batch, height * width, channels)
@@ -38,12 +38,11 @@ class AttentionPool(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Classifier of noisy images (batch, height, width, channels), with (batch, num_classes) logits.
+    """Classifier of noisy images.
 
     Attributes:
       num_classes: Number of classes.
-      channels, multipliers, num_res_blocks, attention_resolutions, dropout, head_channels, groups, dtype: See
-        `UNet`.
+      channels, multipliers, num_res_blocks, attention_resolutions, dropout, head_channels, groups, dtype: See `UNet`.
     """
 
     num_classes: int = 10
@@ -58,10 +57,17 @@ class Classifier(nn.Module):
 
     @nn.compact
     def __call__(self, x, noise_level, labels=None, train=False):
-        """Return the logits of p(y | x_t) at (batch,) noise levels; `labels` has no effect.
+        """Return the logits of p(y | x_t), (batch, num_classes).
+
+        Args:
+          x: Noisy images, (batch, height, width, channels).
+          noise_level: Noise levels, (batch,).
+          labels: Unused, because labels are the target of the classifier.
+          train: Whether dropout is active, which takes a "dropout" key.
 
         Raises:
-          UserError: if the image size doesn't fit the levels, see `UNet`.
+          UserError: if the image doesn't halve at every level, no level has an attention resolution, or the heads don't
+            divide the channels.
         """
         check_levels("classifier", x, self.multipliers, self.attention_resolutions)
         dtype = jnp.dtype(self.dtype) if self.dtype else None
@@ -73,20 +79,20 @@ class Classifier(nn.Module):
             dropout=self.dropout,
             dtype=dtype,
         )
-        embedding = NoiseEmbedding(self.channels, endpoint=False, cosine_first=True, name="noise")
-        embedded = embedding(noise_level, None, None, train)
+        embed = NoiseEmbedding(self.channels, endpoint=False, cosine_first=True, name="noise")
+        embedding = embed(noise_level, None, None, train)
         hidden = Conv(self.channels, dtype=dtype, name="conv_in")(x)
         for level, multiplier in enumerate(self.multipliers):
             if level > 0:
                 name = f"down_{level - 1}_resample"
-                hidden = ResidualBlock(hidden.shape[-1], config, "down", name=name)(hidden, embedded, train)
+                hidden = ResidualBlock(hidden.shape[-1], config, "down", name=name)(hidden, embedding, train)
             for i in range(self.num_res_blocks):
                 block = ResidualBlock(self.channels * multiplier, config, name=f"down_{level}_{i}")
-                hidden = block(hidden, embedded, train)
+                hidden = block(hidden, embedding, train)
                 if hidden.shape[1] in self.attention_resolutions:
                     hidden = Attention(config, name=f"down_{level}_{i}_attention")(hidden)
-        hidden = ResidualBlock(hidden.shape[-1], config, name="middle_0")(hidden, embedded, train)
+        hidden = ResidualBlock(hidden.shape[-1], config, name="middle_0")(hidden, embedding, train)
         hidden = Attention(config, name="middle_attention")(hidden)
-        hidden = ResidualBlock(hidden.shape[-1], config, name="middle_1")(hidden, embedded, train)
+        hidden = ResidualBlock(hidden.shape[-1], config, name="middle_1")(hidden, embedding, train)
         hidden = AttentionPool(config, name="pool")(nn.swish(config.norm("norm_out")(hidden)))
         return at_least_float32(dense(self.num_classes, dtype=dtype, name="logits")(hidden))

@@ -1,4 +1,4 @@
-"""The diffusion transformer of Peebles and Xie 2023: images as patches, blocks with adaptive layer normalization."""
+"""Diffusion transformer (Peebles and Xie 2023): image patches, and blocks with adaptive layer normalization."""
 
 from typing import Any
 
@@ -18,22 +18,24 @@ SIZES = {  # width, depth, heads: Table 1
     "L": (1024, 24, 16),
     "XL": (1152, 28, 16),
 }
-FREQUENCIES = 256  # features of the noise level's embedding
+NUM_FREQUENCIES = 256  # sines and cosines of the noise level
 small = nn.initializers.normal(0.02)
 xavier = nn.initializers.xavier_uniform()
 
 
 def modulate(x, shift, scale):
-    """Normalize tokens (batch, tokens, width), then shift and scale them by (batch, width) vectors."""
-    normal = nn.LayerNorm(epsilon=1e-6, use_scale=False, use_bias=False, dtype=jnp.promote_types(x.dtype, jnp.float32))
-    return normal(x).astype(x.dtype) * (1 + scale[:, None]) + shift[:, None]
+    """Return normalized tokens (batch, tokens, width) with a shift and a scale per example, (batch, width) each."""
+    normalize = nn.LayerNorm(
+        epsilon=1e-6, use_scale=False, use_bias=False, dtype=jnp.promote_types(x.dtype, jnp.float32)
+    )
+    return normalize(x).astype(x.dtype) * (1 + scale[:, None]) + shift[:, None]
 
 
-def adaln_params(embedding, count, dtype, name):
-    """Return `count` modulation vectors (batch, width) from the conditioning; zero at first (adaLN-Zero)."""
-    width = embedding.shape[-1]
+def adaln_params(conditioning, count, dtype, name):
+    """Return `count` modulation vectors (batch, width) of the conditioning, initially zero (adaLN-Zero)."""
+    width = conditioning.shape[-1]
     zeros = nn.initializers.zeros
-    vectors = nn.Dense(count * width, dtype=dtype, kernel_init=zeros, name=name)(nn.swish(embedding))
+    vectors = nn.Dense(count * width, dtype=dtype, kernel_init=zeros, name=name)(nn.swish(conditioning))
     return jnp.split(vectors, count, axis=-1)
 
 
@@ -45,10 +47,10 @@ class Block(nn.Module):
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, tokens, embedding, train):
-        """Map tokens (batch, tokens, width) to tokens, with conditioning (batch, width)."""
+    def __call__(self, tokens, conditioning, train):
+        """Return tokens (batch, tokens, width), given tokens and the conditioning (batch, width)."""
         batch, count, width = tokens.shape
-        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = adaln_params(embedding, 6, self.dtype, "modulation")
+        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = adaln_params(conditioning, 6, self.dtype, "modulation")
         hidden = modulate(tokens, shift, scale)
         hidden = nn.Dense(3 * width, dtype=self.dtype, kernel_init=xavier, name="qkv")(hidden)
         query, key, value = jnp.unstack(hidden.reshape(batch, count, 3, self.heads, width // self.heads), axis=2)
@@ -63,22 +65,22 @@ class Block(nn.Module):
 
 
 class DiT(nn.Module):
-    """Network from images (batch, height, width, channels) and (batch,) noise levels to an output of their shape.
+    """Diffusion transformer.
 
-    The blocks are scanned, so that only one is compiled.
+    The blocks are scanned, so that all of them share one compilation.
 
     Attributes:
-      size: Size "S", "B", "L" or "XL", or "" for width, depth and heads as given.
-      patch: Height and width of a patch; the paper has 2, 4 and 8.
-      width: Width of the tokens, if size is "".
-      depth: Number of blocks, if size is "".
-      heads: Number of attention heads, if size is "".
-      dropout: Dropout rate in the perceptrons; the paper has 0.
-      outputs: Number of outputs of the images' shape, along channels; 2 for a learned variance.
-      num_classes: Number of classes, 0 for none.
-      label_dropout: Probability of the null label in training.
-      remat: Whether to recompute the blocks' activations in the backward pass, to save memory.
-      dtype: Data type of the computation, "bfloat16" for speed; None follows the input.
+      size: "S", "B", "L" or "XL" of the paper's Table 1, or "" for `width`, `depth` and `heads`.
+      patch: Height and width of a patch in pixels; 2, 4 or 8 in the paper.
+      width: Width of the tokens.
+      depth: Number of blocks.
+      heads: Number of attention heads.
+      dropout: Dropout rate in the blocks' MLPs; 0 in the paper.
+      outputs: Number of outputs of the images' shape, stacked along channels; 2 for a learned variance.
+      num_classes: Number of classes; 0 for an unconditional network.
+      label_dropout: Probability that a label is replaced by the null label in training.
+      remat: Whether each block's activations are recomputed in the backward pass, which saves memory.
+      dtype: Dtype of the computation, "bfloat16" for speed; None follows the input.
     """
 
     size: str = ""
@@ -95,11 +97,17 @@ class DiT(nn.Module):
 
     @nn.compact
     def __call__(self, x, noise_level, labels=None, train=False):
-        """Return the raw output; `train` enables dropout of activations and labels, which takes a "dropout" key.
+        """Return the raw output.
+
+        Args:
+          x: Images, (batch, height, width, channels).
+          noise_level: Noise levels, (batch,).
+          labels: Class labels, (batch,), -1 for the null label; None for null labels.
+          train: Whether dropout of activations and labels is active, which takes a "dropout" key.
 
         Raises:
           UserError: if the patches don't divide the image, the heads don't divide the width, the size is unknown, or
-            there are labels but no classes.
+            an unconditional network gets labels.
         """
         width, depth, heads = self._sizes(x, labels)
         dtype = jnp.dtype(self.dtype) if self.dtype else None
@@ -107,12 +115,12 @@ class DiT(nn.Module):
         tokens = (
             tokens + positions(x.shape[1] // self.patch, x.shape[2] // self.patch, width).astype(tokens.dtype)[None]
         )
-        embedding = self._conditioning(noise_level, labels, width, train)
+        conditioning = self._conditioning(noise_level, labels, width, train)
 
         block = nn.remat(Block, static_argnums=(3,), prevent_cse=False) if self.remat else Block
 
-        def step(module, tokens, embedding):
-            return module(tokens, embedding, train), None
+        def step(module, tokens, conditioning):
+            return module(tokens, conditioning, train), None
 
         scanned = nn.scan(
             step,
@@ -121,9 +129,9 @@ class DiT(nn.Module):
             in_axes=nn.broadcast,
             length=depth,
         )
-        tokens, _ = scanned(block(heads, self.dropout, dtype, name="blocks"), tokens, embedding)
+        tokens, _ = scanned(block(heads, self.dropout, dtype, name="blocks"), tokens, conditioning)
 
-        shift, scale = adaln_params(embedding, 2, dtype, "modulation")
+        shift, scale = adaln_params(conditioning, 2, dtype, "modulation")
         zeros = nn.initializers.zeros
         channels = self.outputs * x.shape[-1]
         tokens = modulate(tokens, shift, scale)
@@ -131,49 +139,53 @@ class DiT(nn.Module):
         return from_patches(at_least_float32(tokens), self.patch, (*x.shape[1:3], channels))
 
     def _conditioning(self, noise_level, labels, width, train):
-        """Return the embedding (batch, width) of noise level and class, in float32."""
-        embedding = positional_embedding(noise_level, FREQUENCIES, endpoint=False, cosine_first=True)
-        embedding = nn.swish(nn.Dense(width, kernel_init=small, name="level_0")(embedding))
-        embedding = nn.Dense(width, kernel_init=small, name="level_1")(embedding)
+        """Return the embedding of noise level and class in float32, (batch, width)."""
+        conditioning = positional_embedding(noise_level, NUM_FREQUENCIES, endpoint=False, cosine_first=True)
+        conditioning = nn.swish(nn.Dense(width, kernel_init=small, name="level_0")(conditioning))
+        conditioning = nn.Dense(width, kernel_init=small, name="level_1")(conditioning)
         if not self.num_classes:
-            return embedding
-        labels = jnp.full(len(embedding), -1) if labels is None else labels
-        return embedding + LabelEmbedding(self.num_classes, width, self.label_dropout, name="label")(labels, train)
+            return conditioning
+        labels = jnp.full(len(conditioning), -1) if labels is None else labels
+        return conditioning + LabelEmbedding(self.num_classes, width, self.label_dropout, name="label")(labels, train)
 
     def _sizes(self, x, labels):
+        """Return (width, depth, heads), or raise UserError if the options don't fit each other or x."""
         if x.shape[1] % self.patch or x.shape[2] % self.patch:
             raise UserError(f"dit: patches of {self.patch} don't divide an image of {x.shape[1]}x{x.shape[2]}", "patch")
         given = (self.width, self.depth, self.heads)
         width, depth, heads = lookup("size", SIZES | {"": given}, self.size, "size")
         count_heads(width, heads, None)
         if width % 4:
-            raise UserError(f"dit: positions need a width that is a multiple of 4, got {width}", "width")
+            raise UserError(f"dit: expected a width that is a multiple of 4, got {width}", "width")
         check_rates("dit", self)
         check_labels("dit", self.num_classes, labels)
         return width, depth, heads
 
 
 def to_patches(x: jax.Array, patch: int) -> jax.Array:
-    """Cut images (batch, height, width, channels) into tokens (batch, tokens, patch^2 channels), row by row."""
+    """Split images (batch, height, width, channels) into patches (batch, tokens, patch^2 channels), row by row."""
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height // patch, patch, width // patch, patch, channels).swapaxes(2, 3)
     return x.reshape(batch, -1, patch**2 * channels)
 
 
 def from_patches(tokens: jax.Array, patch: int, shape: tuple[int, int, int]) -> jax.Array:
-    """Invert `to_patches`, for images of this shape (height, width, channels)."""
+    """Join patches into images of a shape (height, width, channels), the inverse of `to_patches`."""
     height, width, channels = shape
     x = tokens.reshape(-1, height // patch, width // patch, patch, patch, channels).swapaxes(2, 3)
     return x.reshape(-1, height, width, channels)
 
 
 def positions(rows: int, columns: int, width: int) -> jax.Array:
-    """Return sines and cosines of the positions of a grid, (rows columns, width), half for each coordinate."""
+    """Return fixed embeddings of grid positions, (rows columns, width).
 
-    def embed(coordinate):
+    Half of the features are sines and cosines of the column, the other half of the row.
+    """
+
+    def encode(coordinate):
         frequencies = 10_000.0 ** -(np.arange(width // 4) / (width // 4))
         angles = coordinate.reshape(-1, 1) * frequencies[None]
         return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
 
     row, column = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
-    return jnp.asarray(np.concatenate([embed(column), embed(row)], axis=1))
+    return jnp.asarray(np.concatenate([encode(column), encode(row)], axis=1))

@@ -1,7 +1,7 @@
-"""The magnitude-preserving U-Net of EDM2, configuration G.
+"""Magnitude-preserving U-Net of EDM2 (Karras et al. 2024, configuration G).
 
-Karras et al. 2024, "Analyzing and Improving the Training Dynamics of Diffusion Models". It has no normalization and no
-biases; each layer preserves the magnitude of its input.
+"Analyzing and Improving the Training Dynamics of Diffusion Models": the network has neither normalization layers nor
+biases, because each layer preserves the magnitude of its input.
 """
 
 import math
@@ -20,28 +20,30 @@ from score_sde.models.resampling import downsample, upsample
 from score_sde.models.unet import check_levels
 
 CLIP = 256.0  # bound of activations, so that bfloat16 and float16 don't overflow
-KERNEL = "magnitude_preserving"  # name of the weights that training keeps normalized (`constraints`)
+KERNEL = "magnitude_preserving"  # name of the weights that `models.constraints` keeps normalized
 
 
 def normalize(x: jax.Array, axes: int | Sequence[int], epsilon: float = 1e-4) -> jax.Array:
-    """Divide x by its root mean square along axes."""
+    """Return x over its root mean square along axes."""
     square = jnp.mean(at_least_float32(x) ** 2, axis=axes, keepdims=True)
-    root = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)  # its gradient at 0 is 0, not NaN
+    root = jnp.where(
+        square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0
+    )  # has gradient 0 at 0 instead of NaN
     return x / (epsilon + root).astype(x.dtype)
 
 
 def silu(x: jax.Array) -> jax.Array:
-    """Return SiLU divided by its root mean square on a standard normal variable."""
+    """Return SiLU(x) over 0.596, its root mean square for normal x."""
     return nn.silu(x) / 0.596
 
 
 def mix(a: jax.Array, b: jax.Array, t: float) -> jax.Array:
-    """Return (1 - t) a + t b, rescaled to the magnitude of uncorrelated a and b."""
+    """Return (1 - t) a + t b, scaled to preserve the magnitude of uncorrelated a and b (Eq. 88)."""
     return ((1 - t) * a + t * b) / math.sqrt((1 - t) ** 2 + t**2)
 
 
 def concatenate(a: jax.Array, b: jax.Array, t: float) -> jax.Array:
-    """Concatenate channels of a and b, which contribute as (1 - t) : t for any number of channels."""
+    """Concatenate channels of a and b, with contributions (1 - t) : t for any numbers of channels (Eq. 103)."""
     scale = math.sqrt((a.shape[-1] + b.shape[-1]) / ((1 - t) ** 2 + t**2))
     return jnp.concatenate(
         [(scale * (1 - t) / math.sqrt(a.shape[-1])) * a, (scale * t / math.sqrt(b.shape[-1])) * b], axis=-1
@@ -49,10 +51,9 @@ def concatenate(a: jax.Array, b: jax.Array, t: float) -> jax.Array:
 
 
 class Layer(nn.Module):
-    """Convolution without bias, or for size 0 a dense layer, whose weights have norm 1 per output.
+    """Convolution without bias, or a dense layer if size is 0, with weights of norm 1 per output.
 
-    Training keeps the parameters themselves at unit root mean square (`constraints`), otherwise they would grow
-    and learn more and more slowly.
+    Training also keeps the parameters themselves at unit root mean square; see `models.constraints`.
     """
 
     features: int
@@ -61,7 +62,7 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(self, x, gain=1.0):
-        """Map the last axis of x to `features` channels."""
+        """Return the layer's output for x (batch, ..., in), times `gain`."""
         shape = (self.size,) * 2 * bool(self.size) + (x.shape[-1], self.features)
         kernel = self.param(KERNEL, nn.initializers.normal(1.0), shape)
         kernel = normalize(kernel, range(kernel.ndim - 1)) * (gain / math.sqrt(math.prod(shape[:-1])))
@@ -72,13 +73,13 @@ class Layer(nn.Module):
 
 
 class FourierFeatures(nn.Module):
-    """Random Fourier features sqrt(2) cos(2 pi (f c + phi)), f normal and phi uniform, which are never trained."""
+    """Random Fourier features sqrt(2) cos(2 pi (f c + phi)) with fixed normal f and uniform phi."""
 
     features: int
 
     @nn.compact
     def __call__(self, noise_level):
-        """Map (batch,) noise levels to (batch, features)."""
+        """Return features (batch, features) of noise levels (batch,)."""
         frequencies = self.param("frequencies", nn.initializers.normal(1.0), (self.features,))
         phases = self.param("phases", nn.initializers.uniform(1.0), (self.features,))
         angles = noise_level[:, None] * frequencies[None] + phases[None]
@@ -86,7 +87,7 @@ class FourierFeatures(nn.Module):
 
 
 class Block(nn.Module):
-    """Residual block; the encoder's normalizes its input over channels."""
+    """Residual block; in the encoder it also normalizes its input over channels."""
 
     features: int
     encoder: bool
@@ -98,7 +99,13 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x, embedding, train):
-        """Map x (batch, height, width, channels) and embedding (batch, n) to (batch, height', width', features)."""
+        """Return (batch, height', width', features).
+
+        Args:
+          x: Activations, (batch, height, width, channels).
+          embedding: Embedding of the noise level and class, (batch, n).
+          train: Whether dropout is active, which takes a "dropout" key.
+        """
         x = {"none": lambda x: x, "down": downsample, "up": upsample}[self.resample](x)
         project = x.shape[-1] != self.features
         if self.encoder:
@@ -131,13 +138,13 @@ class Block(nn.Module):
 
 
 class EDM2(nn.Module):
-    """Network from images (batch, height, width, channels) and (batch,) noise levels to an output of their shape.
+    """EDM2's U-Net, for preconditioning "edm".
 
-    For preconditioning "edm". The defaults are EDM2-S; 128 channels is XS, 256 M, 320 L, 384 XL, 448 XXL.
+    The defaults are EDM2-S; 128 channels give XS, 256 M, 320 L, 384 XL and 448 XXL.
 
     Attributes:
       channels, multipliers, num_res_blocks, attention_resolutions, head_channels, outputs, num_classes, label_dropout,
-        remat, dtype: See `UNet`. The bottom always has attention.
+        remat, dtype: See `UNet`. The lowest resolution always has attention as well.
       dropout: Dropout rate in the blocks.
     """
 
@@ -155,10 +162,17 @@ class EDM2(nn.Module):
 
     @nn.compact
     def __call__(self, x, noise_level, labels=None, train=False):
-        """Return the raw output; `train` enables dropout of activations and labels, which takes a "dropout" key.
+        """Return the raw output.
+
+        Args:
+          x: Images, (batch, height, width, channels).
+          noise_level: Noise levels, (batch,).
+          labels: Class labels, (batch,), -1 for the null label; None for null labels.
+          train: Whether dropout of activations and labels is active, which takes a "dropout" key.
 
         Raises:
-          UserError: See `UNet`.
+          UserError: if the image doesn't halve at every level, no level has an attention resolution, the heads don't
+            divide the channels, or an unconditional network gets labels.
         """
         check_levels("edm2", x, self.multipliers, self.attention_resolutions)
         check_labels("edm2", self.num_classes, labels)
@@ -166,16 +180,18 @@ class EDM2(nn.Module):
         dtype = jnp.dtype(self.dtype) if self.dtype else None
         widths = [self.channels * multiplier for multiplier in self.multipliers]
         embedding = self._conditioning(noise_level, labels, max(widths), train)
-        make = nn.remat(Block, static_argnums=(3,)) if self.remat else Block
+        block_class = nn.remat(Block, static_argnums=(3,)) if self.remat else Block
 
         def block(hidden, level, encoder, name, resample="none", attention=None, features=None):
             size = hidden.shape[1] * {"none": 2, "down": 1, "up": 4}[resample] // 2
             attention = size in self.attention_resolutions if attention is None else attention
             features = features or widths[level]
-            made = make(features, encoder, resample, attention, self.head_channels, self.dropout, dtype, name=name)
-            return made(hidden, embedding, train)
+            module = block_class(
+                features, encoder, resample, attention, self.head_channels, self.dropout, dtype, name=name
+            )
+            return module(hidden, embedding, train)
 
-        ones = jnp.ones_like(x[..., :1])  # a channel of ones replaces biases
+        ones = jnp.ones_like(x[..., :1])  # replaces biases
         hidden = Layer(self.channels, dtype=dtype, name="conv_in")(jnp.concatenate([x, ones], axis=-1))
         skips, bottom = [hidden], len(widths) - 1
         for level in range(bottom + 1):
@@ -199,13 +215,13 @@ class EDM2(nn.Module):
         return at_least_float32(out)
 
     def _conditioning(self, noise_level, labels, width, train):
-        """Return the activated embedding (batch, width) of noise level and class, in float32."""
+        """Return the activated embedding of noise level and class in float32, (batch, width)."""
         embedding = Layer(width, 0, name="level")(FourierFeatures(self.channels, name="fourier")(noise_level))
         if self.num_classes:
             labels = jnp.full(len(embedding), -1) if labels is None else labels
             if train and self.label_dropout > 0:
                 dropped = jax.random.bernoulli(self.make_rng("dropout"), self.label_dropout, labels.shape)
                 labels = jnp.where(dropped, -1, labels)
-            classes = jax.nn.one_hot(labels, self.num_classes) * math.sqrt(self.num_classes)  # zeros for the null label
+            classes = jax.nn.one_hot(labels, self.num_classes) * math.sqrt(self.num_classes)  # 0 for the null label
             embedding = mix(embedding, Layer(width, 0, name="label")(classes), 0.5)
         return silu(embedding)

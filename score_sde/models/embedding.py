@@ -14,36 +14,36 @@ from score_sde.models.layers import dense
 def positional_embedding(
     noise_level: jax.Array, features: int, endpoint: bool = True, cosine_first: bool = False
 ) -> jax.Array:
-    """Return sines and cosines at geometric frequencies, (batch, features) (Vaswani et al. 2017).
+    """Return sines and cosines of noise levels at geometric frequencies (Vaswani et al. 2017), (batch, features).
 
     Args:
-      noise_level: (batch,) noise levels, about 0 to 1,000.
+      noise_level: Noise levels, (batch,), from 0 to about 1,000.
       features: Number of features, even.
-      endpoint: Whether the lowest frequency is exactly 1 / 10,000 (Ho et al. 2020), or the one above it
-        (Dhariwal and Nichol 2021; Peebles and Xie 2023).
-      cosine_first: Whether cosines precede sines.
+      endpoint: Whether the frequencies end at 1 / 10,000 (Ho et al. 2020), or one step before it (Dhariwal and Nichol
+        2021; Peebles and Xie 2023).
+      cosine_first: Whether the cosines come before the sines.
 
     Raises:
-      ValueError: if there are fewer than four features, or two without `endpoint`.
+      ValueError: if there are fewer than four features, or fewer than two without `endpoint`.
     """
     half = features // 2
     if half <= endpoint:
         raise ValueError(f"positional embedding: expected at least {4 if endpoint else 2} channels, got {features}")
     frequencies = jnp.exp(-math.log(10_000.0) / (half - endpoint) * jnp.arange(half))
     angles = noise_level[:, None] * frequencies[None, :]
-    parts = [jnp.sin(angles), jnp.cos(angles)]
-    return jnp.concatenate(parts[::-1] if cosine_first else parts, axis=-1)
+    halves = [jnp.sin(angles), jnp.cos(angles)]
+    return jnp.concatenate(halves[::-1] if cosine_first else halves, axis=-1)
 
 
 class FourierEmbedding(nn.Module):
-    """Random Fourier features, which are never trained (Tancik et al. 2020)."""
+    """Random Fourier features (Tancik et al. 2020): sines and cosines at fixed random frequencies."""
 
     features: int
     scale: float = 16.0  # standard deviation of the frequencies
 
     @nn.compact
     def __call__(self, noise_level):
-        """Map (batch,) noise levels to (batch, features)."""
+        """Return features (batch, features) of noise levels (batch,)."""
         shape = (self.features // 2,)
         frequencies = jax.lax.stop_gradient(self.param("frequencies", nn.initializers.normal(self.scale), shape))
         angles = 2 * jnp.pi * noise_level[:, None] * frequencies[None, :]
@@ -51,10 +51,10 @@ class FourierEmbedding(nn.Module):
 
 
 class LabelEmbedding(nn.Module):
-    """Embedding of class labels 0 .. num_classes - 1, and of the null label -1.
+    """Learned embedding of class labels, with label dropout for classifier-free guidance (Ho and Salimans 2021).
 
-    In training a label is replaced by the null label with probability `dropout`, by the "dropout" key, which
-    classifier-free guidance needs (Ho and Salimans 2021).
+    Labels are integers 0 to num_classes - 1, or -1 for the null label, which has its own row. In training a label is
+    replaced by the null label with probability `dropout`.
     """
 
     num_classes: int
@@ -63,7 +63,7 @@ class LabelEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, labels, train):
-        """Map (batch,) labels to (batch, features)."""
+        """Return embeddings (batch, features) of labels (batch,); with `train`, dropout takes a "dropout" key."""
         if train and self.dropout > 0:
             dropped = jax.random.bernoulli(self.make_rng("dropout"), self.dropout, labels.shape)
             labels = jnp.where(dropped, -1, labels)
@@ -74,26 +74,29 @@ class LabelEmbedding(nn.Module):
 def check_labels(name: str, num_classes: int, labels: Any) -> None:
     """Raise UserError if an unconditional network gets labels."""
     if labels is not None and not num_classes:
-        raise UserError(f"{name}: got labels, but the network is unconditional", "num_classes to the number of classes")
+        raise UserError(
+            f"{name}: got labels, but the network is unconditional; num_classes > 0 makes it conditional", "num_classes"
+        )
 
 
 def check_rates(name: str, module: nn.Module) -> None:
-    """Raise UserError unless dropout rates are in [0, 1)."""
+    """Raise UserError unless the dropout rates of activations and labels are in [0, 1)."""
     for field in ("dropout", "label_dropout"):
         if not 0 <= getattr(module, field) < 1:
-            raise UserError(f"{name}: need 0 <= {field} < 1, got {getattr(module, field)}", field)
+            raise UserError(f"{name}: expected 0 <= {field} < 1, got {getattr(module, field)}", field)
 
 
 class NoiseEmbedding(nn.Module):
-    """Embedding of the noise level by two dense layers, with class and augmentation labels added.
+    """Embedding of the noise level by two dense layers, with embeddings of class and augmentation labels added.
 
     Attributes:
-      channels: Number of channels of the first level; the embedding has four times as many.
-      kind: "positional", with `endpoint` and `cosine_first` of `positional_embedding`, or "fourier".
-      num_classes: Number of classes, 0 for none.
-      label_dropout: Probability of the null label in training.
-      augment_dim: Width of the augmentation labels (Karras et al. 2022), 0 for none.
-      labels_enter: Position of the labels: "before" the dense layers (EDM) or "after" them (ADM).
+      channels: Channels of the network's first level; the embedding has four times as many.
+      kind: Features of the noise level, "positional" or "fourier".
+      endpoint, cosine_first: Options of "positional"; see `positional_embedding`.
+      num_classes: Number of classes; 0 for an unconditional network.
+      label_dropout: Probability that a label is replaced by the null label in training.
+      augment_dim: Number of augmentation labels (Karras et al. 2022); 0 for none.
+      labels_enter: Position of the class labels, "before" the dense layers (EDM) or "after" them (ADM).
     """
 
     channels: int
@@ -107,25 +110,32 @@ class NoiseEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, noise_level, labels, augment, train):
-        """Map (batch,) levels, (batch,) labels or None and (batch, augment_dim) or None to (batch, 4 channels)."""
-        hidden = self._embed_level(noise_level)
+        """Return the activated embedding, (batch, 4 channels).
+
+        Args:
+          noise_level: Noise levels, (batch,).
+          labels: Class labels, (batch,), -1 for the null label; None for null labels.
+          augment: Augmentation labels, (batch, augment_dim); None for no augmentation.
+          train: Whether label dropout is active, which takes a "dropout" key.
+        """
+        hidden = self._embed_noise_level(noise_level)
         if self.augment_dim:
             augment = jnp.zeros((len(hidden), self.augment_dim), hidden.dtype) if augment is None else augment
             hidden = hidden + dense(hidden.shape[-1], use_bias=False, name="augment")(augment)
         if self.labels_enter == "before":
-            hidden = hidden + self._embed_label(labels, hidden, train)
+            hidden = hidden + self._embed_labels(labels, hidden, train)
         hidden = nn.swish(dense(4 * self.channels, name="dense_0")(hidden))
         hidden = dense(4 * self.channels, name="dense_1")(hidden)
         if self.labels_enter == "after":
-            hidden = hidden + self._embed_label(labels, hidden, train)
+            hidden = hidden + self._embed_labels(labels, hidden, train)
         return nn.swish(hidden)
 
-    def _embed_level(self, noise_level):
+    def _embed_noise_level(self, noise_level):
         if self.kind == "fourier":
             return FourierEmbedding(2 * self.channels, name="fourier")(noise_level)
         return positional_embedding(noise_level, self.channels, self.endpoint, self.cosine_first)
 
-    def _embed_label(self, labels, hidden, train):
+    def _embed_labels(self, labels, hidden, train):
         if not self.num_classes:
             return 0.0
         labels = jnp.full(len(hidden), -1) if labels is None else labels

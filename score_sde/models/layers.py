@@ -1,8 +1,8 @@
-"""Layers that networks share (convolution, dense layer, normalization), with one dtype policy.
+"""Layers that networks share: convolution, dense layer and normalization, with one dtype policy.
 
-Parameters are float32. `dtype` is the data type of convolutions and products: None follows the input (float32, or
-float64 under x64), and jnp.bfloat16 halves memory and is fast on GPUs and TPUs. Normalization, softmax and embeddings
-stay in float32 at least.
+Parameters are float32. Convolutions and products compute in `dtype`. None follows the input: float32, or float64 under
+x64. jnp.bfloat16 halves memory and is fast on GPUs and TPUs. Normalization, softmax and embeddings compute at least in
+float32.
 """
 
 from functools import partial
@@ -16,20 +16,23 @@ from score_sde.models.convolution import convolve
 
 
 def initializer(scale: float = 1.0):
-    """Return a uniform initializer of variance scale / fan_avg; scale 0 means 1e-10 (Ho et al. 2020)."""
+    """Return an initializer of uniform weights with variance scale / fan_avg.
+
+    Scale 0 is replaced by 1e-10, which makes the initial weights nearly zero (Ho et al. 2020).
+    """
     return nn.initializers.variance_scaling(max(scale, 1e-10), "fan_avg", "uniform")
 
 
-dense = partial(nn.Dense, kernel_init=initializer())  # with the U-Nets' initial weights
+dense = partial(nn.Dense, kernel_init=initializer())  # with the initializer of the U-Nets
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:
-    """Return x in float32, or unchanged if its type is wider."""
+    """Return x in float32, or unchanged if its dtype is wider."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 class Conv(nn.Module):
-    """Convolution."""
+    """Convolution: (batch, height, width, in) -> (batch, height / stride, width / stride, features)."""
 
     features: int
     size: int = 3
@@ -42,11 +45,11 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        """Map (batch, height, width, in) to (batch, height / stride, width / stride, features)."""
+        """Return the convolution of x (batch, height, width, in)."""
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = self.param("kernel", initializer(self.init_scale), shape)
         x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
-        if self.size == 1 and self.stride == 1:  # a product over channels
+        if self.size == 1 and self.stride == 1:  # a matrix product over channels
             y = x @ kernel[0, 0]
         else:
             y = convolve(x, kernel, (self.stride,) * 2, self.padding, kernel_dilation=(self.dilation,) * 2)
@@ -59,8 +62,8 @@ class Conv(nn.Module):
 class GroupNorm(nn.Module):
     """Group normalization (Wu and He 2018) over space and channel groups, with a scale and a bias per channel.
 
-    Statistics are taken in two stages, over space and then over the channels of a group, so that no activation is
-    reshaped. The variance is that of centered values, since E[x^2] - E[x]^2 cancels in float32.
+    Statistics are computed in two stages, first over space and then over the channels of a group, so that no activation
+    is reshaped. The variance is computed from centered values, because E[x^2] - E[x]^2 cancels in float32.
     """
 
     num_groups: int | None = None  # None: a quarter of the channels, at most 32
@@ -68,21 +71,27 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        """Normalize (batch, height, width, channels)."""
+        """Return x (batch, height, width, channels), normalized.
+
+        Raises:
+          ValueError: if the number of channels is not a multiple of the number of groups.
+        """
         channels = x.shape[-1]
         groups = self.num_groups or max(1, min(channels // 4, 32))
         if channels % groups:
-            raise ValueError(f"GroupNorm: {groups} groups don't divide {channels} channels")
+            raise ValueError(f"GroupNorm: expected a number of groups that divides {channels} channels, got {groups}")
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
 
         def group_mean(y):  # (batch, height, width, channels) -> (batch, 1, 1, channels)
-            by_channel = jnp.mean(y, axis=(1, 2))
-            by_group = jnp.mean(by_channel.reshape(-1, groups, channels // groups), axis=2, keepdims=True)
-            return jnp.broadcast_to(by_group, (*by_group.shape[:2], channels // groups)).reshape(-1, 1, 1, channels)
+            channel_means = jnp.mean(y, axis=(1, 2))
+            group_means = jnp.mean(channel_means.reshape(-1, groups, channels // groups), axis=2, keepdims=True)
+            return jnp.broadcast_to(group_means, (*group_means.shape[:2], channels // groups)).reshape(
+                -1, 1, 1, channels
+            )
 
         wide = at_least_float32(x)
         centered = wide - group_mean(wide)
-        inverse_deviation = jax.lax.rsqrt(group_mean(centered**2) + self.epsilon)
-        normal = centered * (inverse_deviation * scale.reshape(1, 1, 1, -1)) + bias.reshape(1, 1, 1, -1)
-        return normal.astype(x.dtype)
+        inverse_std = jax.lax.rsqrt(group_mean(centered**2) + self.epsilon)
+        normalized = centered * (inverse_std * scale.reshape(1, 1, 1, -1)) + bias.reshape(1, 1, 1, -1)
+        return normalized.astype(x.dtype)

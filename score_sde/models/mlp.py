@@ -1,4 +1,4 @@
-"""Multilayer perceptrons for data of low dimension: an unrestricted one, and one whose output is a gradient."""
+"""Multilayer perceptrons for low-dimensional data: an unconstrained network, and the gradient of an energy."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from score_sde.models.embedding import positional_embedding
 
 
 class Perceptron(nn.Module):
-    """Residual layers, each conditioned on the noise level."""
+    """Residual MLP in which every layer takes the noise level's embedding as input."""
 
     features: Sequence[int]
     embedding: int
@@ -18,7 +18,7 @@ class Perceptron(nn.Module):
 
     @nn.compact
     def __call__(self, x, noise_level):
-        """Map x (batch, *event) and (batch,) noise levels to (batch, outputs)."""
+        """Return outputs (batch, outputs) for x (batch, *event) and noise levels (batch,)."""
         levels = nn.swish(nn.Dense(self.features[0], name="level")(positional_embedding(noise_level, self.embedding)))
         hidden = x.reshape(x.shape[0], -1)
         for i, width in enumerate(self.features):
@@ -29,12 +29,12 @@ class Perceptron(nn.Module):
 
 
 class MLP(nn.Module):
-    """Perceptron whose output has the shape of x, (batch, *event).
+    """Multilayer perceptron with an output of the shape of x, for events of any shape.
 
     Attributes:
       features: Widths of the hidden layers.
       embedding: Width of the noise level's embedding, even and at least 4.
-      outputs: Number of outputs of the shape of x, along its last axis; 2 for a learned variance.
+      outputs: Number of outputs of x's shape, stacked along the last axis; 2 for a learned variance.
     """
 
     features: Sequence[int] = (128, 128, 128, 128)
@@ -43,7 +43,11 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x, noise_level, labels=None, train=False):
-        """Return the raw output."""
+        """Return the raw output for x (batch, *event) and noise levels (batch,).
+
+        Raises:
+          UserError: if there are labels, no hidden layer, or an odd embedding.
+        """
         _check("mlp", self.features, self.embedding, labels)
         size = x[0].size * self.outputs
         out = Perceptron(self.features, self.embedding, size, name="perceptron")(x, noise_level)
@@ -51,34 +55,42 @@ class MLP(nn.Module):
 
 
 class EnergyMLP(nn.Module):
-    """Perceptron with one output, an energy E; as a network it returns the score -grad_x E of exp(-E).
+    """Energy-based model: an MLP with one output, the energy E, called as a network for the score -grad_x E.
 
-    Its output is a gradient, as every true score is. With the prediction "score", -log p_t is E up to a
-    constant; with "epsilon" it is -E / sigma. See `MLP` for the attributes.
+    Like every exact score, its output is a gradient. With the prediction "score", E is -log p_t up to a constant. With
+    "epsilon", -log p_t is -E / sigma up to a constant.
+
+    Attributes:
+      features, embedding: See `MLP`.
     """
 
     features: Sequence[int] = (128, 128, 128, 128)
     embedding: int = 32
 
     def setup(self):
-        """Create the perceptron."""
+        """Create the perceptron, which `__call__` and `energy` share."""
         self.perceptron = Perceptron(self.features, self.embedding, 1)
 
     def __call__(self, x, noise_level, labels=None, train=False):
-        """Return -grad_x E."""
+        """Return the score -grad_x E at x (batch, *event) and noise levels (batch,).
+
+        Raises:
+          UserError: if there are labels, no hidden layer, or an odd embedding.
+        """
         _check("energy_mlp", self.features, self.embedding, labels)
-        energy, pull = nn.vjp(lambda module, x: module.energy(x, noise_level), self, x)
-        return -pull(jnp.ones_like(energy))[1]
+        energy, vjp_fn = nn.vjp(lambda module, x: module.energy(x, noise_level), self, x)
+        return -vjp_fn(jnp.ones_like(energy))[1]
 
     def energy(self, x, noise_level):
-        """Return the energies (batch,) of x (batch, *event) at (batch,) noise levels."""
+        """Return energies (batch,) of x (batch, *event) at noise levels (batch,)."""
         return self.perceptron(x, noise_level)[:, 0]
 
 
 def _check(name: str, features: Sequence[int], embedding: int, labels) -> None:
+    """Raise UserError if there are labels, no hidden layer, or an odd or too small embedding."""
     if labels is not None:
-        raise UserError(f"{name}: this network is unconditional, it takes no labels")
+        raise UserError(f"{name}: got labels, but this network is unconditional")
     if not features:
-        raise UserError(f"{name}: needs a hidden layer, got features={features}", "features")
+        raise UserError(f"{name}: expected at least one hidden layer, got features={features}", "features")
     if embedding < 4 or embedding % 2:
-        raise UserError(f"{name}: the embedding must be even and at least 4, got {embedding}", "embedding")
+        raise UserError(f"{name}: expected an embedding that is even and at least 4, got {embedding}", "embedding")

@@ -1,6 +1,6 @@
 """NCSNv2 (Song and Ermon 2020): a RefineNet (Lin et al. 2017) of dilated residual blocks.
 
-It is not conditioned on the noise level; its output is divided by sigma.
+Its layers are independent of the noise level; only its output is divided by sigma.
 """
 
 from typing import Any
@@ -16,13 +16,13 @@ from score_sde.models.resampling import downsample
 
 
 class InstanceNormPlus(nn.Module):
-    """Instance normalization that preserves differences of channel means (Song and Ermon 2019)."""
+    """Instance normalization++ (Song and Ermon 2019), which preserves differences between the channels' means."""
 
     epsilon: float = 1e-5
 
     @nn.compact
     def __call__(self, x):
-        """Normalize (batch, height, width, channels)."""
+        """Return x (batch, height, width, channels), normalized."""
         shape = (1, 1, 1, x.shape[-1])
         near_one = lambda key, shape: 1 + 0.02 * jax.random.normal(key, shape)  # noqa: E731
         alpha, gamma = (self.param(name, near_one, shape) for name in ("alpha", "gamma"))
@@ -39,7 +39,7 @@ class InstanceNormPlus(nn.Module):
 
 
 class DilatedBlock(nn.Module):
-    """Residual block; with `down` it halves the image, or dilates its convolutions if `dilation` is above 1."""
+    """Residual block with dilated convolutions; with `down` and without dilation it halves the image."""
 
     features: int
     down: bool = False
@@ -48,7 +48,7 @@ class DilatedBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        """Map (batch, height, width, channels) to `features` channels."""
+        """Return (batch, height', width', features) for x (batch, height, width, channels)."""
         halve = downsample if self.down and self.dilation == 1 else lambda y: y
         inner = x.shape[-1] if self.down else self.features
         hidden = nn.elu(InstanceNormPlus(name="norm_0")(x))
@@ -63,7 +63,7 @@ class DilatedBlock(nn.Module):
 
 
 class Refine(nn.Module):
-    """RefineNet block: adapts its inputs, adds them at the largest size, pools along a chain, and adapts again."""
+    """RefineNet block: residual units per input, fusion at the first input's size, chained pooling, residual units."""
 
     features: int
     last: bool = False
@@ -71,7 +71,7 @@ class Refine(nn.Module):
 
     @nn.compact
     def __call__(self, inputs):
-        """Fuse images (batch, height, width, channels) of several sizes."""
+        """Return (batch, height, width, features) at the size of the first of the inputs."""
 
         def conv(features, name):
             return Conv(features, use_bias=False, dtype=self.dtype, name=name)
@@ -97,47 +97,51 @@ class Refine(nn.Module):
 
 
 def resize(x: jax.Array, shape: tuple[int, int]) -> jax.Array:
-    """Resize (batch, height, width, channels) to a height and width by bilinear interpolation, with aligned corners."""
+    """Resize images (batch, height, width, channels) to (height, width) bilinearly, with corners aligned."""
     for axis, size in zip((1, 2), shape, strict=True):
         if x.shape[axis] == size:
             continue
-        at = np.linspace(0, x.shape[axis] - 1, size)
-        tent = np.maximum(0, 1 - np.abs(at[:, None] - np.arange(x.shape[axis])[None]))
+        coordinates = np.linspace(0, x.shape[axis] - 1, size)
+        tent = np.maximum(0, 1 - np.abs(coordinates[:, None] - np.arange(x.shape[axis])[None]))
         x = jnp.moveaxis(jnp.moveaxis(x, axis, -1) @ jnp.asarray(tent.T, x.dtype), -1, axis)
     return x
 
 
 class NCSNv2(nn.Module):
-    """Network from images (batch, height, width, channels) and (batch,) log sigmas to a score of their shape.
-
-    For preconditioning "log_sigma" and prediction "score".
+    """NCSNv2, for preconditioning "log_sigma" and prediction "score".
 
     Attributes:
-      channels: Number of channels of the first level; the others have twice as many.
-      dtype: Data type of the computation, "bfloat16" for speed; None follows the input.
+      channels: Channels of the first level; the others have twice as many.
+      dtype: Dtype of the computation, "bfloat16" for speed; None follows the input.
     """
 
     channels: int = 128
     dtype: str | None = None
-    scale_by_sigma = True  # not an option of this network
+    scale_by_sigma = True  # a constant, because the network always divides by sigma
 
     @nn.compact
     def __call__(self, x, noise_level, labels=None, train=False):
-        """Return the output divided by sigma = exp(noise_level).
+        """Return the score, (batch, height, width, channels).
+
+        Args:
+          x: Images, (batch, height, width, channels).
+          noise_level: log sigma, (batch,).
+          labels: None, because the network is unconditional.
+          train: Unused.
 
         Raises:
-          UserError: if the image's sizes are odd, or there are labels.
+          UserError: if the image's height or width is odd, or there are labels.
         """
         if labels is not None:
-            raise UserError("ncsnv2: this network is unconditional, it takes no labels")
+            raise UserError("ncsnv2: got labels, but this network is unconditional")
         if x.shape[1] % 2 or x.shape[2] % 2:
-            raise UserError(f"ncsnv2 halves the image, but {x.shape[1]}x{x.shape[2]} is odd", "image_size")
+            raise UserError(f"ncsnv2: expected an even height and width, got {x.shape[1]}x{x.shape[2]}", "image_size")
         dtype = jnp.dtype(self.dtype) if self.dtype else None
         narrow, wide = self.channels, 2 * self.channels
         hidden = Conv(narrow, dtype=dtype, name="conv_in")(x)
         levels = []
-        plan = [(narrow, False, 1), (wide, True, 1), (wide, True, 2), (wide, True, 4)]
-        for level, (features, down, dilation) in enumerate(plan):
+        stages = [(narrow, False, 1), (wide, True, 1), (wide, True, 2), (wide, True, 4)]
+        for level, (features, down, dilation) in enumerate(stages):
             hidden = DilatedBlock(features, down, dilation, dtype, name=f"down_{level}_0")(hidden)
             hidden = DilatedBlock(features, False, dilation, dtype, name=f"down_{level}_1")(hidden)
             levels.append(hidden)

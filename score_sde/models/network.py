@@ -1,4 +1,4 @@
-"""A Flax module and its parameters as a function of x and the noise level."""
+"""Functions of x and the noise level from a Flax module and its parameters."""
 
 from typing import Any
 
@@ -10,13 +10,13 @@ from score_sde.conditioned import Conditioned, conditioned
 
 
 def network(model: nn.Module, params: Any, keys: jax.Array | None = None, **labels: jax.Array | None) -> Conditioned:
-    """Return the function (x, noise_level) -> output, with its labels as batch-first conditioning.
+    """Return the function (x, noise_level) -> output of a network, with its conditioning.
 
     Args:
-      model: The module, called as model.apply(variables, x, noise_level, train=..., **labels).
-      params: Its parameters.
-      keys: (batch,) dropout keys, one per example; None evaluates without dropout.
-      **labels: `labels` (batch,) and `augment` (batch, augment_dim).
+      model: Flax module, called as `model.apply(variables, x, noise_level, train=..., **labels)`.
+      params: Parameters of the module.
+      keys: Dropout keys, (batch,), one per example; None evaluates without dropout.
+      **labels: Conditioning, `labels` (batch,) and `augment` (batch, augment_dim); None evaluates without it.
     """
     given = {name: value for name, value in labels.items() if value is not None}
     names, variables = tuple(given), {"params": params}
@@ -26,11 +26,11 @@ def network(model: nn.Module, params: Any, keys: jax.Array | None = None, **labe
         return model.apply(variables, x, level, train=keys is not None, **dict(zip(names, values, strict=True)))
 
     def apply_with_dropout(x, level, keys, *values):
-        def one(x, level, key, values):
+        def apply_one(x, level, key, values):
             inputs = {name: value[None] for name, value in zip(names, values, strict=True)}
             return model.apply(variables, x[None], level[None], train=True, rngs={"dropout": key}, **inputs)[0]
 
-        return jax.vmap(one)(x, level, keys, values)
+        return jax.vmap(apply_one)(x, level, keys, values)
 
     function, first = (apply_with_dropout, (keys,)) if keys is not None and dropout else (apply, ())
     return conditioned(function, *first, *given.values(), evaluations=lambda level: np.ones(np.shape(level), int))

@@ -1,6 +1,6 @@
-"""Halving and doubling images, with an anti-aliasing filter (Karnewar and Wang 2019; Zhang 2019) or a convolution.
+"""Downsampling and upsampling by 2, with an anti-aliasing filter (Karnewar and Wang 2019; Zhang 2019) or a convolution.
 
-The filter (1, 1) is averaging and repeating pixels; (1, 3, 3, 1) is NCSN++'s.
+The filter (1, 1) averages pixels on the way down and repeats them on the way up. NCSN++ uses (1, 3, 3, 1).
 """
 
 from collections.abc import Sequence
@@ -17,34 +17,37 @@ BOX = (1, 1)
 
 
 def downsample(x: jax.Array, taps: Sequence[float] = BOX, margin: int = 0) -> jax.Array:
-    """Halve images (batch, height, width, channels): filter them and keep every second pixel.
+    """Filter images and keep every second pixel: (batch, height / 2, width / 2, channels).
 
     Args:
-      x: Images of even sizes.
-      taps: Coefficients of the separable filter, an even number.
-      margin: If not 0, every pixel is kept, and the result is larger by this many on each side, for a following
-        convolution with stride 2 and no padding.
+      x: Images of even height and width, (batch, height, width, channels).
+      taps: Coefficients of the separable filter, an even number of them.
+      margin: Number of additional pixels on each side. With a margin every pixel is kept, for a following convolution
+        with stride 2 and no padding.
     """
-    kept = len(taps) // 2 - 1 + margin
+    padding = len(taps) // 2 - 1 + margin
     stride = 1 if margin else 2
     for axis in (1, 2):
-        x = _filtered(x, axis, taps, 1.0, (kept, kept, 0), stride)
+        x = _filter_axis(x, axis, taps, 1.0, (padding, padding, 0), stride)
     return x
 
 
 def upsample(x: jax.Array, taps: Sequence[float] = BOX, margin: int = 0) -> jax.Array:
-    """Double images (batch, height, width, channels): put zeros between pixels and filter them.
+    """Insert zeros between pixels and filter the result: (batch, 2 height, 2 width, channels).
 
-    With a margin the result is larger by this many pixels on each side, for a following convolution without padding.
+    Args:
+      x: Images, (batch, height, width, channels).
+      taps: Coefficients of the separable filter, an even number of them.
+      margin: Number of additional pixels on each side, for a following convolution without padding.
     """
     half = len(taps) // 2
     for axis in (1, 2):
-        x = _filtered(x, axis, taps, 2.0, (half + margin, half + margin, 1), 1)
+        x = _filter_axis(x, axis, taps, 2.0, (half + margin, half + margin, 1), 1)
     return x
 
 
-def _filtered(x, axis, taps, gain, padding, stride):
-    """Correlate along an axis, padded by (low, high, interior), with a stride."""
+def _filter_axis(x, axis, taps, gain, padding, stride):
+    """Correlate x with the taps along an axis that is padded by (low, high, interior), with a stride."""
     config = [(0, 0, 0)] * x.ndim
     config[axis] = padding
     padded = jax.lax.pad(x, jnp.zeros((), x.dtype), config)
@@ -57,14 +60,14 @@ def _filtered(x, axis, taps, gain, padding, stride):
 
 
 class Resample(nn.Module):
-    """Resampling by filter and convolution, as in NCSN++, or without a filter as in DDPM.
+    """Resampling by 2 with a filter and a 3x3 convolution, as in NCSN++; without a filter, as in DDPM.
 
     Attributes:
-      direction: Direction, "down" or "up".
-      features: Number of channels of the 3x3 convolution, which has a stride on the way down.
-      taps: Coefficients of the filter; empty for only the convolution on the way down, and repeated pixels on the way
-        up.
-      padding: Padding (low, high) of a strided convolution without a filter; Ho et al. 2020 pad only at the high end.
+      direction: "down" or "up".
+      features: Output channels of the convolution, which has stride 2 on the way down.
+      taps: Coefficients of the filter. If empty, the way down uses only the convolution and the way up repeats pixels.
+      padding: (low, high) padding of the strided convolution without a filter; Ho et al. 2020 pad only the high end.
+      dtype: Dtype of the computation; None follows the input.
     """
 
     direction: str
@@ -75,7 +78,7 @@ class Resample(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        """Halve or double images (batch, height, width, channels)."""
+        """Return x (batch, height, width, channels) at half or twice its height and width."""
         conv = partial(Conv, self.features, dtype=self.dtype, name="conv")
         if self.direction == "down":
             if not self.taps:

@@ -1,7 +1,7 @@
-"""The U-Nets of diffusion models as one module: levels of residual blocks down, at the bottom, and up again.
+"""U-Nets of diffusion models, as one module with options.
 
-DDPM (Ho et al. 2020), DDPM++ and NCSN++ (Song et al. 2021, Appendix H) and ADM (Dhariwal and Nichol 2021) differ in
-their defaults. Options also give the U-Nets of EDM (Karras et al. 2022) and of diffusers.
+DDPM (Ho et al. 2020), DDPM++ and NCSN++ (Song et al. 2021, Appendix H) and ADM (Dhariwal and Nichol 2021) are this
+module with different defaults. Options also cover the networks of EDM (Karras et al. 2022) and diffusers.
 """
 
 from collections.abc import Sequence
@@ -17,34 +17,34 @@ from score_sde.models.resampling import BOX, Resample, downsample, upsample
 
 
 class UNet(nn.Module):
-    """Network from images (batch, height, width, channels) and (batch,) noise levels to an output of their shape.
+    """U-Net with the options of several papers.
 
     Attributes:
-      channels: Number of channels of the first level.
-      multipliers: Channels of each level, relative to `channels`. Each further level halves the image.
-      num_res_blocks: Number of residual blocks per level on the way down; there is one more on the way up.
-      attention_resolutions: Image heights with self-attention.
+      channels: Channels of the first level.
+      multipliers: Channels of each level over `channels`; each further level halves the image.
+      num_res_blocks: Residual blocks per level on the way down; the way up has one more.
+      attention_resolutions: Image heights with self-attention, in pixels.
       dropout: Dropout rate in residual blocks.
-      outputs: Number of outputs of the images' shape, along channels; 2 for a learned variance.
-      num_classes: Number of classes, 0 for none.
-      label_dropout: Probability of the null label in training.
-      augment_dim: Width of augmentation labels, 0 for none.
-      embedding: Kind of noise embedding, "positional" or "fourier".
-      endpoint, cosine_first: See `positional_embedding`.
-      labels_enter: Position of the labels, "before" or "after" the embedding's dense layers.
-      resampling: Kind of resampling, "block" (in residual blocks) or "conv" (in a separate layer).
-      conv_padding: Padding (low, high) of a "conv" on the way down that has no filter.
-      taps: Coefficients of the resampling filter, (1, 3, 3, 1) for NCSN++. If empty, blocks average on the way down
-        and repeat pixels on the way up, and layers have a stride.
-      attend_up: Attention on the way up, after "each" block or after the "last" of a level.
-      attend_middle: Whether there is attention at the bottom.
-      progressive_input: Connection of the downsampled images to each level: "none", "input_skip" or "residual".
-      progressive_output: Connection of each level to the output: "none", "output_skip" or "residual".
-      combine: Combination of the downsampled images with the activations, "sum" or "cat".
-      scale_by_sigma: Whether to divide the output by exp(noise level), which must be log sigma.
+      outputs: Number of outputs of the images' shape, stacked along channels; 2 for a learned variance.
+      num_classes: Number of classes; 0 for an unconditional network.
+      label_dropout: Probability that a label is replaced by the null label in training.
+      augment_dim: Number of augmentation labels; 0 for none.
+      embedding: Features of the noise level, "positional" or "fourier".
+      endpoint, cosine_first: Options of "positional"; see `positional_embedding`.
+      labels_enter: Position of class labels in the embedding, "before" or "after" its dense layers.
+      resampling: Resampling by residual blocks ("block") or by separate layers ("conv").
+      conv_padding: (low, high) padding of downsampling layers without a filter.
+      taps: Coefficients of the resampling filter, (1, 3, 3, 1) for NCSN++. If empty, blocks average or repeat pixels,
+        and downsampling layers have a stride.
+      attend_up: Attention on the way up, after "each" block or after the "last" block of a level.
+      attend_middle: Whether the lowest resolution has attention.
+      progressive_input: Input of downsampled images at each level, "none", "input_skip" or "residual".
+      progressive_output: Contribution of each level to the output, "none", "output_skip" or "residual".
+      combine: Combination of downsampled images and activations, "sum" or "cat".
+      scale_by_sigma: Whether the output is divided by sigma; the noise level is then log sigma.
       rescale, scale_shift, project_resampled, groups, epsilon, head_channels, heads: See `BlockConfig`.
-      remat: Whether to recompute the blocks' activations in the backward pass, to save memory.
-      dtype: Data type of the computation, "bfloat16" for speed; None follows the input.
+      remat: Whether each block's activations are recomputed in the backward pass, which saves memory.
+      dtype: Dtype of the computation, "bfloat16" for speed; None follows the input.
     """
 
     channels: int = 128
@@ -81,21 +81,21 @@ class UNet(nn.Module):
 
     @nn.compact
     def __call__(self, x, noise_level, labels=None, train=False, augment=None):
-        """Return the raw output; `train` enables dropout of activations and labels, which takes a "dropout" key.
+        """Return the raw output.
 
         Args:
-          x: (batch, height, width, channels) images.
-          noise_level: (batch,) noise levels, on the scale of the preconditioning.
-          labels: (batch,) classes, -1 for the null label; None for all -1.
-          train: Whether dropout is enabled.
-          augment: (batch, augment_dim) augmentation labels; None for images that are not augmented.
+          x: Images, (batch, height, width, channels).
+          noise_level: Noise levels, (batch,), on the scale of the preconditioning.
+          labels: Class labels, (batch,), -1 for the null label; None for null labels.
+          train: Whether dropout of activations and labels is active, which takes a "dropout" key.
+          augment: Augmentation labels, (batch, augment_dim); None for no augmentation.
 
         Raises:
-          UserError: if the image can't be halved at every level, no level has an attention resolution, heads don't
-            divide the channels, an option is unknown, or there are labels but no classes.
+          UserError: if the image doesn't halve at every level, no level has an attention resolution, the heads don't
+            divide the channels, an option is unknown, or an unconditional network gets labels.
         """
         self._check(x, labels)
-        config = self._style()
+        config = self._block_config()
         embedding = NoiseEmbedding(
             self.channels,
             kind=self.embedding,
@@ -112,11 +112,11 @@ class UNet(nn.Module):
         def attend(hidden, name):
             return attention(config, name=name)(hidden) if hidden.shape[1] in self.attention_resolutions else hidden
 
-        def resampled(hidden, level, direction):
+        def resample(hidden, level, direction):
             name = f"{direction}_{level}_resample"
             if self.resampling == "block":
                 return residual(hidden, hidden.shape[-1], name, direction)
-            return self._layer(direction, hidden.shape[-1], name)(hidden)
+            return self._resample_layer(direction, hidden.shape[-1], name)(hidden)
 
         image, hidden = x, Conv(self.channels, dtype=config.dtype, name="conv_in")(x)
         skips = [hidden]
@@ -126,7 +126,7 @@ class UNet(nn.Module):
                 hidden = attend(hidden, f"down_{level}_{i}_attention")
                 skips.append(hidden)
             if level != bottom:
-                image, hidden = self._enter(image, resampled(hidden, level, "down"), level, config)
+                image, hidden = self._add_progressive_input(image, resample(hidden, level, "down"), level, config)
                 skips.append(hidden)
 
         hidden = residual(hidden, hidden.shape[-1], "middle_0")
@@ -140,45 +140,45 @@ class UNet(nn.Module):
                 hidden = residual(hidden, self.channels * self.multipliers[level], f"up_{level}_{i}")
                 hidden = attend(hidden, f"up_{level}_{i}_attention") if self.attend_up == "each" else hidden
             hidden = attend(hidden, f"up_{level}_attention") if self.attend_up == "last" else hidden
-            output, hidden = self._contribute(output, hidden, x.shape[-1], level, config)
+            output, hidden = self._add_progressive_output(output, hidden, x.shape[-1], level, config)
             if level != 0:
-                hidden = resampled(hidden, level, "up")
+                hidden = resample(hidden, level, "up")
 
         if self.progressive_output != "output_skip":
             output = self._to_image(hidden, x.shape[-1], "out", config)
         output = at_least_float32(not_none(output))
         return output / jnp.exp(noise_level).reshape(-1, 1, 1, 1) if self.scale_by_sigma else output
 
-    def _style(self) -> BlockConfig:
+    def _block_config(self) -> BlockConfig:
         shared = {name: getattr(self, name) for name in BlockConfig._fields if hasattr(self, name)}
         return BlockConfig(**shared | {"dtype": jnp.dtype(self.dtype) if self.dtype else None})
 
-    def _layer(self, direction, features, name):
-        return Resample(direction, features, self.taps, self.conv_padding, self._style().dtype, name=name)
+    def _resample_layer(self, direction, features, name):
+        return Resample(direction, features, self.taps, self.conv_padding, self._block_config().dtype, name=name)
 
-    def _enter(self, image, hidden, level, config):
-        """Return the image downsampled for a level, and the activations with the progressive input."""
+    def _add_progressive_input(self, image, hidden, level, config):
+        """Return the image at this level, and the activations combined with it (progressive input)."""
         name, channels = f"input_{level}", hidden.shape[-1]
         if self.progressive_input == "none":
             return image, hidden
         if self.progressive_input == "residual":
-            hidden = config.add(self._layer("down", channels, name)(image), hidden)
+            hidden = config.add(self._resample_layer("down", channels, name)(image), hidden)
             return hidden, hidden
         image = downsample(image, self.taps or BOX)
-        entering = Conv(channels, 1, dtype=config.dtype, name=name)(image)
-        return image, entering + hidden if self.combine == "sum" else jnp.concatenate([entering, hidden], axis=-1)
+        projected = Conv(channels, 1, dtype=config.dtype, name=name)(image)
+        return image, projected + hidden if self.combine == "sum" else jnp.concatenate([projected, hidden], axis=-1)
 
-    def _contribute(self, output, hidden, channels, level, config):
-        """Return the progressive output after a level, and the activations."""
+    def _add_progressive_output(self, output, hidden, channels, level, config):
+        """Return the accumulated output at this level, and the activations combined with it (progressive output)."""
         if self.progressive_output == "none":
             return None, hidden
         if self.progressive_output == "output_skip":
-            added = self._to_image(hidden, channels, f"out_{level}", config)
-            return added if output is None else upsample(output, self.taps or BOX) + added, hidden
+            contribution = self._to_image(hidden, channels, f"out_{level}", config)
+            return contribution if output is None else upsample(output, self.taps or BOX) + contribution, hidden
         if output is None:
-            normal = nn.swish(config.norm(f"norm_out_{level}")(hidden))
-            return Conv(hidden.shape[-1], dtype=config.dtype, name=f"conv_out_{level}")(normal), hidden
-        hidden = config.add(self._layer("up", hidden.shape[-1], f"output_{level}")(output), hidden)
+            normalized = nn.swish(config.norm(f"norm_out_{level}")(hidden))
+            return Conv(hidden.shape[-1], dtype=config.dtype, name=f"conv_out_{level}")(normalized), hidden
+        hidden = config.add(self._resample_layer("up", hidden.shape[-1], f"output_{level}")(output), hidden)
         return hidden, hidden
 
     def _to_image(self, hidden, channels, name, config):
@@ -195,7 +195,7 @@ class UNet(nn.Module):
 
 
 def check_levels(name, x, multipliers, attention_resolutions):
-    """Raise UserError unless the image halves at every level, and attention resolutions are those of levels."""
+    """Raise UserError unless the image halves at every level, and every attention resolution is a level's height."""
     levels = len(multipliers)
     factor = 2 ** (levels - 1)
     if x.shape[1] % factor or x.shape[2] % factor:
@@ -226,14 +226,17 @@ CHOICES = {
 
 
 class DDPM(UNet):
-    """The U-Net of Ho et al. 2020; with its defaults, for CIFAR-10, it has 35.7M parameters."""
+    """DDPM's U-Net (Ho et al. 2020); the defaults are those for CIFAR-10, with 35.7M parameters."""
 
     resampling: str = "conv"
     attend_up: str = "each"
 
 
 class DDPMpp(UNet):
-    """DDPM++: BigGAN's residual blocks, sums divided by sqrt(2); with its defaults, for CIFAR-10, 61.8M parameters."""
+    """DDPM++ (Song et al. 2021): DDPM with BigGAN's residual blocks and branches rescaled by 1 / sqrt(2).
+
+    The defaults are those for CIFAR-10, with 61.8M parameters.
+    """
 
     num_res_blocks: int = 4
     rescale: bool = True
@@ -241,9 +244,9 @@ class DDPMpp(UNet):
 
 
 class NCSNpp(UNet):
-    """NCSN++: DDPM++ with anti-aliased resampling, Fourier features of log sigma, and a residual input pyramid.
+    """NCSN++ (Song et al. 2021): DDPM++ with anti-aliasing, Fourier features of log sigma, and progressive input.
 
-    With scale_by_sigma, its default, the output is a score, for preconditioning "log_sigma" and prediction "score".
+    With the default scale_by_sigma the output is a score, for preconditioning "log_sigma" and prediction "score".
     """
 
     num_res_blocks: int = 4
@@ -256,7 +259,7 @@ class NCSNpp(UNet):
 
 
 class ADM(UNet):
-    """The U-Net of Dhariwal and Nichol 2021, with defaults for ImageNet at 64 x 64 without classes."""
+    """ADM (Dhariwal and Nichol 2021); the defaults are those for ImageNet at 64x64, without classes."""
 
     channels: int = 192
     multipliers: Sequence[int] = (1, 2, 3, 4)

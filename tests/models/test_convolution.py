@@ -1,4 +1,4 @@
-"""Our convolution against `lax.conv_general_dilated`: values, both gradients, jvp, vmap, second order, in a loop."""
+"""Comparison of `convolve` with `lax.conv_general_dilated`: values, gradients, jvp, vmap, second order, in a loop."""
 
 from functools import partial
 
@@ -31,7 +31,7 @@ def plain(x, kernel, strides, padding, input_dilation, kernel_dilation):
 
 
 def derivatives(conv, x, kernel):
-    """Value, gradients, a jvp, a batch over inputs, one over kernels and a gradient of a gradient."""
+    """Return the value, gradients, a jvp, gradients mapped over inputs and kernels, and a second-order gradient."""
 
     def loss(x, kernel):
         return jnp.sum(jnp.sin(conv(x, kernel)))
@@ -52,15 +52,15 @@ def derivatives(conv, x, kernel):
     }
 
 
-@pytest.mark.parametrize("cache_bytes", [convolution.CACHE_BYTES, 2000], ids=["whole batch", "in parts"])
+@pytest.mark.parametrize("cache_bytes", [convolution.CACHE_BYTES, 2000], ids=["whole batch", "in chunks"])
 @pytest.mark.parametrize("case", CASES)
-def test_every_derivative_is_the_plain_convolutions(case, cache_bytes, x64, monkeypatch):
+def test_derivatives_match_plain_convolution(case, cache_bytes, x64, monkeypatch):
     monkeypatch.setattr(convolution, "CACHE_BYTES", cache_bytes)
     keys = jax.random.split(jax.random.key(0))
     x = jax.random.normal(keys[0], (3, 7, 6, 3), "float64")
     kernel = jax.random.normal(keys[1], (3, 2, 3, 4), "float64")
     strides, padding, input_dilation, kernel_dilation = CASES[case]
-    if case == "transposed":  # also a kernel that is not flipped the same way in both directions
+    if case == "transposed":  # a kernel whose height and width differ
         kernel = kernel[:, :1]
     ours = partial(
         convolve, strides=strides, padding=padding, input_dilation=input_dilation, kernel_dilation=kernel_dilation
@@ -74,8 +74,8 @@ def test_every_derivative_is_the_plain_convolutions(case, cache_bytes, x64, monk
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-9), actual, expected)
 
 
-def test_other_platforms_lower_to_the_plain_transposes():
-    """On GPUs and TPUs nothing is rewritten: no barrier, and no reversal that XLA would have to see through."""
+def test_other_platforms_lower_to_plain_transposes():
+    """On GPUs and TPUs the transposes have no barrier and no reversal that XLA would have to optimize."""
 
     def gradients(x, kernel):
         return jax.grad(lambda x, k: jnp.sum(convolve(x, k) ** 2), (0, 1))(x, kernel)

@@ -1,4 +1,4 @@
-"""The exact network against the score of its own log-density, at every SDE, both ends of time and each component."""
+"""Exact mixture network: comparison with closed forms for every SDE, at both ends of time, and per component."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ def network(labels=None):
 
 
 @pytest.mark.parametrize("name", SDES)
-def test_it_is_the_mixtures_denoiser_under_every_sde_and_prediction(name, x64):
+def test_denoiser_is_exact_for_every_sde_and_prediction(name, x64):
     sde = SDES[name]()
     denoiser = make_denoiser(network(), sde, preconditioning="log_snr")
     t = jnp.linspace(0.05, 0.9, 12) * sde.t_max
@@ -37,7 +37,7 @@ def test_it_is_the_mixtures_denoiser_under_every_sde_and_prediction(name, x64):
         np.testing.assert_allclose(found.epsilon, expected.epsilon, rtol=1e-6, atol=1e-7)
 
 
-def test_its_log_density_is_the_mixtures(x64):
+def test_log_prob_matches_mixture_density(x64):
     sde = vp()
     t, x = jnp.full(5, 0.3), jax.random.normal(jax.random.key(0), (5, 2))
     found = MIXTURE.apply({}, x, log_snr(sde, t), method="log_prob")
@@ -47,7 +47,7 @@ def test_its_log_density_is_the_mixtures(x64):
 
 
 def test_both_ends_of_time():
-    """At alpha = 0 x says nothing: x0 is the mixture's mean. At sigma = 0 x is x0, and eps = 0 on average."""
+    """At alpha = 0, x is independent of x0, which has the mixture's mean. At sigma = 0, x is x0 and E[eps] = 0."""
     sde, x = flow(), jnp.array([[0.3, -0.4]])
     denoiser = make_denoiser(network(), sde, preconditioning="log_snr")
     np.testing.assert_allclose(denoiser(x, 1.0).x0, mixtures.WEIGHTS[None] @ mixtures.MEANS, rtol=1e-5)
@@ -57,7 +57,7 @@ def test_both_ends_of_time():
 
 
 def test_labels_are_components():
-    """One component alone is a Gaussian: x0 = mean + alpha std^2 (x - alpha mean) / variance; -1 is all of it."""
+    """One component is a Gaussian with x0 = mean + alpha std^2 (x - alpha mean) / variance; -1 is the mixture."""
     sde, t = vp(), jnp.full(4, 0.3)
     x = jax.random.normal(jax.random.key(0), (4, 2))
     labels = jnp.array([0, 1, 2, -1])
@@ -72,8 +72,8 @@ def test_labels_are_components():
     np.testing.assert_array_equal(found[3], whole[3])
 
 
-def test_points_are_allowed():
-    """A mixture of points, std 0: its denoiser is the softmax over the points (the empirical-data denoiser)."""
+def test_point_masses_are_allowed():
+    """A mixture with std 0 has the softmax over its points as denoiser (the denoiser of empirical data)."""
     points = create("mixture", means=((-1.0,), (1.0,)), stds=(0.0, 0.0))
     x, level = jnp.array([[0.2]]), jnp.zeros(1)
     v = points.apply({}, x, level)
@@ -84,12 +84,12 @@ def test_points_are_allowed():
 @pytest.mark.parametrize(
     ("kwargs", "words"),
     [
-        ({"means": ((0.0,),)}, "means have .1. numbers, the data 2"),
+        ({"means": ((0.0,),)}, "expected means of 2 numbers, .* got .1."),
         ({"stds": (1.0, 2.0)}, "1 means, 2 stds and 0 weights"),
-        ({"stds": (-1.0,)}, "stds must be 0 or more"),
-        ({"weights": (0.0,)}, "weights positive"),
+        ({"stds": (-1.0,)}, "expected stds >= 0"),
+        ({"weights": (0.0,)}, "weights > 0"),
     ],
 )
-def test_what_does_not_fit_is_refused(kwargs, words):
+def test_invalid_parameters_raise(kwargs, words):
     with pytest.raises(UserError, match=words):
         create("mixture", **kwargs).apply({}, jnp.ones((3, 2)), jnp.zeros(3))

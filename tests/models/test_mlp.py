@@ -1,4 +1,4 @@
-"""The perceptrons: shapes of any event, and an output that is the gradient of an energy."""
+"""Multilayer perceptrons: output shapes for any event, and the gradient of an energy."""
 
 import jax
 import jax.numpy as jnp
@@ -11,19 +11,19 @@ from score_sde.models import create
 
 
 @pytest.mark.parametrize("event", [(2,), (4, 4, 3)])
-def test_the_output_has_the_events_shape_and_rows_are_independent(event):
+def test_output_has_event_shape_and_rows_are_independent(event):
     model = create("mlp", features=(8, 8), embedding=4)
     x, level = jax.random.normal(jax.random.key(0), (5, *event)), jnp.arange(5.0)
     variables = model.init(jax.random.key(1), x, level)
     out = model.apply(variables, x, level)
     assert out.shape == x.shape
     np.testing.assert_allclose(model.apply(variables, x[2:4], level[2:4]), out[2:4], rtol=1e-5, atol=1e-6)
-    assert not np.allclose(model.apply(variables, x, level + 1), out)  # it is told the level
+    assert not np.allclose(model.apply(variables, x, level + 1), out)  # the output depends on the noise level
     two = create("mlp", features=(8, 8), embedding=4, outputs=2)
     assert two.apply(two.init(jax.random.key(1), x, level), x, level).shape == (5, *event[:-1], 2 * event[-1])
 
 
-def test_the_energy_networks_output_is_minus_its_energys_gradient():
+def test_energy_mlp_returns_negative_energy_gradient():
     model = create("energy_mlp", features=(16, 16), embedding=8)
     x, level = jax.random.normal(jax.random.key(0), (6, 2)), jnp.linspace(0, 900, 6)
     variables = model.init(jax.random.key(1), x, level)
@@ -33,18 +33,19 @@ def test_the_energy_networks_output_is_minus_its_energys_gradient():
 
     output = model.apply(variables, x, level)
     np.testing.assert_allclose(output, score_from_energy(energy)(x), rtol=1e-5, atol=1e-7)
-    # A gradient has a symmetric Jacobian, which a free network's doesn't have.
+    # The Jacobian of a gradient is symmetric, unlike that of an unconstrained network.
     jacobian = jax.jacfwd(lambda row: model.apply(variables, row[None], level[:1])[0])(x[0])
     np.testing.assert_allclose(jacobian, jacobian.T, atol=1e-6)
-    gradient = jax.grad(lambda v: jnp.sum(model.apply(v, x, level) ** 2))(variables)  # and it can be trained
+    gradient = jax.grad(lambda v: jnp.sum(model.apply(v, x, level) ** 2))(variables)  # the network can be trained
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
     assert any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient))
 
 
 @pytest.mark.parametrize(
-    ("kwargs", "words"), [({"features": ()}, "needs a hidden layer"), ({"embedding": 5}, "even and at least 4")]
+    ("kwargs", "words"),
+    [({"features": ()}, "expected at least one hidden layer"), ({"embedding": 5}, "even and at least 4")],
 )
 @pytest.mark.parametrize("name", ["mlp", "energy_mlp"])
-def test_impossible_sizes_are_refused(name, kwargs, words):
+def test_invalid_sizes_raise(name, kwargs, words):
     with pytest.raises(UserError, match=words):
         create(name, **kwargs).init(jax.random.key(0), jnp.ones((2, 2)), jnp.ones(2))

@@ -1,4 +1,4 @@
-"""What every image network keeps: shapes, labels, dropout, precision, rematerialization; and what it refuses."""
+"""Properties of every image network: shapes, labels, dropout, precision, rematerialization, invalid options."""
 
 import jax
 import jax.numpy as jnp
@@ -24,17 +24,17 @@ LEVEL = jnp.array([-1.0, 0.1, 1.5])
 IN_FLOAT32 = 1e-5  # float32 through some 30 layers, relative to the output's standard deviation
 
 
-def made(name, **kwargs):
-    """A module and parameters drawn at random, away from the zeros that last layers start with."""
+def create_random(name, **kwargs):
+    """Return a module and random variables, because the initial weights of last layers are zero."""
     module = create(name, **NETWORKS[name] | kwargs)
     rng = np.random.default_rng(0)
 
-    def draw(path, leaf):
-        around = 1.0 if path[-1].key in ("scale", "gamma") else 0.0
-        return jnp.asarray(around + 0.2 * rng.normal(size=leaf.shape), jnp.float32)
+    def sample(path, leaf):
+        mean = 1.0 if path[-1].key in ("scale", "gamma") else 0.0
+        return jnp.asarray(mean + 0.2 * rng.normal(size=leaf.shape), jnp.float32)
 
     shapes = jax.eval_shape(module.init, jax.random.key(0), X, LEVEL)
-    return module, jax.tree_util.tree_map_with_path(draw, shapes)
+    return module, jax.tree_util.tree_map_with_path(sample, shapes)
 
 
 def distance(actual, expected):
@@ -42,8 +42,8 @@ def distance(actual, expected):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_rows_are_independent_and_the_noise_level_is_read(name):
-    module, variables = made(name)
+def test_rows_are_independent_and_depend_on_noise_level(name):
+    module, variables = create_random(name)
     apply = jax.jit(module.apply)
     output = apply(variables, X, LEVEL)
     assert output.shape == X.shape
@@ -52,9 +52,9 @@ def test_rows_are_independent_and_the_noise_level_is_read(name):
 
 
 @pytest.mark.parametrize("name", CONDITIONAL)
-def test_labels_are_read_and_hidden_in_training(name):
-    """-1 is the null label, and no labels are all null; with label_dropout near 1 training sees the null label."""
-    module, variables = made(name, num_classes=4, label_dropout=0.999, dropout=0.0)
+def test_labels_condition_and_are_dropped_in_training(name):
+    """None stands for null labels (-1), which label_dropout near 1 also gives in training."""
+    module, variables = create_random(name, num_classes=4, label_dropout=0.999, dropout=0.0)
     apply = jax.jit(module.apply, static_argnames="train")
     unconditional = apply(variables, X, LEVEL)
     labels = jnp.array([0, -1, 3])
@@ -69,8 +69,8 @@ SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("ddpmpp", "edm2"
 
 
 @pytest.mark.parametrize("name", ["dit", *SLOW])
-def test_rematerialization_changes_nothing_and_bfloat16_little(name):
-    _, variables = made(name, dropout=0.0)
+def test_gradients_with_remat_and_bfloat16(name):
+    _, variables = create_random(name, dropout=0.0)
 
     def gradient(**kwargs):
         module = create(name, **NETWORKS[name] | {"dropout": 0.0} | kwargs)
@@ -82,17 +82,17 @@ def test_rematerialization_changes_nothing_and_bfloat16_little(name):
 
         return jax.jit(jax.grad(loss))(variables)
 
-    plain, again, half = gradient(), gradient(remat=True), gradient(dtype="bfloat16")
-    for key in (again, half):
-        assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(key))
+    plain, remat, half = gradient(), gradient(remat=True), gradient(dtype="bfloat16")
+    for tree in (remat, half):
+        assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(tree))
     norm = lambda tree: float(jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree))))  # noqa: E731
-    assert norm(jax.tree.map(jnp.subtract, again, plain)) < 1e-5 * norm(plain)
-    # bfloat16 rounds to 2^-9 = 0.002; some 80 roundings on the way and as many back add up at random to sqrt(160) times
-    # that, 0.025, with a fourfold margin.
+    assert norm(jax.tree.map(jnp.subtract, remat, plain)) < 1e-5 * norm(plain)
+    # bfloat16 rounds to 2^-9 = 0.002. About 160 random roundings, forward and backward, add up to sqrt(160) * 0.002 =
+    # 0.025; the tolerance has a fourfold margin.
     assert norm(jax.tree.map(jnp.subtract, half, plain)) < 0.1 * norm(plain)
 
 
-def test_blocks_of_a_transformer_are_compiled_once():
+def test_transformer_blocks_are_compiled_once():
     def size(depth):
         module = create("dit", width=16, depth=depth, heads=2)
         params = jax.eval_shape(module.init, jax.random.key(0), X, LEVEL)
@@ -101,16 +101,16 @@ def test_blocks_of_a_transformer_are_compiled_once():
     assert size(12) < 1.1 * size(3)
 
 
-def test_edm2_keeps_magnitudes():
-    """Unit variance in, about unit variance out of every block at the start of training (Karras et al. 2024)."""
+def test_edm2_preserves_magnitudes():
+    """Every block maps unit variance to about unit variance at initialization (Karras et al. 2024)."""
     module = create("edm2", channels=64, multipliers=(1, 2), num_res_blocks=2, attention_resolutions=(8,))
     x = jax.random.normal(jax.random.key(0), (4, 16, 16, 3))
     level = jnp.linspace(-1.5, 1.0, 4)
     params = jax.jit(module.init)(jax.random.key(1), x, level)["params"]
     blocks = jax.jit(lambda: module.apply({"params": params}, x, level, capture_intermediates=True)[1])()
-    for name, part in blocks["intermediates"].items():
+    for name, outputs in blocks["intermediates"].items():
         if name != "__call__" and name != "conv_out":
-            assert 0.7 < float(jnp.std(part["__call__"][0])) < 1.4, name
+            assert 0.7 < float(jnp.std(outputs["__call__"][0])) < 1.4, name
 
 
 @pytest.mark.parametrize(
@@ -127,20 +127,20 @@ def test_edm2_keeps_magnitudes():
         ("edm2", {"attention_resolutions": (16,)}, r"heights are \[8, 4\]"),
     ],
 )
-def test_what_cannot_be_built_is_refused_with_the_numbers(name, kwargs, words):
+def test_invalid_options_raise(name, kwargs, words):
     module = create(name, **NETWORKS[name] | kwargs)
     with pytest.raises(UserError, match=words):
         jax.eval_shape(module.init, jax.random.key(0), X, LEVEL)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_labels_need_classes(name):
+def test_labels_of_unconditional_networks_raise(name):
     module = create(name, **NETWORKS[name])
     with pytest.raises(UserError, match="unconditional"):
         jax.eval_shape(module.init, jax.random.key(0), X, LEVEL, jnp.zeros(3, int))
 
 
-def test_the_classifier_gives_logits_of_its_classes():
+def test_classifier_returns_logits():
     kwargs = UNET | {"num_classes": 5, "head_channels": 4, "groups": None}
     module = create("classifier", **kwargs)
     variables = jax.jit(module.init)(jax.random.key(0), X, LEVEL)
@@ -149,7 +149,7 @@ def test_the_classifier_gives_logits_of_its_classes():
     assert distance(jax.jit(module.apply)(variables, X[::-1], LEVEL[::-1])[::-1], logits) < IN_FLOAT32
 
 
-def test_ncsnv2_interpolates_from_corner_to_corner():
+def test_ncsnv2_resize_aligns_corners():
     from score_sde.models.ncsnv2 import resize
 
     ramp = jnp.broadcast_to(jnp.arange(4.0)[None, :, None, None], (1, 4, 4, 1))

@@ -1,4 +1,4 @@
-"""Networks of other libraries, weights imported, against what those libraries computed; files read and refused."""
+"""Imported weights: comparison with reference outputs of the original libraries, and weight files."""
 
 import json
 import os
@@ -22,7 +22,7 @@ ORACLES = sorted((Path(__file__).parents[1] / "reference").glob("*.npz"))
 
 
 def opened(path):
-    """The family, config, weights and everything else of an archive."""
+    """Return the family, config and weights of an archive, and the archive."""
     archive = np.load(path)
     weights = {name.removeprefix("weights/"): archive[name] for name in archive.files if name.startswith("weights/")}
     return path.name.split("_")[0].replace("score", "score_sde"), json.loads(str(archive["config"])), weights, archive
@@ -34,7 +34,7 @@ def computed(family, config, weights, archive):
         level = archive["noise_label"]
         level = np.log(level) if config["model"]["embedding_type"] == "fourier" else level
         return jax.jit(module.apply)(variables, archive["input"], level)
-    target = pretrained.target(family, config)
+    setup = pretrained.training_setup(family, config)
     labels = archive["labels"].argmax(1) if archive["labels"].shape[1] else None
     augment = None
 
@@ -42,19 +42,19 @@ def computed(family, config, weights, archive):
         return module.apply(variables, x, level, labels, augment=augment)
 
     sde = SDES["edm"]()  # at sigma = t
-    denoiser = make_denoiser(network, sde, target.prediction, target.preconditioning)
+    denoiser = make_denoiser(network, sde, setup.prediction, setup.preconditioning)
     return jax.jit(lambda x, sigma: denoiser(x, sigma).x0)(archive["input"], jnp.asarray(archive["sigma"]))
 
 
 @pytest.mark.parametrize("path", ORACLES, ids=lambda path: path.stem)
-def test_imported_weights_give_the_reference_implementations_output(path):
+def test_imported_weights_give_reference_output(path):
     family, config, weights, archive = opened(path)
     output = computed(family, config, weights, archive)
-    # float32 through some 30 layers: relative rounding of 1e-7 a layer, so 1e-5; a tenfold margin.
+    # float32 through some 30 layers has a relative error of about 1e-5; the tolerance has a tenfold margin.
     assert np.abs(output - archive["output"]).max() < 1e-4 * archive["output"].std()
 
 
-def test_all_that_is_wrong_with_weights_is_said_at_once():
+def test_one_message_lists_all_invalid_weights():
     family, config, weights, _ = opened(ORACLES[0])
     del weights["model.enc.16x16_conv.bias"]
     weights["model.surplus"] = np.zeros(3)
@@ -79,14 +79,14 @@ def test_all_that_is_wrong_with_weights_is_said_at_once():
         ("edm", {"img_resolution": None}, "the network's config lacks 'img_resolution'"),
     ],
 )
-def test_configs_that_are_not_covered_are_refused(family, change, words):
+def test_uncovered_configs_raise(family, change, words):
     _, config, weights, _ = opened(ORACLES[0])
     config = {key: value for key, value in (config | change).items() if value is not None}
     with pytest.raises(UserError, match=words):
         pretrained.load(family, weights, config)
 
 
-def test_a_side_file_or_folder_that_is_damaged_is_named(tmp_path):
+def test_damaged_sidecar_file_or_folder_raises(tmp_path):
     weight_files.write(tmp_path / "x.safetensors", {"a": np.ones(2)}, "native", {})
     (tmp_path / "x.safetensors.json").write_text("{")
     with pytest.raises(UserError, match=r"x\.safetensors\.json is not valid JSON"):
@@ -100,8 +100,8 @@ def test_a_side_file_or_folder_that_is_damaged_is_named(tmp_path):
         weight_files.read(tmp_path)
 
 
-def test_the_scheduler_beside_the_network_is_read(tmp_path):
-    """As google/ddpm-cifar10-32 lies on its host: all files in one folder; and as pipelines lie."""
+def test_scheduler_of_diffusers_folder_is_read(tmp_path):
+    """The scheduler lies in the network's folder (google/ddpm-cifar10-32) or in a sibling folder (pipelines)."""
     weight_files.write(tmp_path / "diffusion_pytorch_model.safetensors", {"a": np.ones(2)}, "diffusers", {})
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "scheduler_config.json").write_text('{"beta_end": 0.5}')
@@ -119,13 +119,13 @@ def test_the_scheduler_beside_the_network_is_read(tmp_path):
     )
 
 
-def test_numbers_without_a_shape_go_out_and_back(tmp_path):
+def test_scalars_round_trip(tmp_path):
     weight_files.write(tmp_path / "x.safetensors", {"gain": np.float32(3.0), "a": np.ones((2, 3)).T}, "native", {})
     found = weight_files.read(tmp_path / "x.safetensors").arrays
     assert found["gain"].shape == () and found["a"].shape == (3, 2)
 
 
-def test_our_own_weights_go_out_and_back(tmp_path):
+def test_native_weights_round_trip(tmp_path):
     kwargs = {"channels": 8, "multipliers": (1, 2), "num_res_blocks": 1, "attention_resolutions": (4,)}
     module = create("ddpmpp", **kwargs)
     x, level = jnp.ones((2, 8, 8, 1)), jnp.ones(2)
@@ -141,7 +141,7 @@ def test_our_own_weights_go_out_and_back(tmp_path):
     assert found.target == ("flow", {}, "v", "none", {}, 0.3)
 
 
-def test_a_network_of_vectors_goes_out_and_back(tmp_path):
+def test_network_of_vectors_round_trips(tmp_path):
     module, x = create("mlp", features=(8,)), jnp.ones((2, 2))
     params = jax.jit(module.init)(jax.random.key(0), x, jnp.ones(2))["params"]
     model = {"name": "mlp", "kwargs": {"features": (8,)}, "prediction": "x0", "preconditioning": "edm"}
@@ -156,7 +156,7 @@ VE = {"embedding_type": "fourier", "scale_by_sigma": True, "sigma_min": 0.01, "s
 VP = {"embedding_type": "positional", "scale_by_sigma": False, "beta_min": 0.1, "beta_max": 20.0}
 
 
-def of_song(group, sde, continuous=True, centered=True, **other):
+def song_config(group, sde, continuous=True, centered=True, **other):
     training = {"sde": sde, "continuous": continuous}
     return {"model": group | other, "training": training, "data": {"centered": centered}}
 
@@ -164,15 +164,19 @@ def of_song(group, sde, continuous=True, centered=True, **other):
 @pytest.mark.parametrize(
     ("family", "config", "expected"),
     [
-        ("score_sde", of_song(VP, "vpsde"), ("vp", {"beta_min": 0.1, "beta_max": 20.0}, "epsilon", "none", {}, None)),
         (
             "score_sde",
-            of_song(VP, "vpsde", continuous=False),
+            song_config(VP, "vpsde"),
+            ("vp", {"beta_min": 0.1, "beta_max": 20.0}, "epsilon", "none", {}, None),
+        ),
+        (
+            "score_sde",
+            song_config(VP, "vpsde", continuous=False),
             ("ddpm_linear", {"num_steps": 1000, "beta_start": 1e-4, "beta_end": 0.02}, "epsilon", "none", {}, None),
         ),
         (
             "score_sde",
-            of_song(VE, "vesde"),
+            song_config(VE, "vesde"),
             ("ve", {"sigma_min": 0.01, "sigma_max": 50.0}, "score", "log_sigma", {}, None),
         ),
         (
@@ -187,18 +191,18 @@ def of_song(group, sde, continuous=True, centered=True, **other):
         ),
     ],
 )
-def test_what_a_network_was_trained_for(family, config, expected):
-    assert pretrained.target(family, config) == expected
+def test_training_setup(family, config, expected):
+    assert pretrained.training_setup(family, config) == expected
 
 
 @pytest.mark.parametrize(
     ("family", "config", "words"),
     [
-        ("score_sde", of_song(VE, "vesde", continuous=False), "continuous=False is not covered"),
-        ("score_sde", of_song(VP, "vesde"), "embedding_type='positional' is not covered, only 'fourier'"),
-        ("score_sde", of_song(VE, "vpsde"), "embedding_type='fourier' is not covered, only 'positional'"),
-        ("score_sde", of_song(VP, "vpsde", num_scales=100), "num_scales=100 is not covered, only 1000"),
-        ("score_sde", of_song(VP, "vpsde", centered=False), "centered=False is not covered"),
+        ("score_sde", song_config(VE, "vesde", continuous=False), "continuous=False is not covered"),
+        ("score_sde", song_config(VP, "vesde"), "embedding_type='positional' is not covered, only 'fourier'"),
+        ("score_sde", song_config(VE, "vpsde"), "embedding_type='fourier' is not covered, only 'positional'"),
+        ("score_sde", song_config(VP, "vpsde", num_scales=100), "num_scales=100 is not covered, only 1000"),
+        ("score_sde", song_config(VP, "vpsde", centered=False), "centered=False is not covered"),
         ("edm", {"preconditioning": "VPPrecond", "beta_d": 10.0}, "beta_d=10.0 is not covered, only 19.9"),
         ("edm", {"preconditioning": "iDDPMPrecond"}, "'iDDPMPrecond' is not covered"),
         ("diffusers", {"scheduler": {"_class_name": "FlowMatchEulerDiscreteScheduler"}}, "FlowMatch.* is not covered"),
@@ -207,14 +211,14 @@ def test_what_a_network_was_trained_for(family, config, expected):
         ("native", {}, "native: the network's config lacks 'model'"),
     ],
 )
-def test_processes_that_are_not_covered_are_refused(family, config, words):
+def test_uncovered_training_setups_raise(family, config, words):
     with pytest.raises(UserError, match=words):
-        pretrained.target(family, config)
+        pretrained.training_setup(family, config)
 
 
-def test_an_average_of_another_length_is_refused():
+def test_ema_of_another_length_raises():
     weights = {"model": {"conv.weight": np.zeros(3)}, "ema": {"shadow_params": []}}
-    with pytest.raises(UserError, match="'ema' is no list of 1 'shadow_params'"):
+    with pytest.raises(UserError, match="'ema' is not a list of 1 'shadow_params'"):
         pretrained.load("score_sde", weights, {})
 
 
@@ -239,7 +243,7 @@ def write_pth(path, content):
         ("list.pth", [1, 2], "holds a list, not names to arrays"),
     ],
 )
-def test_files_that_are_refused(tmp_path, name, content, words):
+def test_unsupported_files_raise(tmp_path, name, content, words):
     if isinstance(content, list):
         write_pth(tmp_path / name, content)
     elif content is not None:
@@ -248,7 +252,7 @@ def test_files_that_are_refused(tmp_path, name, content, words):
         pretrained.load_model(str(tmp_path / name))
 
 
-def test_a_file_runs_no_code(tmp_path, monkeypatch):
+def test_file_runs_no_code(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_pth(tmp_path / "bad.pth", {"model": Command()})
     with pytest.raises(UserError, match=r"refers to posix\.system"):
@@ -256,8 +260,8 @@ def test_a_file_runs_no_code(tmp_path, monkeypatch):
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_tensor_is_read_from_its_storage_alone():
-    """A crafted file may describe a tensor by another array, or by numbers that overflow."""
+def test_tensor_is_read_only_from_its_storage():
+    """A malicious file may describe a tensor by another array, or by numbers that overflow."""
     storage = weight_files._Storage(np.arange(6.0))
     np.testing.assert_array_equal(weight_files._rebuild_tensor(storage, 1, (2, 2), (3, 1)), [[1, 2], [4, 5]])
     for given in (
@@ -271,17 +275,17 @@ def test_a_tensor_is_read_from_its_storage_alone():
             weight_files._rebuild_tensor(*given)
 
 
-def test_weights_that_say_nothing_of_themselves_are_asked_about(tmp_path):
+def test_weights_without_metadata_raise(tmp_path):
     write_pth(tmp_path / "bare.pth", {})
-    with pytest.raises(UserError, match="of which family are the weights"):
+    with pytest.raises(UserError, match="expected the family of the weights"):
         pretrained.load_model(str(tmp_path / "bare.pth"))
     with pytest.raises(UserError, match=r"bare|without the network's config"):
         pretrained.load_model(str(tmp_path / "bare.pth"), "edm")
 
 
 @pytest.mark.parametrize("path", ORACLES[:1], ids=lambda path: path.stem)
-def test_parity_is_reported_block_by_block(path, capsys):
-    """The blocks' own activations, one of them changed."""
+def test_parity_reports_errors_per_block(path, capsys):
+    """Activations of the network itself are compared, one of them with a known error."""
     family, config, weights, archive = opened(path)
     module, variables = pretrained.load(family, weights, config)
     inputs = (archive["input"], np.log(archive["sigma"]) / 4)

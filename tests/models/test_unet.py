@@ -1,4 +1,4 @@
-"""The U-Nets' sizes against the papers', and what they refuse; their numbers are in test_pretrained.py."""
+"""U-Nets: parameter counts of the papers, and invalid options. test_pretrained.py checks their outputs."""
 
 import jax
 import jax.numpy as jnp
@@ -23,11 +23,11 @@ IMAGENET = {"channels": 256, "multipliers": (1, 1, 2, 2, 4, 4), "num_res_blocks"
         ("ddpm", {}, 32, 35.7),  # Ho et al. 2020
         ("ddpmpp", {}, 32, 61.8),  # Song et al. 2021
         ("ncsnpp", {}, 32, 62.8),
-        ("adm", {"num_classes": 1000, "outputs": 2}, 64, 295.9),  # Dhariwal and Nichol 2021, as the next
+        ("adm", {"num_classes": 1000, "outputs": 2}, 64, 295.9),  # Dhariwal and Nichol 2021, also the next row
         ("adm", {"num_classes": 1000, "outputs": 2, **IMAGENET}, 256, 553.8),
     ],
 )
-def test_the_papers_networks_have_the_papers_sizes(name, kwargs, size, millions):
+def test_parameter_counts_match_papers(name, kwargs, size, millions):
     assert round(parameter_count(create(name, **kwargs), (1, size, size, 3)) / 1e6, 1) == millions
 
 
@@ -38,13 +38,13 @@ def test_the_papers_networks_have_the_papers_sizes(name, kwargs, size, millions)
         ({"multipliers": (1, 1), "attention_resolutions": (16,)}, (1, 8, 8, 1), r"heights are \[8, 4\]"),
     ],
 )
-def test_what_cannot_be_built_is_refused_with_the_numbers(kwargs, shape, words):
+def test_invalid_levels_raise(kwargs, shape, words):
     module = create("ddpmpp", channels=8, num_res_blocks=1, **kwargs)
     with pytest.raises(UserError, match=words):
         parameter_count(module, shape)
 
 
-def test_unknown_names_are_answered_with_the_nearest():
+def test_unknown_names_raise_with_suggestion():
     with pytest.raises(UserError, match="Did you mean 'ncsnpp'"):
         create("ncsnp")
     with pytest.raises(UserError, match="Did you mean 'channels'"):

@@ -1,8 +1,8 @@
-"""Imports of pretrained weights (score_sde, EDM, diffusers), and exports of our own.
+"""Import of pretrained weights (score_sde, EDM, diffusers), and export of this project's weights.
 
     module, variables = pretrained.load("edm", "weights.safetensors", config)
 
-A family, in a file of its own, defines the names and layouts of its layers; `load` is the same for all.
+Each family of networks has a file that describes the names and layouts of its layers.
 """
 
 import itertools
@@ -19,16 +19,11 @@ from flax import traverse_util
 
 from score_sde.errors import UserError, cut, lookup, not_none
 from score_sde.models.pretrained import diffusers, edm, native, score_sde
-from score_sde.models.pretrained.family import Target, report_missing_keys
+from score_sde.models.pretrained.family import TrainingSetup, report_missing_keys
 from score_sde.runtime import weight_files
 
-MAX_LISTED = 1000  # problems with weights that an error lists
-OVERRIDABLE = (
-    "dtype",
-    "remat",
-    "dropout",
-    "label_dropout",
-)  # keyword arguments of a network that are free for given weights
+MAX_LISTED = 1000  # entries of a list in a message
+OVERRIDABLE = ("dtype", "remat", "dropout", "label_dropout")  # keyword arguments that are independent of the weights
 FAMILIES = {
     "score_sde": score_sde.FAMILY,
     "edm": edm.FAMILY,
@@ -40,105 +35,115 @@ FAMILIES = {
 def load(
     family: str, weights: Mapping[str, Any] | str | Path, config: Mapping[str, Any] | None = None, **options: Any
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """Load a network with the weights of another library, as a module and its variables.
+    """Load a network with pretrained weights.
 
     Args:
-      family: Family of the network, a key of `FAMILIES`.
-      weights: State dict of NumPy arrays in the library's names and layouts, or a path that `weight_files.read` reads.
-      config: Options of the network in the library's names; None for those recorded in the file.
-      **options: Attributes of the module to override, such as dtype="bfloat16".
+      family: Key of `FAMILIES`.
+      weights: State dict of NumPy arrays with the library's names and layouts, or a path for `weight_files.read`.
+      config: Options of the network with the library's names; None reads them from the file.
+      **options: Attributes of the module that replace those of the config, such as dtype="bfloat16".
 
     Returns:
-      (module, variables): module.apply(variables, x, noise_level, labels) for x (batch, height, width, channels).
+      (module, variables) for `module.apply(variables, x, noise_level, labels)`.
 
     Raises:
-      UserError: if the file can't be read or has no config, an option is not covered, or weights are missing, extra
-        or of another shape; the message lists them.
+      UserError: if the file can't be read or has no config, the config has an option that is not covered, or weights
+        are missing, superfluous or of another shape. The message lists all of these weights.
     """
     from score_sde.models import create
 
-    chosen = lookup("family", FAMILIES, family)
+    spec = lookup("family", FAMILIES, family, "family")
     if isinstance(weights, str | Path):
-        found = weight_files.read(weights)
-        weights, config = found.arrays, found.config if config is None else config
+        file = weight_files.read(weights)
+        weights, config = file.arrays, file.config if config is None else config
     if config is None:
         raise UserError(
-            f"family {family!r}: the weights come without the network's config; give it, in a JSON file named after "
-            'the weights with .json added, {"family": ..., "config": {...}}'
+            f"family {family!r}: the weights come without the network's config; provide it in a sidecar file, named "
+            'after the weights with .json added, with the content {"family": ..., "config": {...}}'
         )
-    arrays = chosen.arrays(weights)
-    strange = [name for name, array in arrays.items() if not hasattr(array, "shape")]
-    if strange:
-        raise UserError(f"family {family!r}: no arrays in {_listed(map(str, strange), ', ')}")
+    arrays = spec.arrays(weights)
+    invalid = [name for name, array in arrays.items() if not hasattr(array, "shape")]
+    if invalid:
+        raise UserError(f"family {family!r}: expected arrays, got other values for {_join(map(str, invalid), ', ')}")
     arrays = {name: np.asarray(array) for name, array in arrays.items()}
     with report_missing_keys(family):
-        name, kwargs = chosen.model(config)
+        name, kwargs = spec.model(config)
         module = create(name, **kwargs | options)
-        return module, {"params": _parameters(family, chosen, module, config, arrays)}
+        return module, {"params": _load_parameters(family, spec, module, config, arrays)}
 
 
 class PretrainedModel(NamedTuple):
-    """A pretrained network, with all options that its weights fix.
+    """Network, parameters and training setup from a file of weights.
 
     Attributes:
-      name: Name of the network, a key of `models.MODELS`.
+      name: Name of the network in `models.MODELS`.
       kwargs: Keyword arguments of the network.
-      params: Parameters.
+      params: Parameters of the network.
       event_shape: Shape of one example.
-      target: Process, prediction and preconditioning that it was trained for.
-      objective: Training objective, "" if the weights don't record it.
+      target: Process and parameterization that the network was trained with.
+      objective: Training objective; "" if the file doesn't record it.
     """
 
     name: str
     kwargs: dict[str, Any]
     params: dict[str, Any]
     event_shape: tuple[int, ...]
-    target: Target
+    target: TrainingSetup
     objective: str = ""
 
 
 def load_model(path: str, family: str = "", options: Mapping[str, Any] | None = None) -> PretrainedModel:
-    """Load a pretrained network with its training setup.
+    """Load a network, its parameters and its training setup from a file or folder of weights.
 
     Args:
-      path: File or folder of the weights.
-      family: Family of the network; "" for the one recorded in the file.
-      options: Keyword arguments of the network to override.
+      path: Path for `weight_files.read`.
+      family: Key of `FAMILIES`; "" reads it from the file.
+      options: Keyword arguments of the network that replace those of the file.
 
     Raises:
-      UserError: if the family is unknown, or see `load`.
+      UserError: if `load` fails, or the file has no family and none is given.
     """
-    found = weight_files.read(path)
-    family = family or found.family or ""
+    file = weight_files.read(path)
+    family = family or file.family or ""
     if not family:
-        known = ", ".join(FAMILIES)
-        raise UserError(f"of which family are the weights in {path}? Known are {known}", "family")
-    chosen = lookup("family", FAMILIES, family)
-    _, variables = load(family, found.arrays, found.config)  # raises if there is no config
-    config = not_none(found.config)
-    training = target(family, config)
-    name, kwargs = chosen.model(config)
-    kwargs = dict(kwargs) | training.model_kwargs | dict(options or {})
-    shape = _event_shape(chosen, config, found.arrays)
-    return PretrainedModel(name, kwargs, variables["params"], shape, training, str(config.get("objective", "")))
+        raise UserError(
+            f"expected the family of the weights in {path}, which don't record it; known: {', '.join(FAMILIES)}",
+            "family",
+        )
+    spec = lookup("family", FAMILIES, family, "family")
+    _, variables = load(family, file.arrays, file.config)  # raises UserError without a config
+    config = not_none(file.config)
+    setup = training_setup(family, config)
+    name, kwargs = spec.model(config)
+    kwargs = dict(kwargs) | setup.model_kwargs | dict(options or {})
+    shape = _event_shape(spec, config, file.arrays)
+    return PretrainedModel(name, kwargs, variables["params"], shape, setup, str(config.get("objective", "")))
 
 
-def target(family: str, config: Mapping[str, Any]) -> Target:
-    """Return the SDE, prediction and preconditioning that a network was trained for."""
-    chosen = lookup("family", FAMILIES, family)
+def training_setup(family: str, config: Mapping[str, Any]) -> TrainingSetup:
+    """Return the SDE, prediction and preconditioning that a network was trained with.
+
+    Args:
+      family: Key of `FAMILIES`.
+      config: Options of the network with the library's names.
+
+    Raises:
+      UserError: if the family is unknown, or the config has an option that is not covered.
+    """
+    spec = lookup("family", FAMILIES, family, "family")
     with report_missing_keys(family):
-        return chosen.target(config)
+        return spec.training_setup(config)
 
 
 def save(path: str | Path, params: Any, model: Mapping[str, Any], process: Mapping[str, Any]) -> None:
-    """Write parameters as safetensors, for `load("native", path)`.
+    """Write parameters to a safetensors file for `load("native", path)`, under names like "down_0_0/conv_0/kernel".
 
     Args:
       path: Path of the file.
-      params: Pytree of parameters, which are named by their paths ("down_0_0/conv_0/kernel").
-      model: Options of the model, {"name", "kwargs", "prediction", "preconditioning"}.
-      process: Training setup, {"sde": {"name", "kwargs"}, "image_size", "channels", "sigma_data", "objective"}, with
-        image_size 0 for vectors. A discrete-time objective restricts the network to the timesteps of a chain.
+      params: Pytree of parameters.
+      model: {"name", "kwargs", "prediction", "preconditioning"} of the network.
+      process: {"sde": {"name", "kwargs"}, "image_size", "channels", "sigma_data", "objective"} of its training, with
+        image_size 0 for vectors. With a discrete-time objective the network is defined only at discrete timesteps.
     """
     arrays = traverse_util.flatten_dict(jax.tree.map(np.asarray, params), sep="/")
     weight_files.write(path, arrays, "native", dict(process) | {"model": dict(model)})
@@ -151,44 +156,49 @@ def parity(
     inputs: Sequence[Any],
     activations: Mapping[str, Any],
 ) -> dict[str, float]:
-    """Print the difference of each block from its counterpart in the other library, to locate a discrepancy.
+    """Compare the activations of each block with those of the other library, and print the differences.
 
     Args:
-      family: See `load`.
-      weights: See `load`.
-      config: See `load`.
-      inputs: Inputs (x, noise_level) or (x, noise_level, labels) of the module.
-      activations: Outputs of the library's modules by their names ("down_blocks.0.resnets.1"), in its layout (batch,
-        channels, height, width) or ours; "" is the network's output.
+      family: Key of `FAMILIES`.
+      weights: State dict or path; see `load`.
+      config: Options of the network with the library's names.
+      inputs: (x, noise_level) or (x, noise_level, labels) for this project's module.
+      activations: Outputs of the library's modules by their names ("down_blocks.0.resnets.1"), in the layout (batch,
+        channels, height, width) or (batch, height, width, channels). "" is the network's output.
 
     Returns:
-      The largest difference relative to the standard deviation, by name; NaN for a name that is not a block, or if the
-      shapes differ.
+      Maximum difference over the standard deviation by name, in the order of `activations`. It is NaN if there is no
+      such block, or its shape differs.
     """
     module, variables = load(family, weights, config)
     output, state = jax.jit(partial(module.apply, capture_intermediates=True))(variables, *inputs)
-    blocks = {name: part["__call__"][0] for name, part in state["intermediates"].items() if name != "__call__"}
-    chosen = FAMILIES[family]
+    blocks = {name: values["__call__"][0] for name, values in state["intermediates"].items() if name != "__call__"}
+    spec = FAMILIES[family]
     arrays = weight_files.read(weights).arrays if isinstance(weights, str | Path) else weights
-    ours = {theirs: blocks[name] for name, theirs in _blocks(chosen, config, arrays) if name in blocks} | {"": output}
-    errors = {name: _error(ours.get(name), np.asarray(value)) for name, value in activations.items()}
+    ours = {theirs: blocks[name] for name, theirs in _match_blocks(spec, config, arrays) if name in blocks} | {
+        "": output
+    }
+    errors = {name: _relative_error(ours.get(name), np.asarray(value)) for name, value in activations.items()}
     width = max(map(len, errors), default=0)
     for name, error in errors.items():
         print(f"{name or 'output':{width}}  {error:.1e}")
     return errors
 
 
-def _blocks(chosen, config, weights):
-    """Yield (our block, their block) in the order of the layers."""
+def _match_blocks(spec, config, weights):
+    """Yield (our block, their block) in the order of the layers.
+
+    If two of our blocks are one of theirs, the later one is last, and its output is the output of their block.
+    """
     names: dict[str, list[list[str]]] = {}
-    for path, source in chosen.sources(config, chosen.arrays(weights)).items():
-        names.setdefault(path[0], []).extend(name.split(".")[:-1] for name in source.names)
+    for path, mapping in spec.mappings(config, spec.arrays(weights)).items():
+        names.setdefault(path[0], []).extend(name.split(".")[:-1] for name in mapping.names)
     for ours, theirs in names.items():
-        common = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*theirs, strict=False))
-        yield ours, ".".join(parts[0] for parts in common)
+        common = itertools.takewhile(lambda keys: len(set(keys)) == 1, zip(*theirs, strict=False))
+        yield ours, ".".join(keys[0] for keys in common)
 
 
-def _error(ours, theirs) -> float:
+def _relative_error(ours, theirs) -> float:
     if ours is not None and ours.shape != theirs.shape and theirs.ndim == 4:
         theirs = theirs.transpose(0, 2, 3, 1)
     if ours is None or ours.shape != theirs.shape:
@@ -196,58 +206,65 @@ def _error(ours, theirs) -> float:
     return float(np.abs(np.asarray(ours) - theirs).max() / theirs.std())
 
 
-def _parameters(family, chosen, module, config, arrays) -> dict[str, Any]:
-    sources = chosen.sources(config, arrays)
-    shapes = _shapes(module, chosen, config, arrays)
+def _load_parameters(family, spec, module, config, arrays) -> dict[str, Any]:
+    """Return the module's parameters, made from arrays of the library.
+
+    Raises:
+      UserError: if arrays are missing, superfluous or of another shape; the message lists all of them.
+    """
+    mappings = spec.mappings(config, arrays)
+    shapes = _parameter_shapes(module, spec, config, arrays)
     problems, parameters, used = [], {}, set()
     for path, shape in shapes.items():
-        source = sources.get(path)
-        if source is None:
-            problems.append(f"missing: nothing for {'/'.join(path)} {shape}")
+        mapping = mappings.get(path)
+        if mapping is None:
+            problems.append(f"missing: no weights for {'/'.join(path)} {shape}")
             continue
-        used |= set(source.names)
-        missing = [name for name in source.names if name not in arrays]
+        used |= set(mapping.names)
+        missing = [name for name in mapping.names if name not in arrays]
         if missing:
             problems.append(f"missing: {', '.join(missing)} for {'/'.join(path)} {shape}")
             continue
-        parameters[path], problem = _made(source, [arrays[name] for name in source.names], shape)
+        parameters[path], problem = _transform(mapping, [arrays[name] for name in mapping.names], shape)
         if problem:
             problems.append(f"misshapen: {problem} for {'/'.join(path)} {shape}")
-    left = [name for name in arrays if name not in used and not chosen.unused(name)]
-    problems += [f"extra: {name} {arrays[name].shape}" for name in left]
+    extra = [name for name in arrays if name not in used and not spec.unused(name)]
+    problems += [f"extra: {name} {arrays[name].shape}" for name in extra]
     if problems:
         raise UserError(
-            f"family {family!r}: these weights are not those of the network that the config describes:\n  "
-            + _listed(problems, "\n  ", 300)
+            f"family {family!r}: the weights don't fit the network that the config describes:\n  "
+            + _join(problems, "\n  ", 300)
         )
     return traverse_util.unflatten_dict(parameters)
 
 
-def _listed(texts: Iterable[str], separator: str, length: int = 80) -> str:
-    """Join the first texts, each cut to a length, and the number of further ones."""
-    texts = [cut(text, length) for text in texts]
-    more = [f"and {len(texts) - MAX_LISTED:,} more"] if len(texts) > MAX_LISTED else []
-    return separator.join([*texts[:MAX_LISTED], *more])
+def _join(entries: Iterable[str], separator: str, length: int = 80) -> str:
+    """Join at most MAX_LISTED entries, each cut to a length, and append the number of further ones."""
+    entries = [cut(text, length) for text in entries]
+    more = [f"and {len(entries) - MAX_LISTED:,} more"] if len(entries) > MAX_LISTED else []
+    return separator.join([*entries[:MAX_LISTED], *more])
 
 
-def _made(source, arrays, shape):
-    given = ", ".join(f"{name} {array.shape}" for name, array in zip(source.names, arrays, strict=True))
+def _transform(mapping, arrays, shape):
+    """Return a parameter and None, or its arrays' names and shapes if it doesn't have the shape."""
+    given = ", ".join(f"{name} {array.shape}" for name, array in zip(mapping.names, arrays, strict=True))
     try:
-        made = np.asarray(source.make(*arrays), np.float32)
+        parameter = np.asarray(mapping.transform(*arrays), np.float32)
     except (ValueError, IndexError):
         return None, given
-    return made, given if made.shape != shape else None
+    return parameter, given if parameter.shape != shape else None
 
 
-def _event_shape(chosen, config, arrays) -> tuple[int, ...]:
-    size, channels = chosen.image_size(config), chosen.channels(config, arrays)
+def _event_shape(spec, config, arrays) -> tuple[int, ...]:
+    """Return the shape of one example."""
+    size, channels = spec.image_size(config), spec.channels(config, arrays)
     if size == 0:
         return (channels,)
     return (*((size, size) if isinstance(size, int) else tuple(size)), channels)
 
 
-def _shapes(module, chosen, config, arrays) -> dict[tuple[str, ...], tuple[int, ...]]:
+def _parameter_shapes(module, spec, config, arrays) -> dict[tuple[str, ...], tuple[int, ...]]:
     """Return the shapes of the module's parameters by path."""
-    x = jax.ShapeDtypeStruct((1, *_event_shape(chosen, config, arrays)), jnp.float32)
+    x = jax.ShapeDtypeStruct((1, *_event_shape(spec, config, arrays)), jnp.float32)
     variables = jax.eval_shape(module.init, jax.random.key(0), x, jnp.zeros(1))
     return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(variables["params"]).items()}

@@ -1,4 +1,4 @@
-"""diffusers' UNet2DModel with plain, attention and residual-resampling blocks, as in the google/ddpm-* family."""
+"""UNet2DModel of diffusers with plain, attention and residual-resampling blocks, as in the google/ddpm-* models."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from score_sde.errors import UserError
-from score_sde.models.pretrained.family import Family, Target, require_option
+from score_sde.models.pretrained.family import Family, TrainingSetup, require_option
 from score_sde.models.pretrained.layouts import (
     CONV,
     DENSE,
@@ -27,15 +27,15 @@ RESIDUAL = nested(
         "conv_1": ("conv2", CONV),
     }
 )
-PRODUCT = layer(linear_as_convolution)
-# Attention's layers were renamed in 2023; files of both ages are read.
+POINTWISE = layer(linear_as_convolution)
+# Files before and after 2023 differ in the names of attention layers; both are supported.
 ATTENTION = {
     "query": ("to_q", "query"),
     "key": ("to_k", "key"),
     "value": ("to_v", "value"),
     "out": ("to_out.0", "proj_attn"),
 }
-CHAINS = tuple(  # the schedulers that sample networks trained on the chain of Ho et al. 2020
+SCHEDULERS = tuple(  # samplers of networks trained with the discrete-time schedule of Ho et al. 2020
     f"{name}Scheduler"
     for name in (
         "DDPM",
@@ -57,7 +57,7 @@ CHAINS = tuple(  # the schedulers that sample networks trained on the chain of H
         "LMSDiscrete",
     )
 )
-DEFAULTS = {  # of UNet2DModel
+DEFAULTS = {  # arguments of UNet2DModel
     "sample_size": None,
     "center_input_sample": False,
     "time_embedding_type": "positional",
@@ -92,12 +92,12 @@ def _options(config: Mapping[str, Any]) -> dict[str, Any]:
 def _height(config: Mapping[str, Any]) -> int:
     size = _options(config)["sample_size"]
     if size is None:
-        raise UserError("diffusers: the config has no sample_size, which decides where attention is")
+        raise UserError("diffusers: the config has no sample_size, which determines the levels with attention")
     return size if isinstance(size, int) else size[0]
 
 
 def model(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Return the name and options of our network for the config.json of a UNet2DModel."""
+    """Return the network's name and options in this project, given a UNet2DModel's config.json."""
     options = _options(config)
     downs, ups = options["down_block_types"], options["up_block_types"]
     attended = ["Attn" in kind for kind in downs]
@@ -119,17 +119,21 @@ def model(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     if options["resnet_time_scale_shift"] != "default" and options["add_attention"]:
         require_option(
             "diffusers", options, attn_norm_num_groups=(options["norm_num_groups"],)
-        )  # else it has no normalization
+        )  # None: no normalization
     plain = ("DownBlock2D", "AttnDownBlock2D", "UpBlock2D", "AttnUpBlock2D")
-    known = (*plain, "ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")
+    supported = (*plain, "ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")
     for kind in (*downs, *ups):
-        if kind not in known:
-            raise UserError(f"diffusers: the block {kind!r} is not covered, only {', '.join(known)}")
+        if kind not in supported:
+            raise UserError(f"diffusers: the block {kind!r} is not covered, only {', '.join(supported)}")
     if attended != ["Attn" in kind for kind in reversed(ups)]:
-        raise UserError(f"diffusers: the way up {ups} has attention at other levels than the way down {downs}")
+        raise UserError(
+            f"diffusers: expected attention at the same levels on the way down and up, got {downs} and {ups}"
+        )
     resampling = {_resampling(kind, options) for kind in (*downs[:-1], *ups[:-1])} or {"conv"}
     if len(resampling) > 1:
-        raise UserError(f"diffusers: some blocks resample by a layer and some inside blocks: {downs}, {ups}")
+        raise UserError(
+            f"diffusers: expected all levels to resample by layers or all inside blocks, got {downs} and {ups}"
+        )
     channels = options["block_out_channels"]
     kwargs = {
         "channels": channels[0],
@@ -151,7 +155,7 @@ def model(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         "outputs": 1,
     }
     if any(multiplier != int(multiplier) for multiplier in kwargs["multipliers"]):
-        raise UserError(f"diffusers: block_out_channels {channels} are not multiples of the first")
+        raise UserError(f"diffusers: expected block_out_channels that are multiples of the first, got {channels}")
     return "ddpm", kwargs | {"multipliers": tuple(map(int, kwargs["multipliers"]))}
 
 
@@ -161,7 +165,7 @@ def _resampling(kind: str, options: Mapping[str, Any]) -> str:
 
 
 def _layers(config, names) -> Iterator[tuple[str, str, Mapping]]:
-    """Yield (our name, their name, parameters) of the network's layers."""
+    """Yield (ours, theirs, parameters) of each layer."""
     options = _options(config)
 
     def residual(ours, theirs):
@@ -174,7 +178,7 @@ def _layers(config, names) -> Iterator[tuple[str, str, Mapping]]:
             return
         yield f"{ours}/norm", f"{theirs}.group_norm", NORM
         for name, (new, old) in ATTENTION.items():
-            yield f"{ours}/{name}", f"{theirs}.{old if f'{theirs}.{old}.weight' in names else new}", PRODUCT
+            yield f"{ours}/{name}", f"{theirs}.{old if f'{theirs}.{old}.weight' in names else new}", POINTWISE
 
     def resampled(ours, theirs):
         if f"{theirs}.conv.weight" in names:
@@ -210,17 +214,18 @@ def _layers(config, names) -> Iterator[tuple[str, str, Mapping]]:
     yield "conv_out", "conv_out", CONV
 
 
-def target(config: Mapping[str, Any]) -> Target:
-    """Return the chain and prediction of the folder's scheduler, by default those of Ho et al. 2020.
+def training_setup(config: Mapping[str, Any]) -> TrainingSetup:
+    """Return the discrete-time schedule and the prediction type of the folder's scheduler.
 
-    The network's noise level is the timestep, 0 to 999, as for `ddpm_linear` with 1,000 steps.
+    The default is the schedule of Ho et al. 2020. The network takes the timestep, 0 to 999, as its noise level, like
+    networks for `ddpm_linear` with 1,000 steps.
     """
     scheduler = config.get("scheduler", {})
     predictions = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0"}
     require_option(
         "diffusers",
         scheduler,
-        _class_name=CHAINS,
+        _class_name=SCHEDULERS,
         num_train_timesteps=(1000,),
         beta_schedule=("linear",),
         trained_betas=(None,),
@@ -232,13 +237,13 @@ def target(config: Mapping[str, Any]) -> Target:
         "beta_start": scheduler.get("beta_start", 1e-4),
         "beta_end": scheduler.get("beta_end", 0.02),
     }
-    return Target("ddpm_linear", kwargs, predictions[scheduler.get("prediction_type", "epsilon")], "none", {})
+    return TrainingSetup("ddpm_linear", kwargs, predictions[scheduler.get("prediction_type", "epsilon")], "none", {})
 
 
 FAMILY = Family(
     model=model,
-    sources=lambda config, names: weight_mappings(_layers(config, names)),
-    target=target,
+    mappings=lambda config, names: weight_mappings(_layers(config, names)),
+    training_setup=training_setup,
     arrays=dict,
     unused=lambda name: False,
     image_size=_height,

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from score_sde.errors import UserError
-from score_sde.models.pretrained.family import Family, Target, require_option
+from score_sde.models.pretrained.family import Family, TrainingSetup, require_option
 from score_sde.models.pretrained.layouts import (
     CONV,
     DENSE,
@@ -21,7 +21,7 @@ from score_sde.models.pretrained.layouts import (
     weight_mappings,
 )
 
-HEAD_CHANNELS = 64  # of DhariwalUNet
+HEAD_CHANNELS = 64  # channels per attention head in DhariwalUNet
 DEFAULTS = {
     "SongUNet": {
         "model_channels": 128,
@@ -66,7 +66,7 @@ def _options(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def model(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Return the name and options of our network for EDM's keyword arguments."""
+    """Return the network's name and options in this project, given its keyword arguments in EDM."""
     options = _options(config)
     require_option("edm", options, channel_mult_emb=(4,))
     kwargs = {
@@ -82,7 +82,7 @@ def model(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     if options["network"] == "DhariwalUNet":
         widths = [options["model_channels"] * multiplier for multiplier in options["channel_mult"]]
         heads = {options["img_resolution"] >> level: width // HEAD_CHANNELS for level, width in enumerate(widths)}
-        attended = tuple(n for n in options["attn_resolutions"] if heads.get(n))  # fewer than 64 channels: no attention
+        attended = tuple(n for n in options["attn_resolutions"] if heads.get(n))  # fewer than 64 channels give no heads
         middle = bool(widths[-1] // HEAD_CHANNELS)
         return "adm", kwargs | {"attention_resolutions": attended, "attend_middle": middle, "groups": None}
     fourier = options["embedding_type"] == "fourier"
@@ -100,7 +100,7 @@ def model(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def _layers(config, names) -> Iterator[tuple[str, str, Mapping]]:
-    """Yield (our name, their name, parameters) of the layers, which EDM names by resolution."""
+    """Yield (ours, theirs, parameters) of each layer; EDM names layers by their resolution."""
     options = _options(config)
     dhariwal = options["network"] == "DhariwalUNet"
     sizes = [options["img_resolution"] >> level for level in range(len(options["channel_mult"]))]
@@ -160,20 +160,24 @@ def _conditioning(options, names) -> Iterator[tuple[str, str, Mapping]]:
         yield "noise/augment", "map_augment", layer(transposed, bias=None)
     if not options["label_dim"]:
         return
-    if options["network"] == "SongUNet":  # a one-hot label, times the square root of its length, through a dense layer
-        source = WeightMapping(("map_label.weight", "map_label.bias"), _rows_of_dense)
+    if options["network"] == "SongUNet":  # its dense layer takes one-hot labels times the square root of their length
+        mapping = WeightMapping(("map_label.weight", "map_label.bias"), _embedding_rows)
     else:
-        source = WeightMapping(("map_label.weight",), lambda weight: np.concatenate([weight.T, 0 * weight.T[:1]]))
-    yield "noise/label/rows", "map_label", {("embedding",): source}
+        mapping = WeightMapping(("map_label.weight",), lambda weight: np.concatenate([weight.T, 0 * weight.T[:1]]))
+    yield "noise/label/rows", "map_label", {("embedding",): mapping}
 
 
-def _rows_of_dense(weight, bias):
+def _embedding_rows(weight, bias):
+    """Return the embedding of each class, and of the null label, by a dense layer of scaled one-hot labels."""
     rows = weight.T * np.sqrt(weight.shape[1]).astype(weight.dtype) + bias
     return np.concatenate([rows, bias[None]])
 
 
-def target(config: Mapping[str, Any]) -> Target:
-    """Return the preconditioning, with EDM's defaults except for sigma_data, and the SDE of its sampler."""
+def training_setup(config: Mapping[str, Any]) -> TrainingSetup:
+    """Return the training setup of one of EDM's preconditioners.
+
+    Their parameters must have EDM's defaults, except sigma_data. The SDE is that of the corresponding sampler of EDM.
+    """
     known = {"EDMPrecond": "edm", "VPPrecond": "vp", "VEPrecond": "ve"}
     require_option("edm", config, preconditioning=tuple(known))
     if config["preconditioning"] == "VPPrecond":
@@ -181,20 +185,20 @@ def target(config: Mapping[str, Any]) -> Target:
     sde, kwargs = (
         ("ve", {"sigma_min": 0.02, "sigma_max": 100.0}) if config["preconditioning"] == "VEPrecond" else ("edm", {})
     )
-    return Target(sde, kwargs, "epsilon", known[config["preconditioning"]], {}, config.get("sigma_data", 0.5))
+    return TrainingSetup(sde, kwargs, "epsilon", known[config["preconditioning"]], {}, config.get("sigma_data", 0.5))
 
 
 def arrays(weights: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Return the parameters without the preconditioner's prefix."""
+    """Return the parameters, named without the preconditioner's prefix."""
     if not all(isinstance(name, str) and hasattr(array, "shape") for name, array in weights.items()):
-        raise UserError("edm: weights are a state dict, names to arrays")
+        raise UserError("edm: expected weights as a state dict, arrays by name")
     return {name.removeprefix("model."): array for name, array in weights.items()}
 
 
 FAMILY = Family(
     model=model,
-    sources=lambda config, names: weight_mappings(_layers(config, names)),
-    target=target,
+    mappings=lambda config, names: weight_mappings(_layers(config, names)),
+    training_setup=training_setup,
     arrays=arrays,
     unused=lambda name: name.endswith("resample_filter"),
     image_size=lambda config: config["img_resolution"],

@@ -1,4 +1,4 @@
-"""The interface of a family of pretrained networks."""
+"""Interface of a family of pretrained networks: its config, its weights and their training setup."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -7,16 +7,16 @@ from typing import Any, NamedTuple
 from score_sde.errors import UserError, cut
 
 
-class Target(NamedTuple):
-    """The training setup of a network, in the terms of a config.
+class TrainingSetup(NamedTuple):
+    """Process and parameterization that a network was trained with, named as in this project.
 
     Attributes:
       sde: Name of the SDE.
       sde_kwargs: Keyword arguments of the SDE.
-      prediction: What the network estimates.
-      preconditioning: Preconditioning of the network.
+      prediction: Target of the network's output.
+      preconditioning: Scaling of the network's input and output.
       model_kwargs: Keyword arguments of the network that the preconditioning requires.
-      sigma_data: Standard deviation of the data, None if the preconditioning has none.
+      sigma_data: Standard deviation of the data for the preconditioning; None if it has no such parameter.
     """
 
     sde: str
@@ -28,21 +28,21 @@ class Target(NamedTuple):
 
 
 class Family(NamedTuple):
-    """The functions that describe a family.
+    """Functions that describe the configs and weights of a family of networks.
 
     Attributes:
-      model: config -> (name, kwargs) of the network in `models.MODELS`.
-      sources: (config, names of the weights) -> {path of a parameter: WeightMapping}.
-      target: config -> Target.
-      arrays: Contents of a file -> arrays by name.
-      unused: Name of an array -> whether it is not a parameter of the network.
-      image_size: config -> height and width of the images; 0 for vectors.
-      channels: (config, arrays) -> number of channels.
+      model: Function config -> (name, kwargs) of the network in this project.
+      mappings: Function (config, arrays) -> {path of a parameter: WeightMapping}.
+      training_setup: Function config -> TrainingSetup.
+      arrays: Function content of a weight file -> arrays by name.
+      unused: Function name -> whether the array is not a parameter of the network.
+      image_size: Function config -> height and width in pixels; 0 for data that are vectors.
+      channels: Function (config, arrays) -> number of channels of the images, or size of the vectors.
     """
 
     model: Callable
-    sources: Callable
-    target: Callable
+    mappings: Callable
+    training_setup: Callable
     arrays: Callable
     unused: Callable
     image_size: Callable
@@ -51,7 +51,7 @@ class Family(NamedTuple):
 
 @contextmanager
 def report_missing_keys(family: str) -> Iterator[None]:
-    """Raise UserError if a network's config lacks an option or has one of another type."""
+    """Raise UserError if the code in the context misses an option of a network's config, or can't use its value."""
     try:
         yield
     except UserError:
@@ -62,9 +62,15 @@ def report_missing_keys(family: str) -> Iterator[None]:
         raise UserError(f"{family}: no network can be built from its config: {cut(str(error), 200)}") from error
 
 
-def require_option(family: str, config: Mapping[str, Any], **known: tuple) -> None:
-    """Raise UserError unless options have a known value; missing options have their first, which is the default."""
-    for option, values in known.items():
+def require_option(family: str, config: Mapping[str, Any], **supported: tuple) -> None:
+    """Raise UserError unless the options of a config have supported values.
+
+    Args:
+      family: Name of the family, for messages.
+      config: Config of the network.
+      **supported: Supported values by option, of which the first is the default of an option missing in the config.
+    """
+    for option, values in supported.items():
         given = config.get(option, values[0])
         if given not in values:
             accepted = " or ".join(map(repr, values))

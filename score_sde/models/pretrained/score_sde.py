@@ -1,4 +1,4 @@
-"""The PyTorch networks of score_sde (Song et al. 2021): DDPM, DDPM++ and NCSN++, with numbered layers."""
+"""PyTorch networks of score_sde (Song et al. 2021): DDPM, DDPM++ and NCSN++, whose layers are numbered in order."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from score_sde.errors import UserError
-from score_sde.models.pretrained.family import Family, Target, require_option
+from score_sde.models.pretrained.family import Family, TrainingSetup, require_option
 from score_sde.models.pretrained.layouts import CONV, DENSE, NORM, layer, nested, pointwise, same, weight_mappings
 
 NIN = layer(pointwise, "W", "b")
@@ -30,7 +30,7 @@ def _options(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def model(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Return the name and options of our network for a config of score_sde (its model group, or all of it)."""
+    """Return the network's name and options in this project, given a config of score_sde or its model group."""
     options = _options(config)
     require_option("score_sde", options, name=("ddpm", "ncsnpp"), nonlinearity=("swish",), conditional=(True,))
     kwargs = {
@@ -51,7 +51,7 @@ def model(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         embedding_type=("positional", "fourier"),
         resamp_with_conv=(True,),
     )
-    if options["embedding_type"] == "positional":  # it would look sigma up in a table
+    if options["embedding_type"] == "positional":  # otherwise the network looks sigma up in a table
         require_option("score_sde", options, scale_by_sigma=(False,))
     return "ncsnpp", kwargs | {
         "rescale": options["skip_rescale"],
@@ -66,15 +66,15 @@ def model(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def _layers(config, names) -> Iterator[tuple[str, str, Mapping]]:
-    """Yield (our name, their name, parameters) in the order of score_sde's module numbers."""
+    """Yield (ours, theirs, parameters) of each layer, in the order in which score_sde numbers its modules."""
     options, (_, kwargs) = _options(config), model(config)
-    number = iter(range(len(names)))
+    numbers = iter(range(len(names)))
 
-    def place():
-        return f"all_modules.{next(number)}"
+    def next_module():
+        return f"all_modules.{next(numbers)}"
 
     def residual(ours):
-        theirs = place()
+        theirs = next_module()
         yield ours, theirs, RESIDUAL
         for name, parameters in (("Conv_2", CONV), ("NIN_0", NIN)):
             if any(key.startswith(f"{theirs}.{name}.") for key in names):
@@ -87,23 +87,23 @@ def _layers(config, names) -> Iterator[tuple[str, str, Mapping]]:
             yield from convolved(ours)
 
     def convolved(ours):
-        theirs = place()
+        theirs = next_module()
         inner = "Conv2d_0" if any(key.startswith(f"{theirs}.Conv2d_0.") for key in names) else "Conv_0"
         yield f"{ours}/conv", f"{theirs}.{inner}", CONV
 
     def attention(ours, level):
         if config_image_size(config) >> level in kwargs["attention_resolutions"]:
-            yield ours, place(), ATTENTION
+            yield ours, next_module(), ATTENTION
 
     def to_image(suffix):
-        yield f"norm_{suffix}", place(), NORM
-        yield f"conv_{suffix}", place(), CONV
+        yield f"norm_{suffix}", next_module(), NORM
+        yield f"conv_{suffix}", next_module(), CONV
 
     if kwargs.get("embedding") == "fourier":
-        yield "noise/fourier", place(), {("frequencies",): ("W", same)}
-    yield "noise/dense_0", place(), DENSE
-    yield "noise/dense_1", place(), DENSE
-    yield "conv_in", place(), CONV
+        yield "noise/fourier", next_module(), {("frequencies",): ("W", same)}
+    yield "noise/dense_0", next_module(), DENSE
+    yield "noise/dense_1", next_module(), DENSE
+    yield "conv_in", next_module(), CONV
     bottom = len(kwargs["multipliers"]) - 1
     for level in range(bottom + 1):
         for i in range(kwargs["num_res_blocks"]):
@@ -112,11 +112,11 @@ def _layers(config, names) -> Iterator[tuple[str, str, Mapping]]:
         if level != bottom:
             yield from resampled(f"down_{level}_resample")
             if kwargs.get("progressive_input") == "input_skip":
-                yield f"input_{level}", f"{place()}.Conv_0", CONV
+                yield f"input_{level}", f"{next_module()}.Conv_0", CONV
             elif kwargs.get("progressive_input") == "residual":
                 yield from convolved(f"input_{level}")
     yield from residual("middle_0")
-    yield "middle_attention", place(), ATTENTION
+    yield "middle_attention", next_module(), ATTENTION
     yield from residual("middle_1")
     progressive = options.get("progressive", "none")
     for level in range(bottom, -1, -1):
@@ -134,23 +134,23 @@ def _layers(config, names) -> Iterator[tuple[str, str, Mapping]]:
 
 
 def _setting(config: Mapping[str, Any], group: str, name: str, default: Any) -> Any:
-    """Return a setting of another group than the model's, which may also be given with the model's settings."""
+    """Return a setting of a group of the config, or of the model group itself if that is the whole config."""
     return config.get(name, config.get(group, {}).get(name, default))
 
 
 def config_image_size(config: Mapping[str, Any]) -> int:
-    """Return the height and width of the images."""
+    """Return the height and width of the images in pixels."""
     size = _setting(config, "data", "image_size", None)
     if size is None:
-        raise UserError("score_sde: the config lacks image_size, which determines the levels with attention")
+        raise UserError("score_sde: the config has no image_size, which determines the levels with attention")
     return size
 
 
-def target(config: Mapping[str, Any]) -> Target:
-    """Return the training setup: vp, its chain or sub_vp with epsilon prediction, or ve.
+def training_setup(config: Mapping[str, Any]) -> TrainingSetup:
+    """Return the training setup: vp, its discrete-time schedule or sub_vp with prediction "epsilon", or ve.
 
-    A network with scale_by_sigma takes sigma and returns the score. If the data were not centered, it takes images in
-    [0, 1] and maps them to [-1, 1] itself. There sigma is twice as large, and the noise level is log(sigma / 2).
+    A network with scale_by_sigma takes sigma as input and predicts the score. If its data are not centered, it maps
+    images from [0, 1] to [-1, 1] itself. In [-1, 1] sigma is twice as large, and the noise level is log(sigma / 2).
     """
     options = _options(config)
     fourier = options.get("embedding_type") == "fourier"
@@ -165,39 +165,39 @@ def target(config: Mapping[str, Any]) -> Target:
         scale = 1 if _setting(config, "data", "centered", False) else 2
         kwargs = {"sigma_min": scale * options["sigma_min"], "sigma_max": scale * options["sigma_max"]}
         if scale == 2:  # F = -epsilon, before the division by sigma
-            return Target("ve", kwargs, "epsilon", "ve", {"scale_by_sigma": False})
-        return Target("ve", kwargs, "score", "log_sigma", {})
+            return TrainingSetup("ve", kwargs, "epsilon", "ve", {"scale_by_sigma": False})
+        return TrainingSetup("ve", kwargs, "score", "log_sigma", {})
     require_option("score_sde", options, embedding_type=("positional",), scale_by_sigma=(False,), num_scales=(1000,))
     require_option("score_sde", {"centered": _setting(config, "data", "centered", True)}, centered=(True,))
     kwargs = {"beta_min": options["beta_min"], "beta_max": options["beta_max"]}
     if training["sde"] == "subvpsde":
-        return Target("sub_vp", kwargs, "epsilon", "none", {})
+        return TrainingSetup("sub_vp", kwargs, "epsilon", "none", {})
     if training["continuous"]:
-        return Target("vp", kwargs, "epsilon", "none", {})
-    chain = {"num_steps": 1000, "beta_start": kwargs["beta_min"] / 1000, "beta_end": kwargs["beta_max"] / 1000}
-    return Target("ddpm_linear", chain, "epsilon", "none", {})
+        return TrainingSetup("vp", kwargs, "epsilon", "none", {})
+    schedule = {"num_steps": 1000, "beta_start": kwargs["beta_min"] / 1000, "beta_end": kwargs["beta_max"] / 1000}
+    return TrainingSetup("ddpm_linear", schedule, "epsilon", "none", {})
 
 
 def arrays(weights: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Return the parameters of a checkpoint, the EMA if it has one, without DataParallel's prefix."""
+    """Return a checkpoint's EMA parameters, or its parameters if it has no EMA, without DataParallel's prefix."""
     state = weights.get("model", weights)
     if not isinstance(state, Mapping):
-        raise UserError("score_sde: weights are a state dict, or a checkpoint with 'model' and 'ema'")
+        raise UserError("score_sde: expected weights as a state dict, or as a checkpoint with 'model' and 'ema'")
     state = {name.removeprefix("module."): array for name, array in state.items()}
     if "ema" in weights:  # a list, in the order of the trained parameters
         fixed = {"sigmas"} | {name for name in state if name == "all_modules.0.W"}
         names = [name for name in state if name not in fixed]
         ema = weights["ema"].get("shadow_params") if isinstance(weights["ema"], Mapping) else None
         if not isinstance(ema, list) or len(ema) != len(names):
-            raise UserError(f"score_sde: the checkpoint's 'ema' is no list of {len(names)} 'shadow_params'")
+            raise UserError(f"score_sde: the checkpoint's 'ema' is not a list of {len(names)} 'shadow_params'")
         state |= dict(zip(names, ema, strict=True))
     return state
 
 
 FAMILY = Family(
     model=model,
-    sources=lambda config, names: weight_mappings(_layers(config, names)),
-    target=target,
+    mappings=lambda config, names: weight_mappings(_layers(config, names)),
+    training_setup=training_setup,
     arrays=arrays,
     unused=lambda name: name == "sigmas",
     image_size=config_image_size,
