@@ -10,7 +10,7 @@ from score_sde import ddpm
 from score_sde.conditioned import Conditioned
 from score_sde.errors import UserError
 from score_sde.models.mixture import Mixture
-from score_sde.models.network import network
+from score_sde.models.network import apply_fn
 from score_sde.parameterization import (
     Denoiser,
     check_parameterization,
@@ -81,7 +81,7 @@ class DiffusionModel(NamedTuple):
           augment: (batch, augment_dim) augmentation labels.
           dropout_keys: (batch,) keys, one per example; with them the network is evaluated in training mode.
         """
-        output = network(self.module, params, dropout_keys, labels=labels, augment=augment)
+        output = apply_fn(self.module, params, dropout_keys, labels=labels, augment=augment)
         if self.is_exact:
             return round_trip_prediction(
                 make_denoiser(output, self.sde, preconditioning="log_snr"), self.sde, self.prediction
@@ -124,7 +124,7 @@ class NoisyClassifier(NamedTuple):
 
     def logits(self, params: Any, *, dropout_keys: jax.Array | None = None) -> Conditioned:
         """Return the function (x, t) -> (batch, num_classes) logits."""
-        output = network(self.module, params, dropout_keys)
+        output = apply_fn(self.module, params, dropout_keys)
         return scaled_network(output, self.sde, self.preconditioning, self.sigma_data)
 
     def check(self) -> None:

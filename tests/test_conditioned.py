@@ -12,7 +12,7 @@ from score_sde.conditioned import conditioned, count_evaluations, map_examples
 from score_sde.errors import UserError
 from score_sde.guidance import autoguided, class_log_prob, classifier_free, classifier_free_labeled, classifier_guided
 from score_sde.likelihood import decode, encode, log_likelihood
-from score_sde.models.network import network
+from score_sde.models.network import apply_fn
 from score_sde.parameterization import Prediction, make_denoiser
 from score_sde.sde import edm, flow, prior_sample, vp
 from score_sde.solvers import ddim, heun, solve, solve_adaptive, solve_adaptive_sde, time_grid
@@ -24,7 +24,7 @@ MEANS = [[-1.0, 0.5], [1.0, 0.0], [0.0, -1.0]]
 
 def mixture_denoiser(sde, labels):
     model = models.create("mixture", means=MEANS, stds=[0.3, 0.2, 0.4])
-    return make_denoiser(network(model, {}, labels=labels), sde, preconditioning="log_snr")
+    return make_denoiser(apply_fn(model, {}, labels=labels), sde, preconditioning="log_snr")
 
 
 def logits(sde, x, t):
@@ -90,7 +90,7 @@ def test_adaptive_classifier_guidance_reaches_its_classes():
         alpha, sigma = (jnp.reshape(coef(t), (-1, 1)) for coef in (sde.alpha, sde.sigma))
         return -0.5 * (x - alpha * jnp.array([[-1.0, 1.0]])) ** 2 / ((alpha * 0.3) ** 2 + sigma**2)
 
-    prior = make_denoiser(network(model, {}), sde, preconditioning="log_snr")
+    prior = make_denoiser(apply_fn(model, {}), sde, preconditioning="log_snr")
     guided = classifier_guided(prior, class_log_prob(two_logits, labels), sde, 1.0)
     x = prior_sample(sde, jax.random.key(0), (8, 1))
     on_grid = solve(heun(), sde, guided, x, time_grid(sde, 200))
@@ -192,7 +192,7 @@ def test_networks_in_a_batch_equal_examples_alone(name, kind, run, x64):
     params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(jax.random.key(2), p.shape), params)
 
     def denoiser_of(labels):
-        return make_denoiser(network(model, params, labels=labels), sde, preconditioning="edm")
+        return make_denoiser(apply_fn(model, params, labels=labels), sde, preconditioning="edm")
 
     @jax.jit
     def compiled(x, labels, scales, keys):

@@ -121,7 +121,7 @@ def _trace(config: ConfigDict, module: nn.Module, shape: tuple[int, ...]) -> tup
     """Return the shapes of a network's variables and of its output, without memory or compilation."""
     x, level = jnp.zeros((1, *shape)), jnp.zeros((1,))
     try:
-        with naming_flags(config, "model.kwargs"):
+        with naming_flags(config, "model.kwargs", image_size="data.image_size"):
             output, variables = jax.eval_shape(module.init_with_output, jax.random.key(0), x, level)
     except UserError:
         raise

@@ -38,12 +38,12 @@ def silu(x: jax.Array) -> jax.Array:
 
 
 def mix(a: jax.Array, b: jax.Array, t: float) -> jax.Array:
-    """Return (1 - t) a + t b, scaled to preserve the magnitude of uncorrelated a and b (Eq. 88)."""
+    """Return (1 - t) a + t b, scaled to preserve the magnitude of uncorrelated a and b."""
     return ((1 - t) * a + t * b) / math.sqrt((1 - t) ** 2 + t**2)
 
 
 def concatenate(a: jax.Array, b: jax.Array, t: float) -> jax.Array:
-    """Concatenate channels of a and b, with contributions (1 - t) : t for any numbers of channels (Eq. 103)."""
+    """Concatenate channels of a and b, with contributions (1 - t) : t for any numbers of channels."""
     scale = math.sqrt((a.shape[-1] + b.shape[-1]) / ((1 - t) ** 2 + t**2))
     return jnp.concatenate(
         [(scale * (1 - t) / math.sqrt(a.shape[-1])) * a, (scale * t / math.sqrt(b.shape[-1])) * b], axis=-1

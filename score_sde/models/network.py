@@ -9,7 +9,7 @@ import numpy as np
 from score_sde.conditioned import Conditioned, conditioned
 
 
-def network(model: nn.Module, params: Any, keys: jax.Array | None = None, **labels: jax.Array | None) -> Conditioned:
+def apply_fn(model: nn.Module, params: Any, keys: jax.Array | None = None, **labels: jax.Array | None) -> Conditioned:
     """Return the function (x, noise_level) -> output of a network, with its conditioning.
 
     Args:

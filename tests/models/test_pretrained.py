@@ -34,7 +34,7 @@ def computed(family, config, weights, archive):
         level = archive["noise_label"]
         level = np.log(level) if config["model"]["embedding_type"] == "fourier" else level
         return jax.jit(module.apply)(variables, archive["input"], level)
-    setup = pretrained.training_setup(family, config)
+    setup = pretrained.target(family, config)
     labels = archive["labels"].argmax(1) if archive["labels"].shape[1] else None
     augment = None
 
@@ -192,7 +192,7 @@ def song_config(group, sde, continuous=True, centered=True, **other):
     ],
 )
 def test_training_setup(family, config, expected):
-    assert pretrained.training_setup(family, config) == expected
+    assert pretrained.target(family, config) == expected
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_training_setup(family, config, expected):
 )
 def test_uncovered_training_setups_raise(family, config, words):
     with pytest.raises(UserError, match=words):
-        pretrained.training_setup(family, config)
+        pretrained.target(family, config)
 
 
 def test_ema_of_another_length_raises():

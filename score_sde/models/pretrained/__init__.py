@@ -19,7 +19,7 @@ from flax import traverse_util
 
 from score_sde.errors import UserError, cut, lookup, not_none
 from score_sde.models.pretrained import diffusers, edm, native, score_sde
-from score_sde.models.pretrained.family import TrainingSetup, report_missing_keys
+from score_sde.models.pretrained.family import Target, report_missing_keys
 from score_sde.runtime import weight_files
 
 MAX_LISTED = 1000  # entries of a list in a message
@@ -88,7 +88,7 @@ class PretrainedModel(NamedTuple):
     kwargs: dict[str, Any]
     params: dict[str, Any]
     event_shape: tuple[int, ...]
-    target: TrainingSetup
+    target: Target
     objective: str = ""
 
 
@@ -113,14 +113,14 @@ def load_model(path: str, family: str = "", options: Mapping[str, Any] | None = 
     spec = lookup("family", FAMILIES, family, "family")
     _, variables = load(family, file.arrays, file.config)  # raises UserError without a config
     config = not_none(file.config)
-    setup = training_setup(family, config)
+    setup = target(family, config)
     name, kwargs = spec.model(config)
     kwargs = dict(kwargs) | setup.model_kwargs | dict(options or {})
     shape = _event_shape(spec, config, file.arrays)
     return PretrainedModel(name, kwargs, variables["params"], shape, setup, str(config.get("objective", "")))
 
 
-def training_setup(family: str, config: Mapping[str, Any]) -> TrainingSetup:
+def target(family: str, config: Mapping[str, Any]) -> Target:
     """Return the SDE, prediction and preconditioning that a network was trained with.
 
     Args:
@@ -132,7 +132,7 @@ def training_setup(family: str, config: Mapping[str, Any]) -> TrainingSetup:
     """
     spec = lookup("family", FAMILIES, family, "family")
     with report_missing_keys(family):
-        return spec.training_setup(config)
+        return spec.target(config)
 
 
 def save(path: str | Path, params: Any, model: Mapping[str, Any], process: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from score_sde.errors import UserError
-from score_sde.models.pretrained.family import Family, TrainingSetup, require_option
+from score_sde.models.pretrained.family import Family, Target, require_option
 from score_sde.models.pretrained.layouts import (
     CONV,
     DENSE,
@@ -214,7 +214,7 @@ def _layers(config, names) -> Iterator[tuple[str, str, Mapping]]:
     yield "conv_out", "conv_out", CONV
 
 
-def training_setup(config: Mapping[str, Any]) -> TrainingSetup:
+def target(config: Mapping[str, Any]) -> Target:
     """Return the discrete-time schedule and the prediction type of the folder's scheduler.
 
     The default is the schedule of Ho et al. 2020. The network takes the timestep, 0 to 999, as its noise level, like
@@ -237,13 +237,13 @@ def training_setup(config: Mapping[str, Any]) -> TrainingSetup:
         "beta_start": scheduler.get("beta_start", 1e-4),
         "beta_end": scheduler.get("beta_end", 0.02),
     }
-    return TrainingSetup("ddpm_linear", kwargs, predictions[scheduler.get("prediction_type", "epsilon")], "none", {})
+    return Target("ddpm_linear", kwargs, predictions[scheduler.get("prediction_type", "epsilon")], "none", {})
 
 
 FAMILY = Family(
     model=model,
     mappings=lambda config, names: weight_mappings(_layers(config, names)),
-    training_setup=training_setup,
+    target=target,
     arrays=dict,
     unused=lambda name: False,
     image_size=_height,

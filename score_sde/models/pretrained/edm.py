@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from score_sde.errors import UserError
-from score_sde.models.pretrained.family import Family, TrainingSetup, require_option
+from score_sde.models.pretrained.family import Family, Target, require_option
 from score_sde.models.pretrained.layouts import (
     CONV,
     DENSE,
@@ -173,7 +173,7 @@ def _embedding_rows(weight, bias):
     return np.concatenate([rows, bias[None]])
 
 
-def training_setup(config: Mapping[str, Any]) -> TrainingSetup:
+def target(config: Mapping[str, Any]) -> Target:
     """Return the training setup of one of EDM's preconditioners.
 
     Their parameters must have EDM's defaults, except sigma_data. The SDE is that of the corresponding sampler of EDM.
@@ -185,7 +185,7 @@ def training_setup(config: Mapping[str, Any]) -> TrainingSetup:
     sde, kwargs = (
         ("ve", {"sigma_min": 0.02, "sigma_max": 100.0}) if config["preconditioning"] == "VEPrecond" else ("edm", {})
     )
-    return TrainingSetup(sde, kwargs, "epsilon", known[config["preconditioning"]], {}, config.get("sigma_data", 0.5))
+    return Target(sde, kwargs, "epsilon", known[config["preconditioning"]], {}, config.get("sigma_data", 0.5))
 
 
 def arrays(weights: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -198,7 +198,7 @@ def arrays(weights: Mapping[str, Any]) -> dict[str, np.ndarray]:
 FAMILY = Family(
     model=model,
     mappings=lambda config, names: weight_mappings(_layers(config, names)),
-    training_setup=training_setup,
+    target=target,
     arrays=arrays,
     unused=lambda name: name.endswith("resample_filter"),
     image_size=lambda config: config["img_resolution"],

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from score_sde.errors import UserError, cut
 
 
-class TrainingSetup(NamedTuple):
+class Target(NamedTuple):
     """Process and parameterization that a network was trained with, named as in this project.
 
     Attributes:
@@ -33,7 +33,7 @@ class Family(NamedTuple):
     Attributes:
       model: Function config -> (name, kwargs) of the network in this project.
       mappings: Function (config, arrays) -> {path of a parameter: WeightMapping}.
-      training_setup: Function config -> TrainingSetup.
+      target: Function config -> Target.
       arrays: Function content of a weight file -> arrays by name.
       unused: Function name -> whether the array is not a parameter of the network.
       image_size: Function config -> height and width in pixels; 0 for data that are vectors.
@@ -42,7 +42,7 @@ class Family(NamedTuple):
 
     model: Callable
     mappings: Callable
-    training_setup: Callable
+    target: Callable
     arrays: Callable
     unused: Callable
     image_size: Callable

@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
-from score_sde.models.pretrained.family import Family, TrainingSetup
+from score_sde.models.pretrained.family import Family, Target
 from score_sde.models.pretrained.layouts import WeightMapping, same
 
 
-def training_setup(config: Mapping[str, Any]) -> TrainingSetup:
+def target(config: Mapping[str, Any]) -> Target:
     """Return the training setup of the run."""
     model, sde = config["model"], config["sde"]
-    return TrainingSetup(
+    return Target(
         sde["name"], sde["kwargs"], model["prediction"], model["preconditioning"], {}, config.get("sigma_data")
     )
 
@@ -18,7 +18,7 @@ def training_setup(config: Mapping[str, Any]) -> TrainingSetup:
 FAMILY = Family(
     model=lambda config: (config["model"]["name"], config["model"]["kwargs"]),
     mappings=lambda config, names: {tuple(name.split("/")): WeightMapping((name,), same) for name in names},
-    training_setup=training_setup,
+    target=target,
     arrays=dict,
     unused=lambda name: False,
     image_size=lambda config: config["image_size"],

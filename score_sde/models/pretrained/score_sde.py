@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from score_sde.errors import UserError
-from score_sde.models.pretrained.family import Family, TrainingSetup, require_option
+from score_sde.models.pretrained.family import Family, Target, require_option
 from score_sde.models.pretrained.layouts import CONV, DENSE, NORM, layer, nested, pointwise, same, weight_mappings
 
 NIN = layer(pointwise, "W", "b")
@@ -146,7 +146,7 @@ def config_image_size(config: Mapping[str, Any]) -> int:
     return size
 
 
-def training_setup(config: Mapping[str, Any]) -> TrainingSetup:
+def target(config: Mapping[str, Any]) -> Target:
     """Return the training setup: vp, its discrete-time schedule or sub_vp with prediction "epsilon", or ve.
 
     A network with scale_by_sigma takes sigma as input and predicts the score. If its data are not centered, it maps
@@ -165,17 +165,17 @@ def training_setup(config: Mapping[str, Any]) -> TrainingSetup:
         scale = 1 if _setting(config, "data", "centered", False) else 2
         kwargs = {"sigma_min": scale * options["sigma_min"], "sigma_max": scale * options["sigma_max"]}
         if scale == 2:  # F = -epsilon, before the division by sigma
-            return TrainingSetup("ve", kwargs, "epsilon", "ve", {"scale_by_sigma": False})
-        return TrainingSetup("ve", kwargs, "score", "log_sigma", {})
+            return Target("ve", kwargs, "epsilon", "ve", {"scale_by_sigma": False})
+        return Target("ve", kwargs, "score", "log_sigma", {})
     require_option("score_sde", options, embedding_type=("positional",), scale_by_sigma=(False,), num_scales=(1000,))
     require_option("score_sde", {"centered": _setting(config, "data", "centered", True)}, centered=(True,))
     kwargs = {"beta_min": options["beta_min"], "beta_max": options["beta_max"]}
     if training["sde"] == "subvpsde":
-        return TrainingSetup("sub_vp", kwargs, "epsilon", "none", {})
+        return Target("sub_vp", kwargs, "epsilon", "none", {})
     if training["continuous"]:
-        return TrainingSetup("vp", kwargs, "epsilon", "none", {})
+        return Target("vp", kwargs, "epsilon", "none", {})
     schedule = {"num_steps": 1000, "beta_start": kwargs["beta_min"] / 1000, "beta_end": kwargs["beta_max"] / 1000}
-    return TrainingSetup("ddpm_linear", schedule, "epsilon", "none", {})
+    return Target("ddpm_linear", schedule, "epsilon", "none", {})
 
 
 def arrays(weights: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -197,7 +197,7 @@ def arrays(weights: Mapping[str, Any]) -> dict[str, np.ndarray]:
 FAMILY = Family(
     model=model,
     mappings=lambda config, names: weight_mappings(_layers(config, names)),
-    training_setup=training_setup,
+    target=target,
     arrays=arrays,
     unused=lambda name: name == "sigmas",
     image_size=config_image_size,
