@@ -41,14 +41,14 @@ flags.DEFINE_string(
 )
 flags.DEFINE_string("workdir", None, "folder of the run; default runs/<config name>")
 flags.DEFINE_string("coordinator", "", "host:port of process 0, where several are started by hand")
-flags.DEFINE_integer("num_processes", 0, "how many processes run this command; 0: one, or what the cluster says")
-flags.DEFINE_integer("process_id", -1, "which of them this is, from 0")
+flags.DEFINE_integer("num_processes", 0, "number of processes that run this command; 0: one, or those of the cluster")
+flags.DEFINE_integer("process_id", -1, "index of this process, from 0")
 flags.DEFINE_bool("cluster", False, "join the processes that JAX finds by itself, as on TPU pods")
 flags.DEFINE_string("topology", "", "of plan: a TPU slice, v5e:4x4 (v4, v5e, v5p, v6e), or cpu:8")
-flags.DEFINE_bool("search", False, "of plan: look for the largest batch a device can take, by several compilations")
-flags.DEFINE_bool("json", False, "of plan: the figures as JSON")
-flags.DEFINE_bool("dry_run", False, "of sweep: list the trials and what they take, and run nothing")
-flags.DEFINE_bool("report_only", False, "of sweep: write the report of what there is, also while trials run")
+flags.DEFINE_bool("search", False, "of plan: search for the largest batch per device, by several compilations")
+flags.DEFINE_bool("json", False, "of plan: print JSON")
+flags.DEFINE_bool("dry_run", False, "of sweep: list the trials and their cost, and run nothing")
+flags.DEFINE_bool("report_only", False, "of sweep: write the report of the trials so far, also while others run")
 flags.DEFINE_string("address", "", "of sweep: host:port of a Ray cluster; without it one is started on this machine")
 config_flags.DEFINE_config_file("config", None, "a file in configs/; --config.<group>.<key>=<value> overrides it")
 
@@ -151,7 +151,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     except (flags.Error, TypeError, ValueError) as error:
         raise UserError(_in_a_sentence(str(error))) from None
     if FLAGS.config is None:
-        return rest  # main asks for it
+        return rest  # main reports the missing flag
     known = [
         f"{group}.{name}"
         for group, keys in FLAGS.config.items()

@@ -41,7 +41,7 @@ def gaussian_denoiser(sde: SDE, mean: ArrayLike, std: ArrayLike) -> ExactDenoise
     Args:
       sde: Forward process.
       mean: Mean, a number or an array of the event's shape.
-      std: Standard deviation, likewise.
+      std: Standard deviation, a number or an array of the event's shape.
     """
 
     def parts(x, t):

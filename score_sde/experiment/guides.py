@@ -37,9 +37,7 @@ def load_guide(config: ConfigDict, model: DiffusionModel, schedule: ddpm.Schedul
     path, family = config.sampling.guidance_weights, config.sampling.guidance_family
     if not path:
         if family:
-            raise UserError(
-                "there is no guide, so guidance_family would not be read", "--config.sampling.guidance_weights"
-            )
+            raise UserError("there is no guide, so guidance_family has no effect", "--config.sampling.guidance_weights")
         return None, None
     with naming_flags(
         config,
@@ -119,8 +117,8 @@ def _check_effect(config: ConfigDict, model: DiffusionModel, guide: Guide, label
     by_classifier = isinstance(guide, NoisyClassifier)
     if guide is None and not model.num_classes and (scale, interval, rescale) != (1.0, (), 0.0):
         raise UserError(
-            f"there is nothing to guide by, so guidance_scale={scale}, guidance_interval={interval} and "
-            f"guidance_rescale={rescale} would not be read: the network knows no classes",
+            f"guidance_scale={scale}, guidance_interval={interval} and guidance_rescale={rescale} have no effect: the "
+            "network is unconditional and there is no guide",
             "--config.model.kwargs.num_classes and label_dropout in training",
             "--config.sampling.guidance_weights",
         )
@@ -128,21 +126,20 @@ def _check_effect(config: ConfigDict, model: DiffusionModel, guide: Guide, label
     if model.num_classes and unconditional and not model.has_null_label:
         option = "a task without --config.sampling.label" if unlabeled_task else f"guidance_scale={scale}"
         raise UserError(
-            f"{option} asks the network without a label, which it was never trained for (train with "
-            "--config.model.kwargs.label_dropout=0.1)"
+            f"{option} requires unconditional predictions, but the network was trained without label dropout",
+            "--config.model.kwargs.label_dropout=0.1 in training",
         )
     if unlabeled_task and (by_classifier or (guide is None and scale != 1)):
-        raise UserError("a task without a class has nothing to guide to", "--config.sampling.label")
+        raise UserError("guidance of a task requires a target class", "--config.sampling.label")
     if scale == 1 and not by_classifier and (interval or rescale or guide is not None):
         raise UserError(
-            "guidance_scale=1 asks the network alone, so guidance_interval, guidance_rescale and a weaker network "
-            "would not be read",
+            "guidance_scale=1 disables guidance, so guidance_interval, guidance_rescale and a weaker network have no "
+            "effect",
             "--config.sampling.guidance_scale",
         )
     if by_classifier and (interval or rescale):
         raise UserError(
-            "guidance_interval and guidance_rescale are of classifier-free guidance and autoguidance; by a classifier "
-            "they would not be read",
+            "guidance_interval and guidance_rescale have no effect on guidance by a classifier",
             "--config.sampling.guidance_scale alone",
         )
 

@@ -158,7 +158,7 @@ def check_exact(config: ConfigDict, model: DiffusionModel) -> None:
     if model.is_exact and model.preconditioning != "none":
         raise UserError(
             f"model 'mixture' is exact and fixes its own input scaling: preconditioning {model.preconditioning!r} "
-            "would not be read",
+            "has no effect",
             "--config.model.preconditioning=none",
         )
 

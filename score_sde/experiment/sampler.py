@@ -134,7 +134,7 @@ def build_times(config: ConfigDict, model: DiffusionModel, solver: Any, task: In
 
 def _between_timesteps(config: ConfigDict, steps: Any) -> UserError:
     return UserError(
-        f"solver {config.sampling.solver!r} asks the network between the {steps} steps that it was trained at",
+        f"solver {config.sampling.solver!r} evaluates the network between the {steps} timesteps it was trained at",
         "--config.sampling.allow_off_grid_times=True if it may",
         "--config.sampling.solver to another",
     )

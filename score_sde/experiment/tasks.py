@@ -67,7 +67,7 @@ def build_task(config: ConfigDict, event_shape: Shape) -> InverseTask | None:
     name, kwargs, noise = options.task, plain(options.method_kwargs), options.task_noise
     if not name:
         if options.task_kwargs or kwargs or noise:
-            raise UserError("there is no task, so its settings would not be read", "--config.sampling.task")
+            raise UserError("there is no task, so its settings have no effect", "--config.sampling.task")
         return None
     with naming_flags(config, "sampling"):
         lookup("task", TASKS, name)
@@ -88,7 +88,7 @@ def build_task(config: ConfigDict, event_shape: Shape) -> InverseTask | None:
     if name == "sdedit":
         if noise or kwargs:
             raise UserError(
-                "sdedit measures nothing, so task_noise and method_kwargs would not be read", "--config.sampling"
+                "sdedit measures nothing, so task_noise and method_kwargs have no effect", "--config.sampling"
             )
         return InverseTask(name, None, samples_per_measurement=options.samples_per_measurement, strength=made)
     return InverseTask(name, made, noise, options.samples_per_measurement, options.method, kwargs)

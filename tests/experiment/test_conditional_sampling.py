@@ -170,7 +170,7 @@ def test_a_guide_of_another_process_shape_or_kind_is_refused(tmp_path):
     assert "was trained on another SDE, vp" in words(other_process)
     assert "data of the shape (8, 8, 1), these are (16, 16, 1)" in words(other_size)
     assert "classifier guidance: need scale >= 0, got -1.0" in words(guidance_scale=-1.0)
-    assert "by a classifier they would not be read" in words(guidance_rescale=0.5)
+    assert "have no effect on guidance by a classifier" in words(guidance_rescale=0.5)
     assert "the network knows 5 classes and the guide 10" in words(
         lambda config: config.model.kwargs.update(num_classes=5)
     )
@@ -188,21 +188,21 @@ INPAINT = {"task": "inpaint", "samples_per_measurement": 5}
 @pytest.mark.parametrize(
     ("kwargs", "sampling", "words"),
     [
-        ({}, {"guidance_scale": 2.0}, "nothing to guide by, so guidance_scale=2.0"),
-        ({"num_classes": 10}, {"guidance_scale": 2.0}, "guidance_scale=2.0 asks the network without a label"),
-        (CONDITIONAL, {"guidance_rescale": 0.5}, "guidance_scale=1 asks the network alone"),
-        (CONDITIONAL, INPAINT | {"guidance_scale": 2.0}, "a task without a class has nothing to guide to"),
+        ({}, {"guidance_scale": 2.0}, "guidance_scale=2.0, .* have no effect"),
+        ({"num_classes": 10}, {"guidance_scale": 2.0}, "guidance_scale=2.0 requires unconditional predictions"),
+        (CONDITIONAL, {"guidance_rescale": 0.5}, "guidance_scale=1 disables guidance"),
+        (CONDITIONAL, INPAINT | {"guidance_scale": 2.0}, "guidance of a task requires a target class"),
         ({}, {"guidance_family": "edm"}, "there is no guide"),
         ({}, {"task": "sdedit", "task_noise": 0.1}, "sdedit measures nothing"),
         ({}, INPAINT | {"samples_per_measurement": 0}, "samples_per_measurement must be an integer of at least 1"),
-        ({"num_classes": 10}, INPAINT, "a task without --config.sampling.label asks the network without a label"),
+        ({"num_classes": 10}, INPAINT, "a task without --config.sampling.label requires unconditional predictions"),
         (CONDITIONAL, {"guidance_scale": 2.0, "guidance_interval": (3.0, 1.0)}, r"0 <= low < high, got \(3.0, 1.0\)"),
         (CONDITIONAL, {"guidance_scale": 2.0, "guidance_interval": (1e3, 1e4)}, "goes from 0.0105 to 152"),
         (CONDITIONAL, {"guidance_scale": 2.0, "guidance_rescale": 2.0}, "0 <= rescale <= 1, got 2.0"),
         (CONDITIONAL, {"label": 10}, "label 10: the network knows the classes 0 to 9"),
         ({}, {"guidance_weights": "nowhere"}, "no weights at nowhere .set --config.sampling.guidance_weights"),
         ({}, {"task": "inpant"}, "unknown task 'inpant'.*Did you mean 'inpaint'"),
-        ({}, {"task_noise": 0.1}, "there is no task, so its settings would not be read"),
+        ({}, {"task_noise": 0.1}, "there is no task, so its settings have no effect"),
         ({}, INPAINT | {"task_noise": -1.0}, "need noise >= 0, got -1.0"),
         ({}, INPAINT | {"samples_per_measurement": 3}, "20 samples are no whole number of images with 3"),
         ({}, INPAINT | {"task_kwargs": {"mask": "bx"}}, "unknown mask 'bx'.*Did you mean 'box'"),

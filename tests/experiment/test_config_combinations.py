@@ -211,7 +211,7 @@ def test_an_exact_network_draws_the_mixture(sde, prediction):
 def test_exact_networks_are_shown_what_they_need():
     config = mixture.get_config()
     config.model.preconditioning = "edm"
-    with pytest.raises(UserError, match="'edm' would not be read"):
+    with pytest.raises(UserError, match="'edm' has no effect"):
         make_experiment(config, jax.devices()[:1])
 
 
