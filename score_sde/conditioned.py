@@ -18,15 +18,9 @@ NULL_LABEL = -1  # class label of the unconditional prediction
 class Conditioned:
     """A function of (x, t) and of batch-first arrays; a pytree whose leaves are these arrays."""
 
-    def __init__(self, function: Callable, *condition: Any, evaluations: Callable[[np.ndarray], np.ndarray]):
-        """Store the function and its conditioning.
-
-        Args:
-          function: Function (x, t, *condition) -> pytree of arrays.
-          *condition: Pytrees of batch-first arrays.
-          evaluations: Function times -> network evaluations per call at these times.
-        """
-        self.function, self.condition, self.evaluations = function, condition, evaluations
+    def __init__(self, function: Callable, parts: tuple, static: "_Static"):
+        """Store the function and its arguments; see `conditioned`."""
+        self.function, self.parts, self.static = function, parts, static
 
     def __call__(self, x, t):
         """Evaluate the function on a batch.
@@ -34,23 +28,37 @@ class Conditioned:
         Raises:
           UserError: if the batch sizes of x and the conditioning differ.
         """
-        for leaf in jax.tree.leaves(self.condition):
+        for leaf in jax.tree.leaves(self):
             if leaf.shape[0] != x.shape[0]:
                 raise UserError(
                     f"denoiser: expected a batch of {leaf.shape[0]}, the number of its labels or other conditioning, "
                     f"got x of shape {x.shape}"
                 )
-        return self.function(x, t, *self.condition)
+        return self.function(x, t, *self.parts)
+
+    def evaluations(self, t: np.ndarray) -> np.ndarray:
+        """Return the network evaluations per call at each time."""
+        return self.static.evaluations(t)
 
     def tree_flatten(self):
-        """Return the conditioning as children, and the functions as static data."""
-        return self.condition, (self.function, self.evaluations)
+        """Return the parts with conditioning as children, and everything else as static data."""
+        carries = zip(self.parts, self.static.carries, strict=True)
+        return tuple(part for part, carry in carries if carry), self.static
 
     @classmethod
-    def tree_unflatten(cls, static, condition):
+    def tree_unflatten(cls, static, children):
         """Rebuild the function from `tree_flatten`'s static data and children."""
-        function, evaluations = static
-        return cls(function, *condition, evaluations=evaluations)
+        rest = iter(children)
+        carries = zip(static.parts, static.carries, strict=True)
+        return cls(static.function, tuple(next(rest) if carry else part for part, carry in carries), static)
+
+
+class _Static:
+    """The static data of a `Conditioned`, compared by identity, since its parts may be traced scalars."""
+
+    def __init__(self, function: Callable, parts: tuple, evaluations: Callable[[np.ndarray], np.ndarray]):
+        self.function, self.parts, self.evaluations = function, parts, evaluations
+        self.carries = [isinstance(part, Conditioned) or getattr(part, "ndim", 0) > 0 for part in parts]
 
 
 def conditioned(function: Callable, *parts: Any, evaluations: Callable | None = None) -> Conditioned:
@@ -63,17 +71,9 @@ def conditioned(function: Callable, *parts: Any, evaluations: Callable | None = 
       evaluations: Function times -> network evaluations per call at these times. None sums over the parts that are
         functions, each called once.
     """
-    carries = [isinstance(part, Conditioned) or getattr(part, "ndim", 0) > 0 for part in parts]
-
-    def joined(x, t, *carried):
-        rest = iter(carried)
-        return function(x, t, *(next(rest) if carry else part for part, carry in zip(parts, carries, strict=True)))
-
     functions = [part for part in parts if callable(part)]
     counted = evaluations or (lambda t: np.sum([count_evaluations(part, t) for part in functions], axis=0))
-    return Conditioned(
-        joined, *(part for part, carry in zip(parts, carries, strict=True) if carry), evaluations=counted
-    )
+    return Conditioned(function, parts, _Static(function, parts, counted))
 
 
 def count_evaluations(function: Callable, t: np.ndarray) -> np.ndarray:

@@ -297,18 +297,17 @@ def make_denoiser(
       UserError: if prediction or preconditioning is unknown.
     """
     chosen_target = lookup("prediction", PREDICTIONS, prediction, "prediction")
-    network_output = scaled_network(network, sde, preconditioning, sigma_data)
-    fixed_target = PRECONDITIONINGS[preconditioning].target
+    chosen = lookup("preconditioning", PRECONDITIONINGS, preconditioning, "preconditioning")
 
-    def denoiser(x, t, network_output):
+    def denoiser(x, t, network):
         t = jnp.asarray(t, x.dtype)
-        target = fixed_target(sde, t, sigma_data) if fixed_target else chosen_target(sde, t)
-        output = network_output(x, t)
+        target = chosen.target(sde, t, sigma_data) if chosen.target else chosen_target(sde, t)
+        output = network(*_inputs(chosen, sde, x, t, sigma_data))
         raw, *v = jnp.split(output, 2, axis=-1) if learned_variance else [output]
         pair = _solve(target, raw, x, sde.alpha(t), sde.sigma(t))
         return VariancePrediction(*pair, *v) if learned_variance else pair
 
-    return conditioned(denoiser, network_output)
+    return conditioned(denoiser, network)
 
 
 def scaled_network(network: Callable, sde: SDE, preconditioning: str = "none", sigma_data: float = 0.5) -> Conditioned:
@@ -316,11 +315,15 @@ def scaled_network(network: Callable, sde: SDE, preconditioning: str = "none", s
     chosen = lookup("preconditioning", PRECONDITIONINGS, preconditioning, "preconditioning")
 
     def output(x, t, network):
-        t = jnp.asarray(t, x.dtype)
-        level = jnp.broadcast_to(chosen.c_noise(sde, t, sigma_data), x.shape[:1])
-        return network(lift(chosen.c_in(sde, t, sigma_data), x) * x, level)
+        return network(*_inputs(chosen, sde, x, jnp.asarray(t, x.dtype), sigma_data))
 
     return conditioned(output, network)
+
+
+def _inputs(preconditioning: Preconditioning, sde: SDE, x: jax.Array, t: jax.Array, sigma_data: float):
+    """Return the network's inputs c_in x_t and c_noise, (batch,)."""
+    level = jnp.broadcast_to(preconditioning.c_noise(sde, t, sigma_data), x.shape[:1])
+    return lift(preconditioning.c_in(sde, t, sigma_data), x) * x, level
 
 
 def check_parameterization(sde: SDE, prediction: str, preconditioning: str) -> None:

@@ -32,16 +32,15 @@ def train(experiment: Experiment, workdir: Path) -> str:
 
 def sample(experiment: Experiment, workdir: Path) -> str:
     """Sample, and plot the samples and their trajectories."""
-    from score_sde.evaluation.plots import plot_trajectory, sample_path
+    from score_sde.evaluation.plots import plot_trajectory, sample_and_plot, sample_path
 
     params, step = _load_params(experiment, workdir)
     sampler, model = not_none(experiment.sampler), _diffusion_model(experiment)
-    pictures = make_pictures(experiment, workdir)
-    pictures.draw(params, step, lambda: None)
-    strip = sample_path(workdir, step, sampler, "_denoising")
+    path, strip = (sample_path(workdir, step, sampler, suffix) for suffix in ("", "_denoising"))
+    sample_and_plot(path, sampler, model, params, partial(experiment.load, "train"))
     plotted = plot_trajectory(strip, sampler, model, params)
     came_about = f"; how they came about, in {strip}" if plotted else ""
-    return f"{sampler.num_samples} samples of step {step} are in {pictures.path(step)}{came_about}"
+    return f"{sampler.num_samples} samples of step {step} are in {path}{came_about}"
 
 
 def evaluate(experiment: Experiment, workdir: Path) -> str:

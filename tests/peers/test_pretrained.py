@@ -150,6 +150,6 @@ def test_views_and_other_types_of_a_pth_file(tmp_path):
     base = torch.arange(24, dtype=torch.float64).reshape(4, 6)
     content = {"part": base[1:3, ::2].T, "half": base.half(), "flag": torch.tensor([True, False]), "empty": base[:0]}
     torch.save(content, tmp_path / "x.pth")
-    found = pretrained.files.read(tmp_path / "x.pth").arrays
+    found = weight_files.read(tmp_path / "x.pth").arrays
     for name, expected in content.items():
         np.testing.assert_array_equal(found[name], expected.numpy())
