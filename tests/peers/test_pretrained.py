@@ -10,6 +10,7 @@ import torch
 
 from score_sde.errors import UserError
 from score_sde.models import pretrained
+from score_sde.runtime import weight_files
 from tests.models.test_pretrained import ORACLES, computed, opened
 
 pytestmark = pytest.mark.peers
