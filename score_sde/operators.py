@@ -85,7 +85,7 @@ def grayscale(event_shape: tuple[int, ...]) -> Operator:
     """
     channels = event_shape[-1]
     if len(event_shape) != 3 or channels < 2:
-        raise UserError(f"grayscale: images of the shape {event_shape} have no colours", "task")
+        raise UserError(f"grayscale: images of the shape {event_shape} have no colors", "task")
     rotation = _first_is_mean(channels)
     singular = np.zeros(event_shape)
     singular[..., 0] = channels**-0.5

@@ -274,7 +274,7 @@ def test_train_and_evaluate_leave_what_the_contract_says(tmp_path):
 
     misfit = ("--config.training.num_steps=60", "--config.training.log_every=30", "--config.training.sample_every=60")
     misfit += ("--config.training.steps_per_call=30", "--config.training.checkpoint_every=30")
-    assert "step 20, no multiple of steps_per_call=30" in finish(start(tmp_path, *misfit), expected=2)
+    assert "step 20, not a multiple of steps_per_call=30" in finish(start(tmp_path, *misfit), expected=2)
 
     refused = finish(start(tmp_path, *SHORT, "--config.seed=1"), expected=2)
     assert "holds a run of another config: seed was 0, is 1" in refused

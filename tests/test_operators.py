@@ -81,7 +81,7 @@ def test_a_gaussian_kernel_sums_to_one():
         (lambda: operators.mask(np.zeros(SHAPE), SHAPE), "0 of 72 features are seen"),
         (lambda: operators.mask(np.ones(SHAPE), SHAPE), "72 of 72 features are seen"),
         (lambda: operators.mask(np.full(SHAPE, 0.5), SHAPE), "expected zeros and ones, got numbers from 0.5 to 0.5"),
-        (lambda: operators.grayscale((4, 4, 1)), "have no colours"),
+        (lambda: operators.grayscale((4, 4, 1)), "have no colors"),
         (lambda: operators.pool(4, SHAPE), "divides height and width, got 4"),
         (lambda: operators.blur(np.ones((2, 2)), SHAPE), r"square kernel of odd size, .*got \(2, 2\)"),
         (lambda: operators.blur(np.ones((5, 5)), SHAPE), "no larger than the image"),

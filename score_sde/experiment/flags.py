@@ -47,7 +47,7 @@ def build_part(
     chosen = get(config, name)
     with naming_flags(config, **{kind: name}):
         function = lookup(kind, table, chosen)
-    with naming_flags(config, kwargs):
+    with naming_flags(config, kwargs, **{kind: name}):
         return call(kind, chosen, function, {**given, **plain(get(config, kwargs))})
 
 

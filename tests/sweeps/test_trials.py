@@ -74,7 +74,7 @@ def test_invalid_overrides_raise():
     for changes, message in (
         ({"model.predction": "x0"}, "no config has the key 'model.predction'. Did you mean 'model.prediction'?"),
         ({"model.prediction": 3}, "model.prediction can't be 3"),
-        ({"model.kwargs": {"channels": 8}}, "an override is of one value"),
+        ({"model.kwargs": {"channels": 8}}, "expected one value"),
     ):
         with pytest.raises(UserError) as error:
             overrides.override(config, changes)
