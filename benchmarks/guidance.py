@@ -104,8 +104,8 @@ def main(argv):
     config = ConfigDict(as_tuples(json.loads(saved.read_text())))
     config.sampling = get_config().sampling  # not what the run was last called with
     config.sampling.guidance_weights = FLAGS.guide
-    source = make_experiment(config, jax.local_devices()).source
-    train, test = source("train"), source("test")
+    load = make_experiment(config, jax.local_devices()).load
+    train, test = load("train"), load("test")
     machine = fit_svm(*scaled(train))
     rows = [
         row_of(scale, machine, *draw(config, scale, train.levels)) for scale in (float(text) for text in FLAGS.scales)
