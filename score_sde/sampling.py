@@ -26,9 +26,10 @@ class Guidance(NamedTuple):
     """Options of guided sampling.
 
     Attributes:
-      scale: Guidance scale: 0 is unconditional, 1 conditional, above 1 sharper.
-      interval: (low, high) of t in which to guide; None for everywhere.
-      rescale: Fraction, in [0, 1], by which x0 is rescaled to the conditional contrast.
+      scale: Guidance scale. 0 is the unguided prediction (unconditional, or that of the weaker network), 1 is the
+        conditional one, above 1 is sharper.
+      interval: (low, high) of t in which to guide; None for everywhere. Unused with a classifier.
+      rescale: Fraction, in [0, 1], by which x0 is rescaled to the conditional contrast. Unused with a classifier.
       guide: Classifier, or weaker network for autoguidance; None for classifier-free guidance.
     """
 
@@ -43,7 +44,7 @@ class InverseTask(NamedTuple):
 
     Attributes:
       name: Name of the task.
-      operator: Measurement operator A; None for SDEdit, which starts from the noisy measurement.
+      operator: Measurement operator A; None for SDEdit, whose measurement is the guide image itself.
       noise: Standard deviation of the measurement noise.
       samples_per_measurement: Number of samples for each measurement.
       method: Key of `inverse.INVERSE_METHODS`.
@@ -110,7 +111,7 @@ def sample(
       labels: (batch,) classes, -1 for none.
       guidance: Options of guidance.
       guide_params: Parameters of `guidance.guide`.
-      threshold: Bounds of the predicted x0 (`thresholding.THRESHOLDS`).
+      threshold: Function of `thresholding.THRESHOLDS` that bounds the predicted x0.
       task: Inverse problem to solve; None samples from the prior.
       measurement: (batch, *measured) measurements of the inverse problem.
       denoise: Whether to return E[x0 | x] in place of the last x.
@@ -131,7 +132,7 @@ def sample(
     if task is not None:
         problem = Problem(not_none(task.operator), not_none(measurement), task.noise)
         solver, denoiser = apply_method(solver, denoiser, sde, problem, task.method, **task.method_kwargs)
-        denoiser = threshold(denoiser, sde)
+        denoiser = threshold(denoiser, sde)  # again, since the method shifts x0
     return solve(solver, sde, denoiser, x, times, solver_keys, trajectory=trajectory, denoise=denoise)
 
 
@@ -195,7 +196,7 @@ def sample_batches(
       sample_fn: Function of (batch,) keys that returns a Solution, as `sample` with its other arguments fixed. With
         `arguments` or `inputs` all its arguments are passed by keyword, the keys as `keys`.
       key: Key of all samples.
-      num_samples: Number of samples.
+      num_samples: Index after the last sample.
       batch_size: Number of samples at a time on all devices, rounded up to a multiple of their number.
       devices: Devices of this process. With several processes each computes its rows, and all get the whole.
       arguments: Arrays that all samples share, such as `params`; they are copied to every device.

@@ -1,6 +1,6 @@
 """From a config to the parts of an experiment, built and checked before anything is compiled.
 
-This package alone reads the config by name and knows the flags of the command line.
+This package alone builds parts from the config and knows the flags of the command line.
 """
 
 from collections.abc import Callable, Iterator
@@ -40,7 +40,7 @@ class Experiment(NamedTuple):
       batches: Function (source, first_step, rows=None) that iterates over the batches of a run.
       training: Parts of the training run.
       sampler: Sampler; None for a classifier.
-      evaluation, likelihood, certify: Options of these modes.
+      evaluation, likelihood, certify: Options of these modes; certify is the benchmark of solvers.
     """
 
     config: dict[str, Any]
