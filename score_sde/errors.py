@@ -92,5 +92,15 @@ def call(kind: str, name: str, function: Callable, kwargs: Mapping[str, Any]) ->
 
 
 def build(kind: str, table: Mapping[str, Callable], name: str, kwargs: Mapping[str, Any]) -> Any:
-    """Return `table[name](**kwargs)`; see `lookup` and `call` for the errors."""
+    """Return `table[name](**kwargs)`.
+
+    Args:
+      kind: Noun for the entries of the table ("solver"), for messages.
+      table: Functions by name.
+      name: Name of the function.
+      kwargs: Keyword arguments from the user.
+
+    Raises:
+      UserError: if the name or an argument is unknown, or an argument has the wrong type.
+    """
     return call(kind, name, lookup(kind, table, name), kwargs)

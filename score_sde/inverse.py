@@ -274,11 +274,11 @@ INVERSE_METHODS = {"replacement": replacement, "repaint": repaint, "dps": dps, "
 def apply_method(
     solver: Solver, denoiser: Denoiser, sde: SDE, problem: Problem, method: str = "pigdm", **kwargs: Any
 ) -> SolverAndDenoiser:
-    """Return the solver and the denoiser with which `solve` solves an inverse problem.
+    """Return a solver and a denoiser with which `solve` samples p(x0 | y).
 
     Args:
       solver: Base solver; ignored by methods that define their own (ddrm).
-      denoiser: Denoiser of the prior.
+      denoiser: Unconditional denoiser, of p(x0).
       sde: Forward process.
       problem: Operator, measurement and noise.
       method: Name of the method, a key of `INVERSE_METHODS`.

@@ -31,8 +31,8 @@ class DiffusionModel(NamedTuple):
       prediction: What the network estimates, a key of `parameterization.PREDICTIONS`.
       preconditioning: Scaling of its input and output, a key of `parameterization.PRECONDITIONINGS`.
       sigma_data: Standard deviation of the data, for the preconditioning "edm".
-      timesteps: Schedule of the discrete chain at whose timesteps alone the network can be evaluated; None for a
-        network of continuous time.
+      timesteps: Noise schedule of a network of discrete time, which can't be evaluated between its timesteps; None for
+        a network of continuous time.
       learned_variance: Whether the output has twice the channels of x, the second half for the reverse variance
         (`parameterization.VariancePrediction`).
     """
@@ -58,7 +58,7 @@ class DiffusionModel(NamedTuple):
 
     @property
     def is_exact(self) -> bool:
-        """Whether the network is a closed form, with its own input scaling and nothing to train."""
+        """Whether the module is the exact denoiser of a mixture, which has no parameters and takes the log-SNR."""
         return isinstance(self.module, Mixture)
 
     def init(self, key: jax.Array) -> Any:
@@ -129,7 +129,8 @@ class NoisyClassifier(NamedTuple):
 
     def check(self) -> None:
         """Raise UserError unless the preconditioning works with the process."""
-        # Logits are finite where alpha = 0, so only preconditionings with a noise level in log(sigma / alpha) are not.
+        # A classifier has no prediction, so a prediction that is always valid is passed. Only the noise level of the
+        # preconditioning is checked, since log(sigma / alpha) is infinite where alpha = 0.
         scaled = self.preconditioning not in ("none", "log_sigma")
         check_parameterization(self.sde, "epsilon" if scaled else "v", self.preconditioning)
 

@@ -338,7 +338,7 @@ def check_parameterization(sde: SDE, prediction: str, preconditioning: str) -> N
     if chosen.target is not None and prediction != "epsilon":
         raise UserError(
             f"preconditioning {preconditioning!r} decides what the network predicts, so prediction {prediction!r} "
-            "would not be read",
+            "has no effect",
             "prediction=epsilon",
             "preconditioning=none",
         )

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from score_sde.errors import not_none
+from score_sde.errors import UserError, not_none
 from score_sde.guidance import autoguided, class_log_prob, classifier_free_labeled, classifier_guided
 from score_sde.inverse import Problem, apply_method, sdedit
 from score_sde.model import DiffusionModel, NoisyClassifier
@@ -70,17 +71,23 @@ def guided_denoiser(
 ) -> Denoiser:
     """Return the denoiser of a model with its labels and guidance; see `sample` for the arguments."""
     scale, interval, rescale, guide = guidance
-    own = labels if model.num_classes else None
+    if labels is not None and not (model.num_classes or (guide is not None and guide.num_classes)):
+        raise UserError("sample: got labels, but neither the network nor a guide has classes", "labels")
+    model_labels = labels if model.num_classes else None
     if isinstance(guide, NoisyClassifier):
-        log_prob_fn = class_log_prob(guide.logits(guide_params), not_none(labels))
-        return classifier_guided(model.denoiser(params, labels=own), log_prob_fn, model.sde, scale)
+        if labels is None:
+            raise UserError("sample: expected labels for guidance by a classifier, got none", "labels")
+        log_prob_fn = class_log_prob(guide.logits(guide_params), labels)
+        return classifier_guided(model.denoiser(params, labels=model_labels), log_prob_fn, model.sde, scale)
     if guide is not None:
         weaker = guide.denoiser(guide_params, labels=labels if guide.num_classes else None)
-        return autoguided(model.denoiser(params, labels=own), weaker, scale, interval, rescale, model.sde)
-    if own is None:
+        return autoguided(model.denoiser(params, labels=model_labels), weaker, scale, interval, rescale, model.sde)
+    if model_labels is None:
+        if not (isinstance(scale, int | float) and scale == 1 and interval is None and rescale == 0):
+            raise UserError("sample: guidance has no effect without labels or a guide", "labels", "guidance")
         return model.denoiser(params)
     return classifier_free_labeled(
-        lambda labels: model.denoiser(params, labels=labels), own, scale, interval, rescale, model.sde
+        lambda labels: model.denoiser(params, labels=labels), model_labels, scale, interval, rescale, model.sde
     )
 
 
@@ -107,20 +114,31 @@ def sample(
       params: Parameters of its network.
       keys: (batch,) keys. Example i is a function of keys[i], its label and its measurement only.
       solver: Solver of `solvers.SOLVERS`, or one of `solvers.ADAPTIVE`, which chooses its own times.
-      times: Descending times of the steps (`solvers.time_grid`); None for an adaptive solver.
+      times: Descending times of the steps (`solvers.time_grid`); None for an adaptive solver. For a network of discrete
+        time they must be among its timesteps (`solvers.snap_to_timesteps`).
       labels: (batch,) classes, -1 for none.
       guidance: Options of guidance.
       guide_params: Parameters of `guidance.guide`.
       threshold: Function of `thresholding.THRESHOLDS` that bounds the predicted x0.
       task: Inverse problem to solve; None samples from the prior.
-      measurement: (batch, *measured) measurements of the inverse problem.
+      measurement: (batch, *measured) measurements of the inverse problem; for SDEdit the guide images.
       denoise: Whether to return E[x0 | x] in place of the last x.
       trajectory: Whether to return all x; not available from an adaptive solver.
 
     Returns:
       A Solution with x of the shape (batch, *event_shape).
+
+    Raises:
+      UserError: if labels, guidance, the inverse problem or the trajectory can't be combined with the model or solver.
     """
     sde = model.sde
+    if task is not None and measurement is None:
+        raise UserError(f"sample: expected a measurement for the task {task.name!r}, got none", "measurement")
+    if not isinstance(solver, Solver) and (task is not None or trajectory):
+        raise UserError(
+            "sample: an adaptive solver chooses its own times, so it has no trajectory and solves no inverse problem",
+            "solver",
+        )
     prior_keys, solver_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
     x = jax.vmap(lambda key: prior_sample(sde, key, model.event_shape))(prior_keys)
     denoiser = threshold(guided_denoiser(model, params, labels, guidance, guide_params), sde)
@@ -216,13 +234,12 @@ def sample_batches(
         rows = {"indices": indices} | dict(inputs(indices) if inputs else {})
         rows = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(len(devices), -1, *np.shape(leaf)[1:]), rows)
         local = jax.tree.map(_flatten_devices, compiled(key, shared, rows))
-        keep = slice(num_samples - start)
-        gathered = jax.tree.map(partial(_rows, rows=keep), distributed.all_gather(local))
+        gathered = jax.tree.map(itemgetter(slice(num_samples - start)), distributed.all_gather(local))
         check_finite(gathered)  # all processes raise together
         yield SampleBatch(gathered.x, gathered.nfe)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=4)  # each entry keeps a compiled program
 def _compile(sample_fn: Callable[..., Solution], devices: tuple[jax.Device, ...]) -> Callable:
     """Return (key, arguments, rows) -> Solution with per-sample counts, mapped over devices."""
 
@@ -237,12 +254,15 @@ def _compile(sample_fn: Callable[..., Solution], devices: tuple[jax.Device, ...]
     return jax.pmap(run, in_axes=(None, 0, 0), devices=devices)
 
 
-def _rows(leaf: np.ndarray, rows: slice) -> np.ndarray:
-    return leaf[rows]
-
-
 def _flatten_devices(leaf: jax.Array) -> np.ndarray:
     return np.asarray(leaf).reshape(-1, *leaf.shape[2:])
+
+
+class Measured(NamedTuple):
+    """Images of an inverse problem, (n, *event), and their measurements, (n, *measured)."""
+
+    truth: np.ndarray
+    measurement: np.ndarray
 
 
 class Sampler(NamedTuple):
@@ -254,8 +274,9 @@ class Sampler(NamedTuple):
       num_samples: Number of samples of a grid.
       batch_size: Number of samples at a time.
       devices: Devices of this process.
-      arguments: Arrays besides the parameters that all samples share, such as a guide's parameters.
-      labels: Function from (batch,) indices to labels, None without classes.
+      arguments: Function without arguments that returns the arrays, besides the parameters, that all samples share,
+        such as a guide's parameters.
+      labels: Function from (batch,) indices to labels, or to None without classes.
       task: Inverse problem; None samples from the prior.
       measured: Function without arguments that returns the images and measurements of the inverse problem.
       has_trajectory: Whether the solver steps along a fixed grid.
@@ -266,10 +287,10 @@ class Sampler(NamedTuple):
     num_samples: int
     batch_size: int
     devices: Sequence[jax.Device]
-    arguments: Mapping[str, Any]
+    arguments: Callable[[], Mapping[str, Any]]
     labels: Callable[[Any], Any]
     task: InverseTask | None
-    measured: Callable[[], "Measured"]
+    measured: Callable[[], Measured]
     has_trajectory: bool
 
     def inputs(self, indices: np.ndarray) -> dict[str, Any]:
@@ -290,7 +311,7 @@ class Sampler(NamedTuple):
             self.num_samples if num_samples is None else num_samples,
             self.batch_size,
             self.devices,
-            arguments={"params": params, **self.arguments},
+            arguments={"params": params, **self.arguments()},
             inputs=self.inputs,
             first=first,
         )
@@ -300,12 +321,5 @@ class Sampler(NamedTuple):
         indices = np.arange(number)
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(self.key, indices)
         run = jax.jit(partial(self.sample_fn, trajectory=True))
-        solution = run(keys=keys, params=params, **self.arguments, **self.inputs(indices))
+        solution = run(keys=keys, params=params, **self.arguments(), **self.inputs(indices))
         return np.asarray(solution.trajectory)
-
-
-class Measured(NamedTuple):
-    """Images of an inverse problem, (n, *event), and their measurements, (n, *measured)."""
-
-    truth: np.ndarray
-    measurement: np.ndarray

@@ -44,7 +44,7 @@ REFUSED = [
     (("--config.model.prediction=eps",), ("unknown prediction", "known: epsilon, score, v, velocity, x0")),
     (("--config.sde.name=flow",), ("zero terminal SNR", "--config.model.prediction to v, x0 or velocity")),
     (("--config.sde.name=flow", "--config.model.preconditioning=edm"), ("alpha = 0",)),
-    (("--config.model.preconditioning=edm", "--config.model.prediction=v"), ("'v' would not be read",)),
+    (("--config.model.preconditioning=edm", "--config.model.prediction=v"), ("'v' has no effect",)),
     (("--config.sde.kwargs.beta_max=3",), ("the prior is N(0, sigma(t_max)^2)", "log-SNR")),
     (("--config.sde.name=ve", "--config.sde.kwargs.sigma_max=2"), ("the data are still seen",)),
     (("--config.loss.weighting=min_snr", "--config.loss.weighting_kwargs.gama=2"), ("Did you mean 'gamma'?",)),
@@ -86,11 +86,11 @@ REFUSED = [
     (("--config.loss.objective=ddpm",), ("this SDE has none", "ddpm_linear or ddpm_cosine")),
     (
         ("--config.sde.name=ddpm_linear", "--config.loss.objective=ddpm", "--config.model.preconditioning=edm"),
-        ("a chain's network is told its index n",),
+        ("a chain's network takes its timestep n",),
     ),
     (
         ("--config.sde.name=ddpm_linear", "--config.loss.objective=ddpm", "--config.loss.weighting=edm"),
-        ("has no weighting, so 'edm' would not be read",),
+        ("has no weighting, so 'edm' has no effect",),
     ),
     (
         ("--config.sde.name=ddpm_linear", "--config.loss.objective=ddpm", "--config.loss.time_sampler=importance"),

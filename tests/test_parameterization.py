@@ -305,7 +305,7 @@ def test_what_makes_no_sense_is_refused():
         for preconditioning in ("vp", "ve", "edm"):
             with pytest.raises(UserError, match=r"infinite at t = 1\.0"):
                 check_parameterization(sde, "epsilon", preconditioning)
-    with pytest.raises(UserError, match="would not be read"):
+    with pytest.raises(UserError, match="has no effect"):
         check_parameterization(vp(), "v", "edm")
 
 

@@ -12,7 +12,7 @@ from score_sde.errors import UserError
 from score_sde.model import DiffusionModel
 from score_sde.models import create
 from score_sde.parameterization import Prediction
-from score_sde.sampling import InverseTask, Sampler, sample, sample_batches
+from score_sde.sampling import Guidance, InverseTask, Sampler, sample, sample_batches
 from score_sde.sde import prior_sample, vp
 from score_sde.solvers import ADAPTIVE, SOLVERS, solve, time_grid
 
@@ -33,7 +33,7 @@ MODEL = DiffusionModel(Tanh(), vp(), (4, 4, 1))
 def sampler(name, batch_size, num_devices):
     sample_fn = partial(sample, MODEL, solver=SOLVERS[name](), times=time_grid(MODEL.sde, 20), denoise=True)
     devices = jax.devices()[:num_devices]
-    return Sampler(sample_fn, jax.random.key(3), 11, batch_size, devices, {}, lambda i: None, None, None, True)
+    return Sampler(sample_fn, jax.random.key(3), 11, batch_size, devices, dict, lambda i: None, None, None, True)
 
 
 def draw(sampler, params, n):
@@ -111,6 +111,23 @@ def test_inverse_task_keeps_what_it_measures():
     x = sample(MODEL, PARAMS, keys, measurement=y, **options).x
     np.testing.assert_allclose(x[:, :2], 0.25, atol=1e-6)
     assert float(jnp.std(x[:, 2:])) > 0.05
+
+
+def test_options_that_would_have_no_effect_raise():
+    keys = jax.random.split(jax.random.key(0), 2)
+    grid = {"solver": SOLVERS["ddim"](), "times": time_grid(MODEL.sde, 2)}
+    adaptive = {"solver": ADAPTIVE["adaptive"]()}
+    task = InverseTask("sdedit", None)
+    y = jnp.zeros((2, 4, 4, 1))
+    for options, words in (
+        (grid | {"labels": jnp.zeros(2, int)}, "neither the network nor a guide has classes"),
+        (grid | {"guidance": Guidance(2.0)}, "guidance has no effect"),
+        (grid | {"task": task}, "expected a measurement for the task 'sdedit'"),
+        (adaptive | {"task": task, "measurement": y}, "solves no inverse problem"),
+        (adaptive | {"trajectory": True}, "has no trajectory"),
+    ):
+        with pytest.raises(UserError, match=words):
+            sample(MODEL, PARAMS, keys, **options)
 
 
 def test_each_sample_gets_its_inputs_whatever_the_batch():

@@ -89,12 +89,13 @@ def evaluate(
 def checkpoints_to_evaluate(
     workdir: Path, options: EvaluationOptions, default: CheckpointSpec, ema: EMAConfig
 ) -> list[CheckpointSpec]:
-    """Return every chosen checkpoint with every chosen EMA.
+    """Return every pair of a chosen checkpoint and a chosen EMA.
 
     Args:
       workdir: Folder of the run.
-      options: Options of evaluation.
-      default: Checkpoint and EMA if none is chosen.
+      options: Options of evaluation. `steps` or `every_checkpoint` choose checkpoints, by default the newest;
+        `ema_decays` and `ema_lengths` choose EMAs.
+      default: Its EMA is used if none is chosen.
       ema: EMAs of the run.
 
     Raises:

@@ -48,7 +48,7 @@ def by_class(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, int]:
 def save_grid(path: Path, images: np.ndarray, columns: int | None = None, min_side: int = 512) -> None:
     """Write a grid of (n, height, width, channels) uint8 images as a PNG, enlarged to a side of at least `min_side`.
 
-    The channels of images that are not gray, RGB or RGBA are shown side by side, each in gray.
+    Images that are not gray, RGB or RGBA are plotted as their channels side by side, in gray.
     """
     if images.shape[-1] not in (1, 3, 4):
         images = np.concatenate(np.split(images, images.shape[-1], axis=-1), axis=2)

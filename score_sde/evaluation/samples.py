@@ -76,4 +76,4 @@ def _key(sampler: Sampler, params: Any, config: Mapping[str, Any]) -> str:
     sampling = {name: value for name, value in config["sampling"].items() if name not in IGNORED}
     options = [config["seed"], config["sde"], config["model"], config["data"], sampling]
     measured = () if sampler.task is None else sampler.measured()
-    return hash_json(options, hash_pytree((params, sampler.arguments, measured)))
+    return hash_json(options, hash_pytree((params, sampler.arguments(), measured)))

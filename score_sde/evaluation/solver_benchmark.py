@@ -201,7 +201,7 @@ def stochastic_table(
     steps = sorted(options.sde_num_steps)
     names = [name for name, make in STOCHASTIC.items() if _runs(make(), sde)]
     grids = [time_grid(sde, n, "karras") for n in steps]
-    paths = [brownian_noise(sde, keys, x, times, grids[-1]) for times in grids] if names else []
+    paths = [brownian_noise(keys, x, times, grids[-1]) for times in grids] if names else []
     rows = []
     with progress_bar(len(names), 0, "solver", "reverse SDE") as bar:
         for name in names:
@@ -214,13 +214,13 @@ def stochastic_table(
     return rows
 
 
-def brownian_noise(sde: SDE, keys: jax.Array, x: jax.Array, times: np.ndarray, finest: np.ndarray) -> jax.Array:
+def brownian_noise(keys: jax.Array, x: jax.Array, times: np.ndarray, finest: np.ndarray) -> jax.Array:
     """Return (num_steps, n, *event) standard normal noise, the scaled increments of one Brownian path per sample.
 
-    The path is resolved to half the shortest step of the finest grid, as a path depends on its resolution.
+    The increments are divided by sqrt(t - t_next). The path is resolved to half the shortest step of the finest grid.
+    Grids to compare need the same ends and the same `finest`, otherwise their paths differ.
 
     Args:
-      sde: Forward process.
       keys: (n,) keys of the paths.
       x: (n, *event) array, for its shape and dtype.
       times: (num_steps + 1,) grid.

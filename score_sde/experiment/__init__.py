@@ -103,6 +103,7 @@ def make_experiment(config: ConfigDict, devices: list[jax.Device]) -> Experiment
         augment=config.data.augment,
         skip_nonfinite=config.training.on_nonfinite == "skip",
         needs_levels=config.loss.objective == "ddpm_hybrid" and "levels" not in config.loss.objective_kwargs,
+        trainable=bool(jax.tree.leaves(variables)),
     )
     return Experiment(
         config=plain(config),

@@ -103,8 +103,9 @@ def load_pretrained(config: ConfigDict) -> tuple[ConfigDict, Any]:
         shape = event_shape(config)
         if shape != found.event_shape:
             raise UserError(
-                f"{path} is a network for data of the shape {found.event_shape}, these are {shape} (set "
-                "--config.data.image_size, --config.data.channels, or another --config)"
+                f"{path} is a network for data of the shape {found.event_shape}, these are {shape}",
+                "--config.data.image_size",
+                "--config.data.channels",
             )
     adopted = ConfigDict(config.to_dict())
     adopted.sde = ConfigDict({"name": found.target.sde, "kwargs": dict(found.target.sde_kwargs)})

@@ -63,7 +63,7 @@ def build_sampler(
         num_samples=options.num_samples,
         batch_size=options.batch_size,
         devices=devices,
-        arguments={} if guide is None else {"guide_params": guide_params},
+        arguments=cache(lambda: {} if guide is None else {"guide_params": jax.tree.map(jnp.asarray, guide_params)}),
         labels=labels,
         task=task,
         measured=cache(lambda: _measure(config, not_none(task), load, key)),
@@ -90,7 +90,7 @@ def sample_labels(config: ConfigDict, num_classes: int, in_turn: bool) -> Callab
         return lambda indices: None
     if label < 0 and in_turn:
         return lambda indices: indices % num_classes
-    return lambda indices: jnp.full_like(indices, label)
+    return lambda indices: np.full_like(indices, label)
 
 
 def build_threshold(config: ConfigDict, task: InverseTask | None) -> Threshold:

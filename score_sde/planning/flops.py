@@ -14,7 +14,10 @@ def count_flops(function: Callable, *arguments: Any) -> float:
 
 
 def count_repeated_flops(function: Callable, *arguments: Any) -> float:
-    """Return the FLOPs of loop iterations after the first, for arguments or their shapes; see `count_flops`."""
+    """Return the FLOPs of the iterations of each `lax.scan` after the first, which XLA's cost analysis leaves out.
+
+    The arguments are arrays or ShapeDtypeStructs. Only matrix products and convolutions count.
+    """
     program = jax.make_jaxpr(function)(*arguments).jaxpr
     return 2 * (_multiplications(program, True) - _multiplications(program, False))
 

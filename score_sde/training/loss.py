@@ -58,7 +58,11 @@ def ddpm_loss(model: DiffusionModel, schedule: ddpm.Schedule, sample_times: Time
 
 
 def ddpm_hybrid_loss(
-    model: DiffusionModel, schedule: ddpm.Schedule, sample_times: TimeSampler, **options: Any
+    model: DiffusionModel,
+    schedule: ddpm.Schedule,
+    sample_times: TimeSampler,
+    vlb_weight: float = 1e-3,
+    levels: int | None = None,
 ) -> LossFn:
     """Return L_hybrid with a learned variance (Nichol and Dhariwal 2021, Section 3.1) at uniform timesteps.
 
@@ -66,8 +70,10 @@ def ddpm_hybrid_loss(
       model: Model with a learned variance.
       schedule: Schedule of the timesteps.
       sample_times: Time sampler.
-      **options: `vlb_weight` of `ddpm.hybrid_loss`, and `levels`, which overrides those of the data.
+      vlb_weight: Weight of the variational bound.
+      levels: Number of pixel levels of the decoder term; None for that of the data.
     """
+    chosen_levels = levels
 
     def loss(params, x0, rngs, labels=None, augment=None, levels=None):
         n = ddpm.time_to_timestep(schedule, sample_times(rngs, model.sde, 0.0)[0])
@@ -78,7 +84,8 @@ def ddpm_hybrid_loss(
             return prediction.epsilon, prediction.v
 
         epsilon = noise(rngs.noise_keys, x0)
-        losses = ddpm.hybrid_loss(epsilon_and_v, schedule, x0, n, epsilon, **({"levels": levels} | options))
+        used = levels if chosen_levels is None else chosen_levels
+        losses = ddpm.hybrid_loss(epsilon_and_v, schedule, x0, n, epsilon, vlb_weight, levels=used)
         return losses / _dimension(model)
 
     return loss

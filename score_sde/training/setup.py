@@ -50,6 +50,7 @@ class TrainingSetup(NamedTuple):
       augment: Probability of EDM's augmentations; 0 for none.
       skip_nonfinite: Whether to skip steps whose loss or gradient is not finite, rather than stop.
       needs_levels: Whether the loss needs pixels on levels, for a decoder term.
+      trainable: Whether the network has parameters; an analytic network has none.
     """
 
     init_params: Callable[[], Any]
@@ -66,11 +67,7 @@ class TrainingSetup(NamedTuple):
     augment: float = 0.0
     skip_nonfinite: bool = False
     needs_levels: bool = False
-
-    @property
-    def trainable(self) -> bool:
-        """Whether the network has parameters; an analytic network has none."""
-        return bool(jax.tree.leaves(jax.eval_shape(self.init_params)))
+    trainable: bool = True
 
     def init_state(self) -> TrainState:
         """Return the state before the first step."""
@@ -136,7 +133,7 @@ def build_train_step(
         axis_name,
         all_gather_params,
         dequantized=setup.dequantize,
-        labelled=setup.num_classes > 0,
+        use_labels=setup.num_classes > 0,
         augment={"probability": setup.augment} if setup.augment else None,
         grad_accum_steps=setup.grad_accum_steps,
         skip_nonfinite=setup.skip_nonfinite,

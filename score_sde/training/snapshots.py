@@ -17,7 +17,14 @@ NAME = re.compile(r"(\d{8,})_(.+)\.safetensors")
 
 
 def save(workdir: Path, step: int, averages: dict[str, Any], lengths: tuple[float, ...]) -> None:
-    """Write the power-function EMAs of a step, "length_0" and so on, one file each, and then the index of all files."""
+    """Write the power-function EMAs of a step to DIR/snapshots, then the index of the files of all steps.
+
+    Args:
+      workdir: Folder of the run.
+      step: Step of the EMAs.
+      averages: EMAs by name; those named "length_0", "length_1" and so on are written, one file each.
+      lengths: Relative length of each.
+    """
     if not distributed.is_main_process():
         return
     folder = workdir / "snapshots"

@@ -29,7 +29,7 @@ def make_train_step(
     axis_name: str | None = AXIS,
     all_gather_params: Callable[[Any], Any] = lambda params: params,
     dequantized: bool = False,
-    labelled: bool = False,
+    use_labels: bool = False,
     augment: Mapping[str, float] | None = None,
     grad_accum_steps: int = 1,
     skip_nonfinite: bool = False,
@@ -45,7 +45,7 @@ def make_train_step(
       axis_name: Mapped axis over which means are taken; None if the batch is the global one.
       all_gather_params: Function from parameters as they are sharded to parameters as the network takes them.
       dequantized: Whether to spread pixels uniformly over their levels, with noise from the examples' keys.
-      labelled: Whether to condition the network on batch["label"], (n,) integers.
+      use_labels: Whether to condition the network on batch["label"], (n,) integers.
       augment: Probabilities of EDM's augmentations (`augment_each`), on which the network is conditioned; None for
         none.
       grad_accum_steps: Number of microbatches over which gradients are accumulated.
@@ -67,7 +67,7 @@ def make_train_step(
             x0 = dequantize(fold_each(rngs.noise_keys, 1), batch["image"], num_levels, centered_range(num_levels))
         else:
             x0 = to_unit_range(batch["image"], levels)
-        labels = {"labels": batch["label"]} if labelled else {}
+        labels = {"labels": batch["label"]} if use_labels else {}
         if augment is None:
             return x0, labels
         x0, augment_labels = augment_each(fold_each(rngs.noise_keys, 2), x0, **augment)

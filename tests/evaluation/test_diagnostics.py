@@ -129,10 +129,10 @@ def test_the_training_sets_own_denoiser():
     images, labels = rng.uniform(-1, 1, (7, 2, 2, 1)), np.array([0, 1, 0, 1, 0, 1, 1])
     x, t = rng.standard_normal((5, 2, 2, 1)), 0.4
     alpha, sigma = float(sde.alpha(jnp.float32(t))), float(sde.sigma(jnp.float32(t)))
-    told = np.array([0, 1, 1, 0, 0])
+    classes_of_x = np.array([0, 1, 1, 0, 0])
     for classes in (None, labels):
-        found = diagnostics.empirical_denoiser(sde, images, classes)(x, t, told)
-        for one, own, label in zip(x, found, told, strict=True):
+        found = diagnostics.empirical_denoiser(sde, images, classes)(x, t, classes_of_x)
+        for one, own, label in zip(x, found, classes_of_x, strict=True):
             weights = np.array([np.exp(-np.sum((one - alpha * image) ** 2) / (2 * sigma**2)) for image in images])
             weights *= 1.0 if classes is None else classes == label
             expected = np.tensordot(weights / weights.sum(), images, 1)

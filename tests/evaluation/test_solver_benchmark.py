@@ -47,11 +47,11 @@ def test_the_table_of_an_exact_network(tmp_path):
 
 def test_finer_grids_fill_in_the_same_path():
     """The increments of a coarse grid are the sums of a finer one's."""
-    sde, x = vp(), np.zeros((2, 3), np.float32)
+    x = np.zeros((2, 3), np.float32)
     keys = jax.random.split(jax.random.key(0), 2)
     fine = np.linspace(1.0, 0.2, 9)
-    parts = brownian_noise(sde, keys, x, fine, fine) * np.sqrt(-np.diff(fine))[:, None, None]
-    whole = brownian_noise(sde, keys, x, fine[::4], fine) * np.sqrt(-np.diff(fine[::4]))[:, None, None]
+    parts = brownian_noise(keys, x, fine, fine) * np.sqrt(-np.diff(fine))[:, None, None]
+    whole = brownian_noise(keys, x, fine[::4], fine) * np.sqrt(-np.diff(fine[::4]))[:, None, None]
     np.testing.assert_allclose(np.asarray(parts).reshape(2, 4, 2, 3).sum(1), whole, atol=1e-5)
 
 

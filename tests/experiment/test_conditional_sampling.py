@@ -176,6 +176,10 @@ def test_a_guide_of_another_process_shape_or_kind_is_refused(tmp_path):
     )
     assert "label 10" in words(label=10)
 
+    guided = make_experiment(config_of(guidance_weights=str(tmp_path)), jax.devices()[:1]).sampler
+    assert guided.arguments() is guided.arguments()  # the weights are copied to the device once
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(guided.arguments()))
+
     levels = accuracy(classifier.model, params, classifier.load("test"), seed=0, batch_size=64, num_images=50_000)
     assert len(levels) == 11 and levels[0]["num_images"] == 297
     assert all(0 <= level["accuracy"] <= 1 and level["cross_entropy"] > 0 for level in levels)

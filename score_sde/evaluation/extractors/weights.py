@@ -35,10 +35,14 @@ def find(given: str, library: ModuleType) -> Path:
 
 
 def load(path: Path, library: ModuleType) -> tuple[nn.Module, Any]:
-    """Return the network of a file of weights, and its parameters.
+    """Return a library's network and its parameters, for module.apply({"params": params}, images).
+
+    Args:
+      path: File of weights in a format of `weight_files.read`.
+      library: Module of the network (`inception`, `dinov2`).
 
     Raises:
-      UserError: if the file can't be read, or holds other weights.
+      UserError: if the file can't be read, or holds weights of another network.
     """
     try:
         module, params = library.convert(weight_files.read(path).arrays)
