@@ -172,7 +172,7 @@ def test_trials_run_on_every_node_and_on_several_hosts(tmp_path, monkeypatch):
         ((name, state),) = states(tmp_path / "joined").items()
         assert state["status"] == "done", state
         folder = tmp_path / "joined" / "trials" / name
-        assert "8 cpu device(s) of 2 processes, batch 8, 1 a device" in (folder / "host_0" / "trial.log").read_text()
+        assert "8 cpu device(s) of 2 processes, batch 8, 1 per device" in (folder / "host_0" / "trial.log").read_text()
     finally:
         cluster.shutdown()
 
