@@ -15,6 +15,8 @@ MODELS = {
     "digits": ("vp_digits", {}, 128),
     "small": ("vp_fashion_mnist", {"channels": 3}, 16),
     "cifar10": ("vp_cifar10", {}, 4),
+    "edm": ("edm_cifar10", {}, 4),
+    "adm64": ("adm_imagenet64", {}, 2),
 }  # name -> config, overrides of config.data, batch size
 ARCHITECTURES = {
     "ddpm": {"num_res_blocks": 2},
@@ -77,6 +79,12 @@ def machine() -> str:
     return f"{device.device_kind} ({jax.device_count()}), {cores} cores, {platform.machine()}, jax {jax.__version__}"
 
 
+def peak_gib() -> float | None:
+    """The most memory that this process has used on its first device, in GiB; None where the device doesn't say."""
+    peak = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    return None if peak is None else peak / 2**30
+
+
 def median(values: list[float]) -> float:
     return statistics.median(values)
 
@@ -89,6 +97,11 @@ def show(title: str, rows: list[dict]) -> None:
     for row in rows:
         print("| " + " | ".join(_cell(row.get(column)) for column in columns) + " |")
     print(json.dumps({"title": title, "machine": machine(), "rows": rows}), flush=True)
+
+
+def emit(row: dict) -> None:
+    """Prints one finding as a line of JSON at once, so that a killed run keeps what it had."""
+    print(json.dumps(row), flush=True)
 
 
 def _cell(value) -> str:

@@ -1,13 +1,14 @@
 """Milliseconds of a network evaluation inside `solve`, beside the bare jitted network and host loops.
 
     python benchmarks/sampling.py [--model=digits,small,cifar10] [--solver=...] [--num_steps=10] [--batch=0]
-        [--peer=torch] [--noadaptive] [--rounds=5]
+        [--dtype=float32|bfloat16] [--peer=torch] [--noadaptive] [--rounds=5] [--nocompile_ratio]
 
 Medians over rounds, everything in turn, the first call of every turn excluded. Solvers: all with one evaluation a step.
 "over network" is an evaluation in `solve` over one of the bare jitted network; "1000 / 10 steps" is the time to compile
-1,000 steps over that to compile 10. The host loops: "scipy" is the probability flow as in the field's first codebase,
-SciPy's RK45 around a jitted drift, beside `solve_adaptive` (tsit5), both at rtol = atol = 1e-3; "diffusers" is its
-DDIMScheduler around the same network in PyTorch, "torch" the plain DDIM loop without a scheduler.
+1,000 steps over that to compile 10, which `--nocompile_ratio` leaves out. The host loops: "scipy" is the probability
+flow as in the field's first codebase, SciPy's RK45 around a jitted drift, beside `solve_adaptive` (tsit5), both at
+rtol = atol = 1e-3; "diffusers" is its DDIMScheduler around the same network in PyTorch, "torch" the plain DDIM loop
+without a scheduler.
 """
 
 import sys
@@ -24,7 +25,7 @@ import numpy as np
 from absl import app, flags
 from scipy.integrate import solve_ivp
 
-from benchmarks.report import MODELS, interleaved, load_config, median, show
+from benchmarks.report import MODELS, emit, interleaved, load_config, median, show
 from score_sde.models import create
 from score_sde.parameterization import make_denoiser
 from score_sde.sde import probability_flow_epsilon, vp
@@ -35,6 +36,8 @@ flags.DEFINE_list("model", ["digits", "small", "cifar10"], f"of {', '.join(MODEL
 flags.DEFINE_integer("num_steps", 10, "solver steps, one evaluation each")
 flags.DEFINE_integer("rounds", 5, "timed rounds")
 flags.DEFINE_list("solver", [], "of those with one evaluation a step; all")
+flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "what the networks compute in")
+flags.DEFINE_bool("compile_ratio", True, "also compile 1,000 and 10 steps")
 flags.DEFINE_bool("adaptive", True, "also time the adaptive solver beside SciPy's on the host")
 flags.DEFINE_integer("batch", 0, "images; 0: each model's own")
 flags.DEFINE_enum("peer", "torch", ["torch", "none"], "what to compare with on a CPU, where it is installed")
@@ -71,10 +74,11 @@ def ours(config, num_steps: int):
         memory = program.memory_analysis()
         facts[name] = {
             "compile s": seconds,
-            "1000 / 10 steps": min(compiled(make_solver, 1000)[1] for _ in range(2))
-            / min(compiled(make_solver, 10)[1] for _ in range(2)),
             "memory MiB": (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**20,
         }
+        if FLAGS.compile_ratio:
+            long, short = (min(compiled(make_solver, steps)[1] for _ in range(2)) for steps in (1000, 10))
+            facts[name]["1000 / 10 steps"] = long / short
         runs[name] = lambda program=program: jax.block_until_ready(program(params, x, jax.random.key(0)))
     return runs, facts, adaptive(sde, make_denoiser_of, params, x)
 
@@ -136,14 +140,14 @@ def main(argv):
     with_torch = FLAGS.peer == "torch" and jax.default_backend() == "cpu" and importlib.util.find_spec("torch")
     rows, others = [], []
     for name in FLAGS.model:
-        config = load_config(name)
+        config = load_config(name, dtype=FLAGS.dtype)
         config.sampling.batch_size = FLAGS.batch or config.sampling.batch_size
         runs, facts, loops = ours(config, FLAGS.num_steps)
         if with_torch:
             runs |= torchs(config, FLAGS.num_steps)
         seconds = interleaved(runs, FLAGS.rounds)
         for solver, known in facts.items():
-            row = {"model": name, "batch": config.sampling.batch_size, "solver": solver}
+            row = {"model": name, "batch": config.sampling.batch_size, "dtype": FLAGS.dtype, "solver": solver}
             row["ms an evaluation"] = 1e3 * median(seconds[solver]) / FLAGS.num_steps
             row["images/s at these steps"] = config.sampling.batch_size / median(seconds[solver])
             row |= known
@@ -152,6 +156,7 @@ def main(argv):
                     ratios = [a / b for a, b in zip(seconds[solver], seconds[peer], strict=True)]
                     row[f"over {peer}"] = median(ratios)
             rows.append(row)
+            emit(row)
         if FLAGS.adaptive:
             nfe = {loop: run() for loop, run in loops.items()}
             spent = interleaved(loops, FLAGS.rounds)
@@ -161,7 +166,7 @@ def main(argv):
                 row |= {f"{loop} s": whole[loop], f"{loop} NFE": nfe[loop]}
                 row[f"{loop} ms an evaluation"] = 1e3 * whole[loop] / nfe[loop]
             others.append(row | {"solve_adaptive over scipy": whole["solve_adaptive"] / whole["scipy"]})
-    show(f"Sampling, float32, {FLAGS.num_steps} steps", rows)
+    show(f"Sampling, {FLAGS.dtype}, {FLAGS.num_steps} steps", rows)
     if others:
         show("The probability flow to a tolerance of 1e-3", others)
 

@@ -1,14 +1,16 @@
 """Milliseconds of a train step (loss, gradient, clipping, Adam, moving average), beside PyTorch where it is installed.
 
-    python benchmarks/train_step.py [--model=digits,small,cifar10,ddpm,ncsnpp,adm,edm2,dit,ncsnv2] [--batch=0]
+    python benchmarks/train_step.py [--model=digits,small,cifar10,edm,adm64,ddpm,ncsnpp,adm,edm2,dit,ncsnv2] [--batch=0]
         [--dtype=float32|bfloat16] [--peer=torch,diffusers,compiled] [--rounds=10] [--steps_per_call=1] [--remat]
+        [--doublings=0]
 
 Medians over rounds, the first call of every turn excluded. The peers' steps alternate with ours, and "over" a peer is
 our time over the peer's, the median over rounds. "torch" is DDPM++ written in PyTorch, the same function, in both
 memory layouts; "diffusers" is UNet2DModel of the same channels, levels and blocks, for DDPM the same function;
 "compiled" is the last of these that there is, through torch.compile. Memory is XLA's own account of arguments and
 temporaries, FLOPs too, of a loop all its repetitions; "of matmul" is their rate over that of a large matrix product in
-the same run.
+the same run. "peak GiB" is what the device's allocator reports, where it does. `--doublings` repeats each
+model at twice the batch, so many times or until memory is full, without the peers.
 """
 
 import sys
@@ -25,7 +27,7 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from benchmarks.report import ARCHITECTURES, MODELS, interleaved, load_config, matmul_rate, median, show
+from benchmarks.report import ARCHITECTURES, MODELS, emit, interleaved, load_config, matmul_rate, median, peak_gib, show
 from score_sde.experiment import make_experiment
 from score_sde.planning.flops import count_repeated_flops
 from score_sde.training.setup import build_train_step
@@ -38,6 +40,7 @@ flags.DEFINE_integer("batch", 0, "images of a step; 0: each model's own")
 flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "what the networks compute in")
 flags.DEFINE_bool("remat", False, "recompute each block's activations in the backward pass")
 flags.DEFINE_list("peer", ["torch"], "of torch, diffusers, compiled; what to compare with, where it is installed")
+flags.DEFINE_integer("doublings", 0, "how often to double the batch, while memory lasts")
 flags.DEFINE_integer("steps_per_call", 1, "train steps scanned in a call")
 
 
@@ -48,6 +51,8 @@ def ours(config, steps_per_call: int):
     state = experiment.training.init_state()
     shape = (steps_per_call, experiment.training.batch_size, *experiment.model.event_shape)
     batch = {"image": np.random.default_rng(0).integers(0, 256, shape, np.uint8)}
+    if experiment.model.num_classes:
+        batch["label"] = np.zeros(shape[:2], np.int32)
 
     started = time.perf_counter()
     compiled = jax.jit(partial(scan_steps, step), donate_argnums=0).lower(state, batch).compile()
@@ -149,27 +154,46 @@ def diffusers_unet(config):
     )
 
 
+def measure(config, name: str, rate: float, with_peers: bool) -> dict:
+    """A row: our step and, if asked for, the peers' at the batch size of the config."""
+    run, facts = ours(config, FLAGS.steps_per_call)
+    runs = {"score_sde": run}
+    if with_peers:
+        runs |= {peer: torchs(config, network) for peer, network in peers(name, config).items()}
+    seconds = interleaved(runs, FLAGS.rounds)
+    times = [value / FLAGS.steps_per_call for value in seconds.pop("score_sde")]
+    row = {"model": name, "batch": config.training.batch_size, "dtype": FLAGS.dtype, "ms a step": 1e3 * median(times)}
+    row |= {"images/s": config.training.batch_size / median(times), **facts}
+    row["of matmul"] = 1e9 * facts["GFLOP"] / median(times) / rate
+    row["peak GiB"] = peak_gib()
+    for peer, values in seconds.items():
+        row[f"{peer} ms"] = 1e3 * median(values)
+        row[f"over {peer}"] = median([a / b for a, b in zip(times, values, strict=True)])
+    return row
+
+
 def main(argv):
     del argv
     rate = matmul_rate(FLAGS.dtype)
     rows = []
     for name in FLAGS.model:
-        config = load_config(name, FLAGS.batch, FLAGS.dtype)
-        if FLAGS.remat:
-            with config.unlocked():
-                config.model.kwargs.remat = True
-        run, facts = ours(config, FLAGS.steps_per_call)
-        runs = {"score_sde": run} | {peer: torchs(config, network) for peer, network in peers(name, config).items()}
-        seconds = interleaved(runs, FLAGS.rounds)
-        times = [value / FLAGS.steps_per_call for value in seconds.pop("score_sde")]
-        row = {"model": name, "batch": config.training.batch_size, "ms a step": 1e3 * median(times)}
-        row |= {"images/s": config.training.batch_size / median(times), **facts}
-        row["of matmul"] = 1e9 * facts["GFLOP"] / median(times) / rate
-        for peer, values in seconds.items():
-            row[f"{peer} ms"] = 1e3 * median(values)
-            row[f"over {peer}"] = median([a / b for a, b in zip(times, values, strict=True)])
-        rows.append(row)
-        print(row, file=sys.stderr, flush=True)  # what is measured is not lost with the next
+        batch = FLAGS.batch
+        for doubling in range(FLAGS.doublings + 1):
+            config = load_config(name, batch, FLAGS.dtype)
+            if FLAGS.remat:
+                with config.unlocked():
+                    config.model.kwargs.remat = True
+            try:
+                rows.append(measure(config, name, rate, with_peers=doubling == 0))
+            except jax.errors.JaxRuntimeError as error:
+                if not doubling or "RESOURCE_EXHAUSTED" not in str(error):
+                    raise
+                emit(
+                    {"model": name, "batch": config.training.batch_size, "dtype": FLAGS.dtype, "note": "out of memory"}
+                )
+                break
+            emit(rows[-1])  # what is measured is not lost with the next
+            batch = 2 * config.training.batch_size
     columns = dict.fromkeys(column for row in rows for column in row)
     rows = [{column: row.get(column) for column in columns} for row in rows]
     title = f"Train step, {FLAGS.dtype}, {FLAGS.steps_per_call} step(s) a call, matmul at {rate / 1e9:.0f} GFLOP/s"
