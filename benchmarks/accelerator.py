@@ -1,12 +1,14 @@
 """All that this project wants to know of an accelerator, in the minutes that there are for it.
 
-    python benchmarks/accelerator.py [--minutes=8] [--output=runs/accelerator] [--tiny]
+    python benchmarks/accelerator.py [--minutes=8] [--output=runs/accelerator] [--parts=train,sampling] [--tiny]
 
 Runs the other benchmarks one after another, the most important first: correctness, train steps (with PyTorch beside,
 where it is installed), sampling, attention, growing batches, and a training for the time that remains. Each is a
 program of its own, with a time limit, so that one that fails, hangs or fills the memory costs only its own findings. A
 finding is written when it is made: a line of JSON to findings.jsonl, a row to findings.md, and what a part printed to
-its own log. `--tiny` takes the smallest models, to try this program itself.
+its own log. Compilation would take most of the minutes, so the train steps are compiled first, as many side by side as
+the host has cores for, into a cache that the timed programs read: "compile s" is that of the former. `--parts` takes
+only parts whose names contain one of its words; `--tiny` takes the smallest models, to try this program itself.
 """
 
 import sys
@@ -21,51 +23,74 @@ import signal
 import subprocess
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 from absl import app, flags
 
 ROOT = Path(__file__).parents[1]
 TRAINED = ("cifar10", "edm", "ncsnpp", "adm64", "dit")  # DDPM++, EDM's, NCSN++, ADM on 64 x 64, DiT-B/2
 BATCHES = {"adm64": 64}
+COMPILING = 0.4  # of the time
+CORES = 2  # that a compilation keeps busy
 STOP_SECONDS = 20  # a training saves a checkpoint when it is told to stop
 
 FLAGS = flags.FLAGS
 flags.DEFINE_float("minutes", 8.0, "how long all may take")
 flags.DEFINE_string("output", "runs/accelerator", "folder of the findings")
+flags.DEFINE_list("parts", [""], "words in the names of the parts to run; all")
 flags.DEFINE_bool("tiny", False, "the smallest models, to try this program itself")
 
 
 def parts(output: Path) -> dict[str, tuple[float, list[str]]]:
     """Name -> (the most seconds it may take, the command), the most important first."""
-    train, tiny = "benchmarks/train_step.py", ["--rounds=1", "--batch=8", "--peer=none"]
     found = {"correctness": (180.0, ["benchmarks/device_checks.py"])}
+    models = ("digits",) if FLAGS.tiny else TRAINED
     for dtype in ("bfloat16", "float32"):
-        for model in TRAINED if not FLAGS.tiny else ("digits",):
-            options = [f"--batch={BATCHES.get(model, 128)}", "--rounds=5"]
-            options += ["--peer=torch,compiled"] if model == "cifar10" else ["--peer=none"]
-            command = [train, f"--model={model}", f"--dtype={dtype}", *(tiny if FLAGS.tiny else options)]
-            found[f"train {model} {dtype}"] = (150.0, command)
+        for model in models:
+            found[f"train {model} {dtype}"] = (150.0, train(model, dtype))
         if dtype == "bfloat16":
-            model, batch = ("digits", 8) if FLAGS.tiny else ("cifar10", 128)
-            solvers = ["--solver=ddim,ancestral"] if FLAGS.tiny else []
-            options = ["--peer=none", "--noadaptive", "--nocompile_ratio", "--rounds=3"]
-            command = ["benchmarks/sampling.py", f"--model={model}", f"--batch={batch}", f"--dtype={dtype}"]
-            found["sampling"] = (150.0, command + options + solvers)
+            options = (
+                ["--model=digits", "--batch=8", "--solver=ddim"] if FLAGS.tiny else ["--model=cifar10", "--batch=128"]
+            )
+            options += ["--dtype=bfloat16", "--peer=none", "--noadaptive", "--nocompile_ratio", "--rounds=3"]
+            found["sampling"] = (120.0, ["benchmarks/sampling.py", *options])
             scale = ["--scale=64", "--rounds=2"] if FLAGS.tiny else []
-            found["attention"] = (90.0, ["benchmarks/attention.py", *scale])
-    for model in TRAINED if not FLAGS.tiny else ("digits",):
-        batch, doublings = (8, 1) if FLAGS.tiny else (2 * BATCHES.get(model, 128), 4)
-        options = [f"--model={model}", "--dtype=bfloat16", f"--batch={batch}", f"--doublings={doublings}"]
-        found[f"growing batches {model}"] = (240.0, [train, *options, "--rounds=3", "--peer=none"])
+            found["attention"] = (60.0, ["benchmarks/attention.py", *scale])
+    for model in models:
+        found[f"growing batches {model}"] = (240.0, train(model, "bfloat16", 2, "--doublings=4", "--peer=none"))
     training = ["launch.py", "--config=configs/vp_digits.py", f"--workdir={output / 'vp_digits'}"]
     found["training"] = (3600.0, [*training, *(["--config.training.num_steps=100"] if FLAGS.tiny else [])])
-    return found
+    return {name: part for name, part in found.items() if any(word in name for word in FLAGS.parts)}
 
 
-def run(name: str, command: list[str], seconds: float, output: Path) -> None:
+def train(model: str, dtype: str, times: int = 1, *options: str) -> list[str]:
+    """The command that times a train step at some multiple of the model's batch."""
+    batch = times * (8 if FLAGS.tiny else BATCHES.get(model, 128))
+    peer = () if options else ("--peer=torch,compiled",) if model == "cifar10" else ("--peer=none",)
+    command = ["benchmarks/train_step.py", f"--model={model}", f"--dtype={dtype}", f"--batch={batch}"]
+    return [*command, f"--rounds={1 if FLAGS.tiny else 5}", *peer, *options]
+
+
+def compile_first(commands: dict[str, list[str]], seconds: float, output: Path) -> None:
+    """Compiles the train steps of all parts side by side, the most important first."""
+    end = time.monotonic() + seconds
+
+    def compile_one(item):
+        name, command = item
+        if end - time.monotonic() > STOP_SECONDS:
+            options = [option for option in command if not option.startswith("--doublings")] + ["--compile_only"]
+            run(f"compile {name}", options, end - time.monotonic(), output, XLA_PYTHON_CLIENT_PREALLOCATE="false")
+
+    with ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)) // CORES)) as threads:
+        list(threads.map(compile_one, commands.items()))
+
+
+def run(name: str, command: list[str], seconds: float, output: Path, **environment: str) -> None:
     """Runs one part for at most so many seconds, and keeps each of its findings as it is printed."""
     started = time.monotonic()
-    environment = dict(os.environ, JAX_COMPILATION_CACHE_DIR=str(output / "compiled"), PYTHONUNBUFFERED="1")
+    environment = (
+        dict(os.environ, JAX_COMPILATION_CACHE_DIR=str(output / "compiled"), PYTHONUNBUFFERED="1") | environment
+    )
     with (output / f"{re.sub(r'[^a-z0-9]+', '_', name)}.log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, *command], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=log, text=True
@@ -108,7 +133,10 @@ def main(argv):
         print("| part | finding |\n| --- | --- |", file=file)
     ask = "from benchmarks.report import emit, machine; emit({'machine': machine()})"
     run("machine", ["-c", ask], 60.0, output)
-    for name, (longest, command) in parts(output).items():
+    chosen = parts(output)
+    compiled = {name: command for name, (_, command) in chosen.items() if "benchmarks/train_step.py" in command}
+    compile_first(compiled, 60 * COMPILING * FLAGS.minutes, output)
+    for name, (longest, command) in chosen.items():
         seconds = min(longest, end - time.monotonic() - STOP_SECONDS)
         if seconds < 5:
             write(output, name, {"skipped": "no time was left"}, 0.0)

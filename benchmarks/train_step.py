@@ -2,15 +2,16 @@
 
     python benchmarks/train_step.py [--model=digits,small,cifar10,edm,adm64,ddpm,ncsnpp,adm,edm2,dit,ncsnv2] [--batch=0]
         [--dtype=float32|bfloat16] [--peer=torch,diffusers,compiled] [--rounds=10] [--steps_per_call=1] [--remat]
-        [--doublings=0]
+        [--doublings=0] [--compile_only]
 
 Medians over rounds, the first call of every turn excluded. The peers' steps alternate with ours, and "over" a peer is
 our time over the peer's, the median over rounds. "torch" is DDPM++ written in PyTorch, the same function, in both
 memory layouts; "diffusers" is UNet2DModel of the same channels, levels and blocks, for DDPM the same function;
 "compiled" is the last of these that there is, through torch.compile. Memory is XLA's own account of arguments and
 temporaries, FLOPs too, of a loop all its repetitions; "of matmul" is their rate over that of a large matrix product in
-the same run. "peak GiB" is what the device's allocator reports, where it does. `--doublings` repeats each
-model at twice the batch, so many times or until memory is full, without the peers.
+the same run. "peak GiB" is what the device's allocator reports, where it does. `--doublings` repeats each model at twice
+the batch, so many times or until memory is full, without the peers. `--compile_only` fills JAX's cache of compiled
+programs (JAX_COMPILATION_CACHE_DIR) for a later run, and times nothing.
 """
 
 import sys
@@ -41,6 +42,7 @@ flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "what the network
 flags.DEFINE_bool("remat", False, "recompute each block's activations in the backward pass")
 flags.DEFINE_list("peer", ["torch"], "of torch, diffusers, compiled; what to compare with, where it is installed")
 flags.DEFINE_integer("doublings", 0, "how often to double the batch, while memory lasts")
+flags.DEFINE_bool("compile_only", False, "compile our steps and time nothing")
 flags.DEFINE_integer("steps_per_call", 1, "train steps scanned in a call")
 
 
@@ -157,6 +159,8 @@ def diffusers_unet(config):
 def measure(config, name: str, rate: float, with_peers: bool) -> dict:
     """A row: our step and, if asked for, the peers' at the batch size of the config."""
     run, facts = ours(config, FLAGS.steps_per_call)
+    if FLAGS.compile_only:
+        return {"model": name, "batch": config.training.batch_size, "dtype": FLAGS.dtype, **facts}
     runs = {"score_sde": run}
     if with_peers:
         runs |= {peer: torchs(config, network) for peer, network in peers(name, config).items()}
@@ -174,7 +178,7 @@ def measure(config, name: str, rate: float, with_peers: bool) -> dict:
 
 def main(argv):
     del argv
-    rate = matmul_rate(FLAGS.dtype)
+    rate = float("nan") if FLAGS.compile_only else matmul_rate(FLAGS.dtype)
     rows = []
     for name in FLAGS.model:
         batch = FLAGS.batch
