@@ -9,9 +9,9 @@ our time over the peer's, the median over rounds. "torch" is DDPM++ written in P
 memory layouts; "diffusers" is UNet2DModel of the same channels, levels and blocks, for DDPM the same function;
 "compiled" is the last of these that there is, through torch.compile. Memory is XLA's own account of arguments and
 temporaries, FLOPs too, of a loop all its repetitions; "of matmul" is their rate over that of a large matrix product in
-the same run. "peak GiB" is what the device's allocator reports, where it does. `--doublings` repeats each model at twice
-the batch, so many times or until memory is full, without the peers. `--compile_only` fills JAX's cache of compiled
-programs (JAX_COMPILATION_CACHE_DIR) for a later run, and times nothing.
+the same run. "peak GiB" is what the device's allocator reports, where it does. `--doublings` repeats each model at
+twice the batch, so many times or until memory is full, without the peers. `--compile_only` fills JAX's cache of
+compiled programs (JAX_COMPILATION_CACHE_DIR) for a later run, and times nothing.
 """
 
 import sys
