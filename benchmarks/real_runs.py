@@ -1,4 +1,4 @@
-"""The table of real runs in the README, from what finished runs left behind.
+"""The table of real runs in docs/likelihood.md, from what finished runs left behind.
 
     python benchmarks/real_runs.py runs/vp_digits_likelihood runs/vp_fashion_mnist_likelihood
 

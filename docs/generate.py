@@ -70,7 +70,12 @@ CHOICES: dict[str, Any] = {
 FUNCTIONS: list[tuple[str, Mapping[str, Any], str, tuple[str, ...]]] = [
     ("Processes", SDES | SCHEDULES, "sde.kwargs", ()),
     ("Networks", MODELS, "model.kwargs", ("parent", "name")),
-    ("Objectives", ALL_OBJECTIVES, "loss.objective_kwargs", ("truth", "model", "schedule", "sample_times")),
+    (
+        "Objectives",
+        ALL_OBJECTIVES,
+        "loss.objective_kwargs",
+        ("truth", "model", "schedule", "sample_times", "classifier", "t_min"),
+    ),
     ("Weightings", WEIGHTINGS, "loss.weighting_kwargs", ()),
     ("Time samplers", TIME_SAMPLERS, "loss.time_sampler_kwargs", ()),
     ("Solvers", SOLVERS | ADAPTIVE, "sampling.kwargs", ()),
@@ -105,7 +110,7 @@ def text() -> str:
 
 
 def keys(source: str) -> Iterator[tuple[str, list[tuple[str, str, str]]]]:
-    """Yield each group of `default()` with its (key, default, comment); the keys of no group come first, as "general"."""
+    """Yield each group of `default()` with its (key, default, comment); those without a group are "general"."""
     function = next(node for node in ast.parse(source).body if getattr(node, "name", "") == "default")
     defaults = next(node for node in ast.walk(function) if isinstance(node, ast.Dict))
     comments, lines = comments_by_line(source), source.splitlines()

@@ -3,7 +3,7 @@
     python launch.py --mode=sweep --config=configs/sweeps/parameterization_digits.py --dry_run
     python launch.py --mode=sweep --config=configs/sweeps/parameterization_digits.py
 
-Trains a small network briefly on the digits; the README shows the results and their cost. flow is not combined with
+Trains a small network briefly on the digits; docs/sweeps.md shows the results and their cost. flow is not combined with
 epsilon, which does not determine x0 at zero terminal SNR.
 """
 
