@@ -51,6 +51,10 @@ STOCHASTIC = {
 FLAGS = flags.FLAGS
 flags.DEFINE_string("picture", None, "where to write the plot, a PNG")
 
+# Okabe and Ito's colors, which the color-blind can tell apart; the markers are distinct too.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C7A00")
+MARKERS = "o^svD<P>X*ph8d1+"
+
 
 def rows(solvers, measure, spacing, steps):
     for name, (solver, order) in solvers.items():
@@ -64,7 +68,7 @@ def draw(path, tables):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 5), dpi=100, layout="constrained")
+    figure = Figure(figsize=(14, 5), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     titles = ("probability flow: error of x", "reverse SDE: error of mean and standard deviation")
     for panel, title, table in zip(figure.subplots(1, 2), titles, tables, strict=True):
@@ -72,10 +76,11 @@ def draw(path, tables):
             errors = {int(key.split()[0]): value for key, value in row.items() if key.endswith(" steps")}
             nfe = [row["NFE a step"] * steps for steps in errors]
             label = f"{row['solver']}: {row['measured']:.2f}"
-            panel.loglog(nfe, list(errors.values()), marker="o^sv"[n % 4], lw=1, ms=4, label=label)
-        panel.set(title=title, xlabel="evaluations of the network")
+            style = {"color": COLORS[n % len(COLORS)], "marker": MARKERS[n], "ls": "-" if n < len(COLORS) else "--"}
+            panel.loglog(nfe, list(errors.values()), lw=1, ms=5, label=label, **style)
+        panel.set(title=title, xlabel="number of network evaluations", ylabel="error")
         panel.grid(alpha=0.3)
-        panel.legend(fontsize=7, title="measured order", title_fontsize=8)
+        panel.legend(fontsize=8, title="measured order", loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path)
 
 
