@@ -28,6 +28,7 @@ from score_sde.experiment.flags import naming_flags
 from score_sde.models.pretrained import OVERRIDABLE
 from score_sde.runtime import distributed
 from score_sde.runtime.cache import cache_folder
+from score_sde.runtime.repeatable import exclude_nondeterministic_ops
 from score_sde.training.interrupt import STOPPED, ending_at_ctrl_c, guard_output
 from score_sde.training.workdir import check_config, flatten
 
@@ -94,6 +95,7 @@ def main(argv: list[str]) -> None:
     """Run the mode of the command line."""
     logging.set_verbosity(logging.ERROR)  # libraries report their normal work as INFO and WARNING
     keep_compiled_programs()
+    exclude_nondeterministic_ops()
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}: values are given as --flag=value")
     if FLAGS.config is None:

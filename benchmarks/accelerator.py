@@ -27,6 +27,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from absl import app, flags
 
+from score_sde.runtime.repeatable import exclude_nondeterministic_ops
+
 ROOT = Path(__file__).parents[1]
 TRAINED = ("cifar10", "edm", "ncsnpp", "adm64", "dit")  # DDPM++, EDM's, NCSN++, ADM on 64 x 64, DiT-B/2
 BATCHES = {"adm64": 64}
@@ -72,14 +74,19 @@ def train(model: str, dtype: str, times: int = 1, *options: str) -> list[str]:
 
 
 def compile_first(commands: dict[str, list[str]], seconds: float, output: Path) -> None:
-    """Compiles the train steps of all parts side by side, the most important first."""
+    """Compiles the train steps side by side, the most important first; the growing batches compile their own."""
     end = time.monotonic() + seconds
 
     def compile_one(item):
         name, command = item
         if end - time.monotonic() > STOP_SECONDS:
-            options = [option for option in command if not option.startswith("--doublings")] + ["--compile_only"]
-            run(f"compile {name}", options, end - time.monotonic(), output, XLA_PYTHON_CLIENT_PREALLOCATE="false")
+            run(
+                f"compile {name}",
+                [*command, "--compile_only"],
+                end - time.monotonic(),
+                output,
+                XLA_PYTHON_CLIENT_PREALLOCATE="false",
+            )
 
     with ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)) // CORES)) as threads:
         list(threads.map(compile_one, commands.items()))
@@ -126,6 +133,7 @@ def shown(value) -> str:
 
 def main(argv):
     del argv
+    exclude_nondeterministic_ops()  # as launch.py does, for all parts
     end = time.monotonic() + 60 * FLAGS.minutes
     output = Path(FLAGS.output).absolute()
     output.mkdir(parents=True, exist_ok=True)
@@ -134,7 +142,7 @@ def main(argv):
     ask = "from benchmarks.report import emit, machine; emit({'machine': machine()})"
     run("machine", ["-c", ask], 60.0, output)
     chosen = parts(output)
-    compiled = {name: command for name, (_, command) in chosen.items() if "benchmarks/train_step.py" in command}
+    compiled = {name: command for name, (_, command) in chosen.items() if name.startswith("train ")}
     compile_first(compiled, 60 * COMPILING * FLAGS.minutes, output)
     for name, (longest, command) in chosen.items():
         seconds = min(longest, end - time.monotonic() - STOP_SECONDS)

@@ -242,7 +242,7 @@ def training():
     whole = steps(setup.init_state(), 0, 4)
     yield "training repeats its bits", different(steps(setup.init_state(), 0, 4), whole), 0.0
     with tempfile.TemporaryDirectory() as folder:
-        manager = checkpoints.make_manager(Path(folder), keep=1)
+        manager = checkpoints.make_manager(Path(folder) / "checkpoints", keep=1)
         with checkpoints.closing(manager):
             checkpoints.save(manager, jax.tree.map(jnp.asarray, steps(setup.init_state(), 0, 2)))
             checkpoints.finish(manager)

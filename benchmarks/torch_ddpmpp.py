@@ -97,7 +97,7 @@ class DDPMpp(nn.Module):
     def forward(self, x, noise_level):
         parts, bottom = self.parts, len(self.multipliers) - 1
         half = self.channels // 2
-        frequencies = torch.exp(-math.log(10_000) / (half - 1) * torch.arange(half))
+        frequencies = torch.exp(-math.log(10_000) / (half - 1) * torch.arange(half, device=x.device))
         angles = noise_level[:, None] * frequencies
         embedding = self.noise["dense_0"](torch.cat([angles.sin(), angles.cos()], 1))
         embedding = self.noise["dense_1"](F.silu(embedding))

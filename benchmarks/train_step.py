@@ -8,10 +8,10 @@ Medians over rounds, the first call of every turn excluded. The peers' steps alt
 our time over the peer's, the median over rounds. "torch" is DDPM++ written in PyTorch, the same function, in both
 memory layouts; "diffusers" is UNet2DModel of the same channels, levels and blocks, for DDPM the same function;
 "compiled" is the last of these that there is, through torch.compile. Memory is XLA's own account of arguments and
-temporaries, FLOPs too, of a loop all its repetitions; "of matmul" is their rate over that of a large matrix product in
-the same run. "peak GiB" is what the device's allocator reports, where it does. `--doublings` repeats each model at
-twice the batch, so many times or until memory is full, without the peers. `--compile_only` fills JAX's cache of
-compiled programs (JAX_COMPILATION_CACHE_DIR) for a later run, and times nothing.
+temporaries; FLOPs are those of the matrix products and convolutions. "of matmul" is their rate over that of a large
+matrix product in the same run. "peak GiB" is what the device's allocator reports, where it does. `--doublings` repeats
+each model at twice the batch, so many times or until memory is full, without the peers. `--compile_only` fills JAX's
+cache of compiled programs (JAX_COMPILATION_CACHE_DIR) for a later run, and times nothing.
 """
 
 import sys
@@ -30,7 +30,7 @@ from absl import app, flags
 
 from benchmarks.report import ARCHITECTURES, MODELS, emit, interleaved, load_config, matmul_rate, median, peak_gib, show
 from score_sde.experiment import make_experiment
-from score_sde.planning.flops import count_repeated_flops
+from score_sde.planning.flops import count_flops
 from score_sde.training.setup import build_train_step
 from score_sde.training.step import scan_steps
 
@@ -61,12 +61,11 @@ def ours(config, steps_per_call: int):
     seconds = time.perf_counter() - started
     memory = compiled.memory_analysis()
     one = jax.tree.map(lambda leaf: leaf[0], batch)
-    flops = (jax.jit(step).lower(state, one).cost_analysis() or {}).get("flops", float("nan"))
     facts = {
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         "compile s": seconds,
         "memory MiB": (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**20,
-        "GFLOP": (flops + count_repeated_flops(step, state, one)) / 1e9,
+        "GFLOP": count_flops(step, state, one) / 1e9,
     }
     held = [state]
 
