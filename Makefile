@@ -3,28 +3,34 @@
 
 PYTHON ?= python3
 VENV := .venv
-# With an NVIDIA GPU requirements.txt, without one requirements-cpu.txt. TPU: make REQUIREMENTS=requirements-tpu.txt
-REQUIREMENTS ?= $(shell if nvidia-smi -L 2>/dev/null | grep -q GPU; then echo requirements.txt; else echo requirements-cpu.txt; fi)
-INSTALLED := $(VENV)/installed-$(REQUIREMENTS)
+COMMA := ,
+# With an NVIDIA GPU also jax[cuda12]. TPU: make demo EXTRAS=train,tpu
+EXTRAS ?= train$(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo ,cuda12)
+INSTALLED := $(VENV)/installed-$(subst $(COMMA),-,$(EXTRAS))
+DEVELOPER := $(INSTALLED)-sweep-dev
 
 .PHONY: demo test slow lint peers clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/python launch.py --config=configs/vp_digits.py
-	@echo "Look at runs/vp_digits/samples/; for figures: $(VENV)/bin/python launch.py --config=configs/vp_digits.py --mode=evaluate"
+	@echo
+	@echo "The samples are in $$(ls runs/vp_digits/samples/*.png | tail -1). To go on:"
+	@echo "  $(VENV)/bin/python launch.py --config=configs/vp_digits.py --mode=sample --config.sampling.solver=unipc --config.sampling.num_steps=10"
+	@echo "  $(VENV)/bin/python launch.py --config=configs/vp_digits.py --mode=evaluate"
+	@echo "  $(VENV)/bin/python launch.py --config=configs/vp_digits_conditional.py"
 
-test: $(INSTALLED) $(VENV)/installed-requirements-sweep.txt $(VENV)/installed-requirements-dev.txt
+test: $(DEVELOPER)
 	$(VENV)/bin/python -m pytest -q -n auto --maxprocesses=4 --dist worksteal
 
-slow: $(INSTALLED) $(VENV)/installed-requirements-sweep.txt $(VENV)/installed-requirements-dev.txt
+slow: $(DEVELOPER)
 	$(VENV)/bin/python -m pytest -q -m slow -n auto --maxprocesses=4 --dist worksteal
 
-lint: $(INSTALLED) $(VENV)/installed-requirements-sweep.txt $(VENV)/installed-requirements-dev.txt
+lint: $(DEVELOPER)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-peers: $(INSTALLED) $(VENV)/installed-requirements-dev.txt $(VENV)/installed-requirements-peers.txt $(VENV)/installed-requirements-peers-alone.txt
+peers: $(DEVELOPER) $(VENV)/installed-peers
 	$(VENV)/bin/python -m pytest -q -m peers
 
 clean:
@@ -34,14 +40,15 @@ $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 
-$(INSTALLED): $(REQUIREMENTS) requirements-base.txt | $(VENV)/bin/python
-	$(VENV)/bin/python -m pip install --quiet -r $(REQUIREMENTS)
+$(INSTALLED): pyproject.toml | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install --quiet -e ".[$(EXTRAS)]"
 	@touch $@
 
-$(VENV)/installed-requirements-%-alone.txt: requirements-%-alone.txt | $(VENV)/bin/python
-	$(VENV)/bin/python -m pip install --quiet --no-deps -r $<
+$(DEVELOPER): pyproject.toml | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install --quiet -e ".[$(EXTRAS),sweep,dev]"
 	@touch $@
 
-$(VENV)/installed-requirements-%.txt: requirements-%.txt | $(VENV)/bin/python
-	$(VENV)/bin/python -m pip install --quiet -r $<
+$(VENV)/installed-peers: tests/peers/requirements.txt tests/peers/requirements-alone.txt | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install --quiet -r tests/peers/requirements.txt
+	$(VENV)/bin/python -m pip install --quiet --no-deps -r tests/peers/requirements-alone.txt
 	@touch $@

@@ -1,4 +1,4 @@
-"""Generator of the tables in docs/configuration.md, from configs/common.py and the dictionaries of named functions.
+"""Generator of the tables in docs/configuration.md, from the defaults of configs and the dictionaries of functions.
 
 python -m docs.generate
 """
@@ -33,7 +33,7 @@ from score_sde.weightings import WEIGHTINGS
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "configuration.md"
-DEFAULTS = ROOT / "configs" / "common.py"
+DEFAULTS = ROOT / "score_sde" / "experiment" / "defaults.py"
 MARK = "<!-- The rest is written by `python -m docs.generate`. -->\n"
 
 ALL_OBJECTIVES = OBJECTIVES | {

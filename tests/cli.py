@@ -67,13 +67,14 @@ def finish(process: subprocess.Popen, expected: int = 0) -> str:
 PARSER = """
 import json, os, sys
 import launch
+from score_sde.errors import UserError
 for line in sys.stdin:
     sys.stdout.flush()
     if os.fork() == 0:  # a process a command: an override is a flag of its own, defined once
         try:
             rest = launch.parse_flags(json.loads(line))
             said = {"config": launch.FLAGS.config.to_dict(), "mode": launch.FLAGS.mode, "rest": rest}
-        except launch.UserError as error:
+        except UserError as error:
             said = {"error": str(error)}
         print(json.dumps(said, default=str), flush=True)
         os._exit(0)

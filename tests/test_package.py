@@ -15,13 +15,29 @@ README = (ROOT / "README.md").read_text()
 EXAMPLE = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[0]
 
 
-def test_extras_are_what_the_requirements_say():
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    files = {"cuda12": "requirements.txt", "tpu": "requirements-tpu.txt"}
-    assert extras.keys() == files.keys()
-    for extra, file in files.items():
-        lines = (ROOT / file).read_text().splitlines()
-        assert [line for line in lines if line.startswith("jax")] == extras[extra]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def test_requirements_repeat_the_projects_dependencies():
+    """requirements.txt names packages of pyproject.toml with the same bounds, and installs the rest from there."""
+    known = {*PROJECT["dependencies"], *(need for extra in PROJECT["optional-dependencies"].values() for need in extra)}
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    first, *needs, last = [line for line in lines if not line.startswith("#")]
+    assert first.startswith("jax[cuda12]") and {first, *needs} <= known and last == "-e .[train]"
+
+
+def test_the_library_needs_only_its_core(tmp_path):
+    """`import score_sde` where nothing but the core's packages can be imported."""
+    train = PROJECT["optional-dependencies"]["train"]
+    names = [re.split(r"[>\[]", need)[0] for need in train]
+    modules = {"absl-py": "absl", "orbax-checkpoint": "orbax", "pillow": "PIL", "scikit-learn": "sklearn"}
+    modules |= {"tensorflow-datasets": "tensorflow_datasets"}
+    needed_by_the_core = {"absl", "orbax", "tqdm", "PIL"}  # Flax imports these where they are
+    missing = {modules.get(name, name) for name in names} - needed_by_the_core
+    hide = f"import sys; sys.modules.update(dict.fromkeys({sorted(missing)!r}))"
+    code = f"{hide}; import score_sde; print(score_sde.vp().t_max)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert done.stdout == "1.0\n", done.stderr
 
 
 @pytest.mark.slow
@@ -29,7 +45,7 @@ def test_a_wheel_is_whole_and_runs_without_the_repository(tmp_path):
     """pip fetches setuptools for the build."""
     source, wheels, site = tmp_path / "source", tmp_path / "wheels", tmp_path / "site"
     shutil.copytree(ROOT / "score_sde", source / "score_sde")
-    for file in ("pyproject.toml", "README.md", "LICENSE", "requirements-base.txt"):
+    for file in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / file, source)
     pip = [sys.executable, "-m", "pip", "--quiet"]
     subprocess.run([*pip, "wheel", "--no-deps", f"--wheel-dir={wheels}", source], check=True)
@@ -56,8 +72,6 @@ print(said["Version"], said["License-Expression"], *needs)
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     first, *rest = done.stdout.splitlines()
-    needed = [line.split("#")[0].strip() for line in (ROOT / "requirements-base.txt").read_text().splitlines()]
-    assert first.split() == [version, "Apache-2.0", *filter(None, needed)]
+    assert first.split() == [PROJECT["version"], "Apache-2.0", *PROJECT["dependencies"]]
     assert rest == re.findall(r"# prints (.*)", EXAMPLE)

@@ -1,4 +1,4 @@
-"""Options of the evaluation modes; configs/common.py documents each option."""
+"""Options of the evaluation modes; experiment/defaults.py documents each option."""
 
 from typing import NamedTuple
 

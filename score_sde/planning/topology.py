@@ -91,7 +91,7 @@ def _slice(topology: str, chip: Chip) -> list[jax.Device]:
     except Exception as error:  # the plugin raises its own kinds
         reason = str(error).split("\n")[0]
         if "libtpu" in reason or "not found" in reason.lower():
-            reason = f"{reason}: a plan needs libtpu, but no TPU (pip install libtpu, as in requirements-tpu.txt)"
+            reason = f"{reason}: a plan needs libtpu, but no TPU (pip install libtpu)"
         raise UserError(f"topology {topology}: {reason}", "topology") from error
     return list(description.devices)
 

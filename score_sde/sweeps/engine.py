@@ -33,9 +33,7 @@ def connect(address: str, sweep: ConfigDict) -> None:
     try:
         import ray
     except ImportError:
-        raise UserError(
-            "sweeps run on Ray, which is not installed here: pip install -r requirements-sweep.txt"
-        ) from None
+        raise UserError('sweeps run on Ray, which is not installed here: pip install "ray[tune]"') from None
     if address:
         _check_address(address)
     cluster = {"address": address} if address else {"include_dashboard": False}

@@ -60,7 +60,7 @@ def commands(trial: Trial, sweep: ConfigDict, modes: list[str]) -> list[list[str
     """Return the command lines of a trial, one per mode."""
     flags = over.flags(trial.all_overrides)
     base, folder = Path(sweep.base).absolute(), trial.folder.absolute()  # machines may differ in the current folder
-    start = [sys.executable, str(ROOT / "launch.py"), f"--config={base}", f"--workdir={folder}"]
+    start = [sys.executable, "-m", "score_sde", f"--config={base}", f"--workdir={folder}"]
     return [[*start, f"--mode={mode}", *flags] for mode in modes]
 
 
