@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from score_sde.flow_map import FlowMap, chord
 from score_sde.models.mixture import Mixture
 from score_sde.parameterization import Prediction, make_denoiser
 from score_sde.sde import SDE, lift, log_snr, sum_event
@@ -57,6 +59,64 @@ def gaussian_denoiser(sde: SDE, mean: ArrayLike, std: ArrayLike) -> ExactDenoise
         return -0.5 * sum_event(offset**2 / variance + jnp.log(2 * jnp.pi * variance))
 
     return ExactDenoiser(predict, log_prob)
+
+
+def gaussian_flow_map(sde: SDE, mean: ArrayLike, std: ArrayLike) -> FlowMap:
+    """Return the chord pair of data N(mean, std^2) with independent components, finite at all t and r.
+
+    The flow keeps (x - alpha mean) / tau. With the angles phi = atan2(sigma, alpha std), their mean m and difference
+    delta at t and r: (X - mean) / std = cos(m) / cos(delta / 2) z and E = sin(m) / cos(delta / 2) z, where
+    z = (x - alpha_t mean) / tau_t.
+    """
+
+    def predict(x, t, r):
+        data_std = jnp.asarray(std, x.dtype)
+        (alpha, sigma), (alpha_r, sigma_r) = ((lift(sde.alpha(s), x), lift(sde.sigma(s), x)) for s in (t, r))
+        phi, phi_r = jnp.arctan2(sigma, alpha * data_std), jnp.arctan2(sigma_r, alpha_r * data_std)
+        z = (x - alpha * mean) / jnp.hypot(alpha * data_std, sigma) / jnp.cos(0.5 * (phi - phi_r))
+        return Prediction(mean + data_std * jnp.cos(0.5 * (phi + phi_r)) * z, jnp.sin(0.5 * (phi + phi_r)) * z)
+
+    return predict
+
+
+def mixture_flow_map_1d(
+    sde: SDE, means: Sequence[float], stds: Sequence[float], weights: Sequence[float] = ()
+) -> FlowMap:
+    """Return the chord pair of a mixture of normal distributions, for each component of x on its own, at r != t.
+
+    The flow keeps the distribution function of the marginal: Phi = F_r^-1(F_t(x)). The inverse is found by bisection,
+    and by two steps of Newton's method, which also give its derivatives.
+    """
+    share = np.asarray(weights or np.ones(len(means)), float)
+
+    def moments(t, x):
+        alpha, sigma = lift(sde.alpha(t), x), lift(sde.sigma(t), x)
+        return [(alpha * mean, jnp.hypot(alpha * std, sigma)) for mean, std in zip(means, stds, strict=True)]
+
+    def average(function, t, x):
+        values = (function(x, *component) for component in moments(t, x))
+        return sum(weight * value for weight, value in zip(share / share.sum(), values, strict=True))
+
+    distribution = partial(average, jax.scipy.stats.norm.cdf)
+    density = partial(average, jax.scipy.stats.norm.pdf)
+
+    def predict(x, t, r):
+        value = distribution(t, x)
+        low = jnp.min(jnp.stack([center - 12 * std + 0 * x for center, std in moments(r, x)]), axis=0)
+        high = jnp.max(jnp.stack([center + 12 * std + 0 * x for center, std in moments(r, x)]), axis=0)
+
+        def halve(_, ends):
+            low, high = ends
+            between = 0.5 * (low + high)
+            below = distribution(r, between) < value
+            return jnp.where(below, between, low), jnp.where(below, high, between)
+
+        root = jax.lax.stop_gradient(0.5 * sum(jax.lax.fori_loop(0, 60, halve, (low, high))))
+        for _ in range(2):
+            root = root - (distribution(r, root) - value) / density(r, root)
+        return chord(sde, x, root, t, r)
+
+    return predict
 
 
 def correlated_gaussian_denoiser(sde: SDE, mean: np.ndarray, covariance: np.ndarray) -> Callable:

@@ -22,8 +22,8 @@ class Conditioned:
         """Store the function and its arguments; see `conditioned`."""
         self.function, self.parts, self.static = function, parts, static
 
-    def __call__(self, x, t):
-        """Evaluate the function on a batch.
+    def __call__(self, x, *times):
+        """Evaluate the function on a batch, at one time per example, or at two (`flow_map`).
 
         Raises:
           UserError: if the batch sizes of x and the conditioning differ.
@@ -34,7 +34,7 @@ class Conditioned:
                     f"denoiser: expected a batch of {leaf.shape[0]}, the number of its labels or other conditioning, "
                     f"got x of shape {x.shape}"
                 )
-        return self.function(x, t, *self.parts)
+        return self.function(x, *times, *self.parts)
 
     def evaluations(self, t: np.ndarray) -> np.ndarray:
         """Return the network evaluations per call at each time."""
