@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from score_sde.conditioned import Conditioned, conditioned
-from score_sde.parameterization import Denoiser, Prediction, from_prediction
+from score_sde.parameterization import Denoiser, Prediction, from_prediction, velocity_fn
 from score_sde.sde import SDE, lift, sum_event, t_from_log_snr, time_derivative
 
 # (x (batch, *event), t (batch,), r (batch,)) -> the chord pair, each part of the shape of x.
@@ -86,6 +86,11 @@ def eulerian(
     return sum_event((v - jax.lax.stop_gradient(v - residual)) ** 2)
 
 
+def denoising(flow_map: FlowMap, sde: SDE, x: jax.Array, t: jax.Array, target: Prediction) -> jax.Array:
+    """Return the error |V - v^|^2 of the diagonal r = t; arguments as for `eulerian`, (batch,)."""
+    return sum_event((_v(flow_map(x, t, t), sde, t) - _v(target, sde, t)) ** 2)
+
+
 def lagrangian(flow_map: FlowMap, sde: SDE, x: jax.Array, t: jax.Array, r: jax.Array, denoiser: Denoiser) -> jax.Array:
     """Return the error of the Lagrangian identity, d/dr Phi_{t->r}(x) = v(Phi_{t->r}(x), r), (batch,).
 
@@ -100,7 +105,7 @@ def lagrangian(flow_map: FlowMap, sde: SDE, x: jax.Array, t: jax.Array, r: jax.A
       denoiser: Denoiser of the velocity v: a teacher, or `diagonal(flow_map)`.
     """
     phi, derivative = jax.jvp(lambda r: jump(flow_map, sde, x, t, r), (r,), (jnp.ones_like(r),))
-    velocity = from_prediction(denoiser(jax.lax.stop_gradient(phi), r), r, sde, "velocity")
+    velocity = velocity_fn(denoiser, sde)(jax.lax.stop_gradient(phi), r)
     rate = lift(time_derivative(lambda r: angle(sde, r), r), x)
     return sum_event(((derivative - jax.lax.stop_gradient(velocity)) / (rate * _scale(sde, r, x))) ** 2)
 

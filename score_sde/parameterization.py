@@ -269,6 +269,12 @@ PRECONDITIONINGS = {
     ),
 }
 
+# The same at a finite noise level, 10 atan2(sigma, alpha), also where alpha or sigma is 0, and smooth in time (Lu and
+# Song 2025, Section 4.1): flow maps are trained by derivatives in time.
+PRECONDITIONINGS["angle"] = PRECONDITIONINGS["log_snr"]._replace(
+    c_noise=lambda sde, t, sigma_data: 10 * jnp.arctan2(sde.sigma(t), sde.alpha(t))
+)
+
 
 def make_denoiser(
     network: Callable,
@@ -278,11 +284,11 @@ def make_denoiser(
     sigma_data: float = 0.5,
     learned_variance: bool = False,
 ) -> Conditioned:
-    """Return the denoiser of a network.
+    """Return the denoiser of a network, also as a flow map if the network takes a second time.
 
     Args:
       network: Function (x, noise_level) -> raw output of the shape of x; noise_level is (batch,). The denoiser keeps
-        its conditioning (`models.network`).
+        its conditioning (`models.network`). A network of two times is also a function (x, noise_level, next_level).
       sde: Forward process of x_t.
       prediction: Kind of the raw output, a key of `PREDICTIONS`. It has an effect only for the preconditionings "none"
         and "log_sigma"; the others predict F of Karras et al. 2022.
@@ -291,7 +297,8 @@ def make_denoiser(
       learned_variance: Whether the output has twice the channels of x; the second half is v of a `VariancePrediction`.
 
     Returns:
-      Denoiser (x, t) -> Prediction or VariancePrediction, for x: (batch, *event) and t: () or (batch,).
+      Denoiser (x, t) -> Prediction or VariancePrediction, for x: (batch, *event) and t: () or (batch,). With a network
+      of two times also (x, t, r) -> Prediction, the chord pair (`flow_map`).
 
     Raises:
       UserError: if prediction or preconditioning is unknown.
@@ -299,10 +306,13 @@ def make_denoiser(
     chosen_target = lookup("prediction", PREDICTIONS, prediction, "prediction")
     chosen = lookup("preconditioning", PRECONDITIONINGS, preconditioning, "preconditioning")
 
-    def denoiser(x, t, network):
+    def denoiser(x, t, *rest):
+        *later, network = rest
         t = jnp.asarray(t, x.dtype)
         target = chosen.target(sde, t, sigma_data) if chosen.target else chosen_target(sde, t)
-        output = network(*_inputs(chosen, sde, x, t, sigma_data))
+        scaled, level = _inputs(chosen, sde, x, t, sigma_data)
+        next_levels = (_inputs(chosen, sde, x, jnp.asarray(r, x.dtype), sigma_data)[1] for r in later)
+        output = network(scaled, level, *next_levels)
         raw, *v = jnp.split(output, 2, axis=-1) if learned_variance else [output]
         pair = _solve(target, raw, x, sde.alpha(t), sde.sigma(t))
         return VariancePrediction(*pair, *v) if learned_variance else pair
@@ -343,6 +353,8 @@ def check_parameterization(sde: SDE, prediction: str, preconditioning: str) -> N
             "preconditioning=none",
         )
     if float(sde.alpha(sde.t_max)) > 0:
+        return
+    if chosen.target is not None and jnp.isfinite(chosen.c_noise(sde, jnp.float32(sde.t_max), 0.5)):
         return
     if chosen.target is not None:
         raise UserError(

@@ -139,9 +139,11 @@ def sample(
             "sample: an adaptive solver chooses its own times, so it has no trajectory and solves no inverse problem",
             "solver",
         )
+    denoiser = threshold(guided_denoiser(model, params, labels, guidance, guide_params), sde)
+    if isinstance(solver, Solver) and solver.jumps:
+        denoiser = _flow_map(model, params, labels, guidance, denoiser, threshold, task)
     prior_keys, solver_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
     x = jax.vmap(lambda key: prior_sample(sde, key, model.event_shape))(prior_keys)
-    denoiser = threshold(guided_denoiser(model, params, labels, guidance, guide_params), sde)
     if not isinstance(solver, Solver):
         return _adaptive_solution(solver, sde, denoiser, x, solver_keys, denoise)
     if task is not None and task.operator is None:
@@ -152,6 +154,27 @@ def sample(
         solver, denoiser = apply_method(solver, denoiser, sde, problem, task.method, **task.method_kwargs)
         denoiser = threshold(denoiser, sde)  # again, since the method shifts x0
     return solve(solver, sde, denoiser, x, times, solver_keys, trajectory=trajectory, denoise=denoise)
+
+
+def _flow_map(model, params, labels, guidance: Guidance, denoiser: Denoiser, threshold: Threshold, task) -> Denoiser:
+    """Return the flow map of a model.
+
+    Raises:
+      UserError: if the network takes one time only, or if guidance, a threshold or a task changes its denoiser.
+    """
+    if not getattr(model.module, "two_times", False):
+        raise UserError(
+            "sample: flow_map_steps jumps with a flow map, and this network takes one time; train one with "
+            "two_times=True, or use another solver",
+            "solver",
+        )
+    if guidance != Guidance() or task is not None or threshold(denoiser, model.sde) is not denoiser:
+        raise UserError(
+            "sample: guidance, thresholds and inverse problems change a denoiser, and flow_map_steps jumps with the "
+            "flow map as it was trained; use another solver, which takes the flow map's denoiser",
+            "solver=ddim",
+        )
+    return model.denoiser(params, labels=labels if model.num_classes else None)
 
 
 def _adaptive_solution(solver, sde, denoiser, x, keys, denoise: bool) -> Solution:
@@ -165,15 +188,20 @@ def _adaptive_solution(solver, sde, denoiser, x, keys, denoise: bool) -> Solutio
 class _Identity(nn.Module):
     """A network without cost, to check a solver with."""
 
+    two_times: bool = False
+
     @nn.compact
-    def __call__(self, x, noise_level, labels=None, train=False):
+    def __call__(self, x, noise_level, labels=None, train=False, next_level=None):
         return x
 
 
 def check_sampling(model: DiffusionModel, **options: Any) -> None:
     """Raise UserError unless `sample(..., **options)` can run, by tracing it with a network without cost."""
     placeholder = model._replace(
-        module=_Identity(), prediction="epsilon", preconditioning="none", learned_variance=False
+        module=_Identity(getattr(model.module, "two_times", False)),
+        prediction="epsilon",
+        preconditioning="none",
+        learned_variance=False,
     )
     task = options.get("task")
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))

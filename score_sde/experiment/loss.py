@@ -17,6 +17,7 @@ from score_sde.score_matching import OBJECTIVES
 from score_sde.time_samplers import TIME_SAMPLERS, check_time_sampler
 from score_sde.training.loss import (
     CHAIN_OBJECTIVES,
+    FLOW_MAP_OBJECTIVES,
     LossFn,
     classification_loss,
     continuous_loss,
@@ -44,7 +45,7 @@ def build_loss(
     """
     loss, name, kwargs = config.loss, config.loss.objective, plain(config.loss.objective_kwargs)
     with naming_flags(config, "loss"):
-        lookup("objective", dict.fromkeys((*OBJECTIVES, *CHAIN_OBJECTIVES, CLASSIFICATION)), name)
+        lookup("objective", dict.fromkeys((*OBJECTIVES, *CHAIN_OBJECTIVES, *FLOW_MAP_OBJECTIVES, CLASSIFICATION)), name)
     defaults = {"sigma_data": config.data.sigma_data} if loss.weighting == "edm" else {}
     weighting = build_part(config, "weighting", WEIGHTINGS, "loss.weighting", "loss.weighting_kwargs", defaults)
     paths = {key: f"loss.{key}" for key in loss} | {"sde": "sde.name", "prediction": "model.prediction"}
@@ -60,6 +61,11 @@ def build_loss(
             if isinstance(model, NoisyClassifier):
                 _check_simple(name, loss.weighting)
                 loss_fn = call("objective", name, partial(classification_loss, model, sample_times, loss.t_min), kwargs)
+            elif name in FLOW_MAP_OBJECTIVES:
+                _check_flow_map(name, model)
+                _check_simple(name, loss.weighting)
+                function = partial(FLOW_MAP_OBJECTIVES[name], model, sample_times, loss.t_min)
+                loss_fn = call("objective", name, function, kwargs)
             else:
                 truth = {"truth": _truth(config, exact_denoiser(config, model.sde))} if name == "explicit" else {}
                 objective = call("objective", name, OBJECTIVES[name], truth | kwargs)
@@ -119,6 +125,14 @@ def _check_chain(config: ConfigDict, model: Any, schedule: ddpm.Schedule | None)
         raise UserError(
             "ddpm_hybrid: expected pixels on their levels for the decoder term, got dequantized ones",
             "--config.data.dequantize=False",
+        )
+
+
+def _check_flow_map(objective: str, model: DiffusionModel) -> None:
+    if not getattr(model.module, "two_times", False):
+        raise UserError(
+            f"objective {objective!r} trains a flow map, whose network takes two times, and this one takes one",
+            "--config.model.kwargs.two_times=True with a U-Net, dit or mlp",
         )
 
 

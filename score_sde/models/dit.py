@@ -9,7 +9,14 @@ import numpy as np
 
 from score_sde.errors import UserError, lookup
 from score_sde.models.blocks import count_heads
-from score_sde.models.embedding import LabelEmbedding, check_labels, check_rates, positional_embedding
+from score_sde.models.embedding import (
+    LabelEmbedding,
+    NextLevelEmbedding,
+    check_labels,
+    check_rates,
+    check_two_times,
+    positional_embedding,
+)
 from score_sde.models.layers import at_least_float32
 
 SIZES = {  # width, depth, heads: Table 1
@@ -79,6 +86,7 @@ class DiT(nn.Module):
       outputs: Number of outputs of the images' shape, stacked along channels; 2 for a learned variance.
       num_classes: Number of classes; 0 for an unconditional network.
       label_dropout: Probability that a label is replaced by the null label in training.
+      two_times: Whether the network takes a second time, as a flow map does.
       remat: Whether each block's activations are recomputed in the backward pass, which saves memory.
       dtype: Dtype of the computation, "bfloat16" for speed; None follows the input.
     """
@@ -92,11 +100,12 @@ class DiT(nn.Module):
     outputs: int = 1
     num_classes: int = 0
     label_dropout: float = 0.0
+    two_times: bool = False
     remat: bool = False
     dtype: str | None = None
 
     @nn.compact
-    def __call__(self, x, noise_level, labels=None, train=False):
+    def __call__(self, x, noise_level, labels=None, train=False, next_level=None):
         """Return the raw output.
 
         Args:
@@ -104,18 +113,23 @@ class DiT(nn.Module):
           noise_level: Noise levels, (batch,).
           labels: Class labels, (batch,), -1 for the null label; None for null labels.
           train: Whether dropout of activations and labels is active, which takes a "dropout" key.
+          next_level: Noise levels of the second time, (batch,); None for those of the first.
 
         Raises:
           UserError: if the patches don't divide the image, the heads don't divide the width, the size is unknown, or
             an unconditional network gets labels.
         """
         width, depth, heads = self._sizes(x, labels)
+        check_two_times("dit", self.two_times, next_level)
         dtype = jnp.dtype(self.dtype) if self.dtype else None
         tokens = nn.Dense(width, dtype=dtype, kernel_init=xavier, name="patches")(to_patches(x, self.patch))
         tokens = (
             tokens + positions(x.shape[1] // self.patch, x.shape[2] // self.patch, width).astype(tokens.dtype)[None]
         )
         conditioning = self._conditioning(noise_level, labels, width, train)
+        if self.two_times:
+            later = self._level_features(noise_level if next_level is None else next_level)
+            conditioning = conditioning + NextLevelEmbedding(width, name="next")(later)
 
         block = nn.remat(Block, static_argnums=(3,), prevent_cse=False) if self.remat else Block
 
@@ -140,13 +154,16 @@ class DiT(nn.Module):
 
     def _conditioning(self, noise_level, labels, width, train):
         """Return the embedding of noise level and class in float32, (batch, width)."""
-        conditioning = positional_embedding(noise_level, NUM_FREQUENCIES, endpoint=False, cosine_first=True)
+        conditioning = self._level_features(noise_level)
         conditioning = nn.swish(nn.Dense(width, kernel_init=small, name="level_0")(conditioning))
         conditioning = nn.Dense(width, kernel_init=small, name="level_1")(conditioning)
         if not self.num_classes:
             return conditioning
         labels = jnp.full(len(conditioning), -1) if labels is None else labels
         return conditioning + LabelEmbedding(self.num_classes, width, self.label_dropout, name="label")(labels, train)
+
+    def _level_features(self, noise_level):
+        return positional_embedding(noise_level, NUM_FREQUENCIES, endpoint=False, cosine_first=True)
 
     def _sizes(self, x, labels):
         """Return (width, depth, heads), or raise UserError if the options don't fit each other or x."""

@@ -79,6 +79,29 @@ def check_labels(name: str, num_classes: int, labels: Any) -> None:
         )
 
 
+def check_two_times(name: str, two_times: bool, next_level: Any) -> None:
+    """Raise UserError if a network of one time gets a second one."""
+    if next_level is not None and not two_times:
+        raise UserError(
+            f"{name}: got a second time, but the network takes one; two_times=True makes it a flow map", "two_times"
+        )
+
+
+class NextLevelEmbedding(nn.Module):
+    """Embedding of the second time of a flow map, zero at initialization.
+
+    With zero weights the network is that of one time, so a trained denoiser is a flow map to begin with.
+    """
+
+    features: int
+
+    @nn.compact
+    def __call__(self, features):
+        """Return the embedding (batch, self.features) of features of the second time, (batch, any)."""
+        hidden = nn.swish(dense(self.features, name="dense_0")(features))
+        return nn.Dense(self.features, kernel_init=nn.initializers.zeros, name="dense_1")(hidden)
+
+
 def check_rates(name: str, module: nn.Module) -> None:
     """Raise UserError unless the dropout rates of activations and labels are in [0, 1)."""
     for field in ("dropout", "label_dropout"):
@@ -97,6 +120,7 @@ class NoiseEmbedding(nn.Module):
       label_dropout: Probability that a label is replaced by the null label in training.
       augment_dim: Number of augmentation labels (Karras et al. 2022); 0 for none.
       labels_enter: Position of the class labels, "before" the dense layers (EDM) or "after" them (ADM).
+      two_times: Whether there is a second time, as in a flow map.
     """
 
     channels: int
@@ -107,9 +131,10 @@ class NoiseEmbedding(nn.Module):
     label_dropout: float = 0.0
     augment_dim: int = 0
     labels_enter: str = "after"
+    two_times: bool = False
 
     @nn.compact
-    def __call__(self, noise_level, labels, augment, train):
+    def __call__(self, noise_level, labels, augment, train, next_level=None):
         """Return the activated embedding, (batch, 4 channels).
 
         Args:
@@ -117,8 +142,9 @@ class NoiseEmbedding(nn.Module):
           labels: Class labels, (batch,), -1 for the null label; None for null labels.
           augment: Augmentation labels, (batch, augment_dim); None for no augmentation.
           train: Whether label dropout is active, which takes a "dropout" key.
+          next_level: Noise levels of the second time, (batch,); None for those of the first.
         """
-        hidden = self._embed_noise_level(noise_level)
+        hidden = self._embed_noise_level(noise_level, "fourier")
         if self.augment_dim:
             augment = jnp.zeros((len(hidden), self.augment_dim), hidden.dtype) if augment is None else augment
             hidden = hidden + dense(hidden.shape[-1], use_bias=False, name="augment")(augment)
@@ -128,11 +154,14 @@ class NoiseEmbedding(nn.Module):
         hidden = dense(4 * self.channels, name="dense_1")(hidden)
         if self.labels_enter == "after":
             hidden = hidden + self._embed_labels(labels, hidden, train)
+        if self.two_times:
+            features = self._embed_noise_level(noise_level if next_level is None else next_level, "next_fourier")
+            hidden = hidden + NextLevelEmbedding(4 * self.channels, name="next")(features)
         return nn.swish(hidden)
 
-    def _embed_noise_level(self, noise_level):
+    def _embed_noise_level(self, noise_level, name):
         if self.kind == "fourier":
-            return FourierEmbedding(2 * self.channels, name="fourier")(noise_level)
+            return FourierEmbedding(2 * self.channels, name=name)(noise_level)
         return positional_embedding(noise_level, self.channels, self.endpoint, self.cosine_first)
 
     def _embed_labels(self, labels, hidden, train):

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from score_sde.errors import UserError
-from score_sde.models.embedding import positional_embedding
+from score_sde.models.embedding import NextLevelEmbedding, check_two_times, positional_embedding
 
 
 class Perceptron(nn.Module):
@@ -15,11 +15,16 @@ class Perceptron(nn.Module):
     features: Sequence[int]
     embedding: int
     outputs: int
+    two_times: bool = False
 
     @nn.compact
-    def __call__(self, x, noise_level):
+    def __call__(self, x, noise_level, next_level=None):
         """Return outputs (batch, outputs) for x (batch, *event) and noise levels (batch,)."""
-        levels = nn.swish(nn.Dense(self.features[0], name="level")(positional_embedding(noise_level, self.embedding)))
+        levels = nn.Dense(self.features[0], name="level")(positional_embedding(noise_level, self.embedding))
+        if self.two_times:
+            later = positional_embedding(noise_level if next_level is None else next_level, self.embedding)
+            levels = levels + NextLevelEmbedding(self.features[0], name="next")(later)
+        levels = nn.swish(levels)
         hidden = x.reshape(x.shape[0], -1)
         for i, width in enumerate(self.features):
             skip = hidden if hidden.shape[1] == width else 0.0
@@ -35,22 +40,26 @@ class MLP(nn.Module):
       features: Widths of the hidden layers.
       embedding: Width of the noise level's embedding, even and at least 4.
       outputs: Number of outputs of x's shape, stacked along the last axis; 2 for a learned variance.
+      two_times: Whether the network takes a second time, as a flow map does.
     """
 
     features: Sequence[int] = (128, 128, 128, 128)
     embedding: int = 32
     outputs: int = 1
+    two_times: bool = False
 
     @nn.compact
-    def __call__(self, x, noise_level, labels=None, train=False):
-        """Return the raw output for x (batch, *event) and noise levels (batch,).
+    def __call__(self, x, noise_level, labels=None, train=False, next_level=None):
+        """Return the raw output for x (batch, *event), noise levels (batch,), and those of the second time if given.
 
         Raises:
           UserError: if there are labels, no hidden layer, or an odd embedding.
         """
         _check("mlp", self.features, self.embedding, labels)
+        check_two_times("mlp", self.two_times, next_level)
         size = x[0].size * self.outputs
-        out = Perceptron(self.features, self.embedding, size, name="perceptron")(x, noise_level)
+        perceptron = Perceptron(self.features, self.embedding, size, self.two_times, name="perceptron")
+        out = perceptron(x, noise_level, next_level)
         return out.reshape(*x.shape[:-1], x.shape[-1] * self.outputs)
 
 

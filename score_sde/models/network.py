@@ -12,6 +12,8 @@ from score_sde.conditioned import Conditioned, conditioned
 def apply_fn(model: nn.Module, params: Any, keys: jax.Array | None = None, **labels: jax.Array | None) -> Conditioned:
     """Return the function (x, noise_level) -> output of a network, with its conditioning.
 
+    A network of two times is also a function (x, noise_level, next_level).
+
     Args:
       model: Flax module, called as `model.apply(variables, x, noise_level, train=..., **labels)`.
       params: Parameters of the module.
@@ -22,15 +24,20 @@ def apply_fn(model: nn.Module, params: Any, keys: jax.Array | None = None, **lab
     names, variables = tuple(given), {"params": params}
     dropout = getattr(model, "dropout", 0.0) or getattr(model, "label_dropout", 0.0)
 
-    def apply(x, level, *values):
-        return model.apply(variables, x, level, train=keys is not None, **dict(zip(names, values, strict=True)))
+    def named(values):  # a second time comes before the conditioning
+        return dict(zip((*["next_level"] * (len(values) - len(names)), *names), values, strict=True))
 
-    def apply_with_dropout(x, level, keys, *values):
+    def apply(x, level, *values):
+        return model.apply(variables, x, level, train=keys is not None, **named(values))
+
+    def apply_with_dropout(x, level, *values):
+        *later, keys = values[: len(values) - len(names)]
+
         def apply_one(x, level, key, values):
-            inputs = {name: value[None] for name, value in zip(names, values, strict=True)}
+            inputs = {name: value[None] for name, value in named(values).items()}
             return model.apply(variables, x[None], level[None], train=True, rngs={"dropout": key}, **inputs)[0]
 
-        return jax.vmap(apply_one)(x, level, keys, values)
+        return jax.vmap(apply_one)(x, level, keys, (*later, *values[len(values) - len(names) :]))
 
     function, first = (apply_with_dropout, (keys,)) if keys is not None and dropout else (apply, ())
     return conditioned(function, *first, *given.values(), evaluations=lambda level: np.ones(np.shape(level), int))

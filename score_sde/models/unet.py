@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from score_sde.errors import UserError, lookup, not_none
 from score_sde.models.blocks import Attention, BlockConfig, ResidualBlock
-from score_sde.models.embedding import NoiseEmbedding, check_labels, check_rates
+from score_sde.models.embedding import NoiseEmbedding, check_labels, check_rates, check_two_times
 from score_sde.models.layers import Conv, at_least_float32
 from score_sde.models.resampling import BOX, Resample, downsample, upsample
 
@@ -32,6 +32,7 @@ class UNet(nn.Module):
       embedding: Features of the noise level, "positional" or "fourier".
       endpoint, cosine_first: Options of "positional"; see `positional_embedding`.
       labels_enter: Position of class labels in the embedding, "before" or "after" its dense layers.
+      two_times: Whether the network takes a second time, as a flow map does.
       resampling: Resampling by residual blocks ("block") or by separate layers ("conv").
       conv_padding: (low, high) padding of downsampling layers without a filter.
       taps: Coefficients of the resampling filter, (1, 3, 3, 1) for NCSN++. If empty, blocks average or repeat pixels,
@@ -60,6 +61,7 @@ class UNet(nn.Module):
     endpoint: bool = True
     cosine_first: bool = False
     labels_enter: str = "after"
+    two_times: bool = False
     resampling: str = "block"
     conv_padding: tuple[int, int] = (0, 1)
     taps: Sequence[float] = ()
@@ -80,7 +82,7 @@ class UNet(nn.Module):
     dtype: str | None = None
 
     @nn.compact
-    def __call__(self, x, noise_level, labels=None, train=False, augment=None):
+    def __call__(self, x, noise_level, labels=None, train=False, augment=None, next_level=None):
         """Return the raw output.
 
         Args:
@@ -89,19 +91,21 @@ class UNet(nn.Module):
           labels: Class labels, (batch,), -1 for the null label; None for null labels.
           train: Whether dropout of activations and labels is active, which takes a "dropout" key.
           augment: Augmentation labels, (batch, augment_dim); None for no augmentation.
+          next_level: Noise levels of the second time, (batch,); None for those of the first.
 
         Raises:
           UserError: if the image doesn't halve at every level, no level has an attention resolution, the heads don't
             divide the channels, an option is unknown, or an unconditional network gets labels.
         """
         self._check(x, labels)
+        check_two_times(type(self).__name__.lower(), self.two_times, next_level)
         config = self._block_config()
         embedding = NoiseEmbedding(
             self.channels,
             kind=self.embedding,
             name="noise",
             **{option: getattr(self, option) for option in EMBEDDING_FIELDS},
-        )(noise_level, labels, augment, train)
+        )(noise_level, labels, augment, train, next_level)
         bottom = len(self.multipliers) - 1
         block = nn.remat(ResidualBlock, static_argnums=(3,)) if self.remat else ResidualBlock
         attention = nn.remat(Attention) if self.remat else Attention
@@ -213,7 +217,15 @@ def check_levels(name, x, multipliers, attention_resolutions):
             )
 
 
-EMBEDDING_FIELDS = ("endpoint", "cosine_first", "num_classes", "label_dropout", "augment_dim", "labels_enter")
+EMBEDDING_FIELDS = (
+    "endpoint",
+    "cosine_first",
+    "num_classes",
+    "label_dropout",
+    "augment_dim",
+    "labels_enter",
+    "two_times",
+)
 CHOICES = {
     "embedding": ("positional", "fourier"),
     "labels_enter": ("before", "after"),

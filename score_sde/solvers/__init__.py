@@ -20,6 +20,7 @@ from score_sde.solvers.deis import deis
 from score_sde.solvers.dpm_solver import dpm_solver_pp, dpm_solver_pp_sde
 from score_sde.solvers.edm import edm_stochastic
 from score_sde.solvers.euler_maruyama import euler_maruyama
+from score_sde.solvers.flow_map_steps import flow_map_steps
 from score_sde.solvers.langevin import annealed_langevin, langevin
 from score_sde.solvers.predictor_corrector import predictor_corrector
 from score_sde.solvers.runge_kutta import euler, heun, rk4
@@ -36,6 +37,7 @@ SOLVERS: dict[str, Callable[..., Solver]] = {
     "dpm_solver_pp": dpm_solver_pp,
     "unipc": unipc,
     "deis": deis,
+    "flow_map_steps": flow_map_steps,
     # the reverse SDE
     "euler_maruyama": euler_maruyama,
     "reverse_diffusion": reverse_diffusion,

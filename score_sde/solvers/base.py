@@ -26,6 +26,7 @@ class Solver(NamedTuple):
     nfe_per_step: int  # evaluations of the denoiser per step
     stochastic: bool = False  # whether a step draws noise
     requires_nonzero_alpha: bool = False  # whether a step divides by alpha or evaluates drift and diffusion
+    jumps: bool = False  # whether the denoiser is a flow map, called at (x, t, t_next)
 
 
 class Solution(NamedTuple):
@@ -59,7 +60,7 @@ def solve(
     """Run a solver from x at times[0] down to times[-1] as one `lax.scan`.
 
     If the grid ends at sigma = 0, the last step of every solver is x = E[x0 | x], 1 NFE, because there x is x0 (Karras
-    et al. 2022, Algorithm 1, and DDIM's last step).
+    et al. 2022, Algorithm 1, and DDIM's last step). A flow map's last step is then X of its chord pair to t_min.
 
     Args:
       solver: Solver, see `SOLVERS`.
@@ -112,7 +113,7 @@ def solve(
     if len(stepped) > 1:
         carry, path = jax.lax.scan(advance, carry, intervals)
     (state, nonfinite_at), last_t = carry, stepped[-1]
-    last = denoiser(state.x, last_t).x0 if to_data or denoise else state.x
+    last = denoiser(state.x, last_t, *[sde.t_min] * solver.jumps).x0 if to_data or denoise else state.x
     nonfinite_at = jnp.where(jnp.isnan(nonfinite_at) & ~jnp.all(jnp.isfinite(last)), last_t, nonfinite_at)
     if trajectory:
         path = jnp.concatenate([x[None], path if to_data else path[:-1], last[None]])
@@ -244,7 +245,7 @@ def evaluation_times(solver: Solver, sde: SDE, times: np.ndarray) -> np.ndarray:
     def advance(state, interval):
         recorded = []
 
-        def denoiser(x, t):
+        def denoiser(x, t, *later):
             recorded.append(jnp.asarray(t, x.dtype))
             return Prediction(jnp.zeros_like(x), jnp.zeros_like(x))
 

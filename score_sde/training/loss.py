@@ -7,14 +7,18 @@ at which the papers clip gradients, except the cross-entropy of a classifier, wh
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 from score_sde import ddpm
+from score_sde import flow_map as flow_maps
+from score_sde.errors import UserError
 from score_sde.model import DiffusionModel, NoisyClassifier
+from score_sde.parameterization import Denoiser, Prediction
 from score_sde.randomness import fold_each, noise
 from score_sde.sde import add_noise
 from score_sde.time_samplers import TimeSampler
@@ -89,6 +93,115 @@ def ddpm_hybrid_loss(
         return losses / _dimension(model)
 
     return loss
+
+
+class Teacher(NamedTuple):
+    """A trained model that a flow map is distilled from."""
+
+    model: DiffusionModel
+    params: Any
+
+
+def eulerian_loss(
+    model: DiffusionModel,
+    sample_times: TimeSampler,
+    t_min: float,
+    teacher: Teacher | None = None,
+    diagonal: float = 0.5,
+    improved: bool = True,
+    adaptive: float = 0.0,
+) -> LossFn:
+    """Return the loss of MeanFlow and of consistency models, `flow_map.eulerian`.
+
+    Args:
+      model: Model whose network takes two times.
+      sample_times: Sampler of t.
+      t_min: Smallest time.
+      teacher: Model whose velocity is learned; None for that of the data.
+      diagonal: Share of the examples with r = t.
+      improved: Whether to differentiate along the predicted velocity, which has less variance than an example's.
+      adaptive: Power p by which an example's loss is divided, (loss / d + 0.001)^p; 0 for none (MeanFlow: 1).
+    """
+
+    def rule(flow_map, x, t, r, target, denoiser):
+        predicted = improved and teacher is None
+        tangent = jax.lax.stop_gradient(flow_map(x, t, t)) if predicted else None
+        return flow_maps.eulerian(flow_map, model.sde, x, t, r, target, tangent)
+
+    return _flow_map_loss(model, sample_times, t_min, teacher, diagonal, adaptive, rule)
+
+
+def lagrangian_loss(
+    model: DiffusionModel,
+    sample_times: TimeSampler,
+    t_min: float,
+    teacher: Teacher | None = None,
+    diagonal: float = 0.5,
+    adaptive: float = 0.0,
+) -> LossFn:
+    """Return the loss of Lagrangian distillation, `flow_map.lagrangian`; arguments as for `eulerian_loss`."""
+
+    def rule(flow_map, x, t, r, target, denoiser):
+        return flow_maps.lagrangian(flow_map, model.sde, x, t, r, denoiser)
+
+    return _flow_map_loss(model, sample_times, t_min, teacher, diagonal, adaptive, rule)
+
+
+def progressive_loss(
+    model: DiffusionModel,
+    sample_times: TimeSampler,
+    t_min: float,
+    teacher: Teacher | None = None,
+    diagonal: float = 0.5,
+    adaptive: float = 0.0,
+) -> LossFn:
+    """Return the loss of Shortcut models, `flow_map.progressive`; arguments as for `eulerian_loss`."""
+
+    def rule(flow_map, x, t, r, target, denoiser):
+        return flow_maps.progressive(flow_map, model.sde, x, t, r)
+
+    return _flow_map_loss(model, sample_times, t_min, teacher, diagonal, adaptive, rule)
+
+
+def _flow_map_loss(model, sample_times, t_min, teacher, share, adaptive, rule) -> LossFn:
+    """Return the loss of a flow map: denoising on a share of the examples, where r = t, and a rule on the others.
+
+    The angle of r is uniform between those of t_min and t. The target on the diagonal, and of the Eulerian rule, is the
+    example's pair (x0, eps) or the teacher's.
+    """
+    if not 0.0 < share <= 1.0:
+        raise UserError(f"expected 0 < diagonal <= 1, got {share}; the rules need the diagonal", "diagonal")
+    sde = model.sde
+
+    def loss(params, x0, rngs, labels=None, augment=None, levels=None):
+        t, factor = sample_times(rngs, sde, t_min)
+        epsilon = noise(rngs.noise_keys, x0)
+        x = add_noise(sde, x0, epsilon, t)
+        flow_map = model.denoiser(params, labels=labels, augment=augment, dropout_keys=rngs.network_keys)
+        denoiser: Denoiser = flow_maps.diagonal(flow_map)
+        target: Any = Prediction(x0, epsilon)
+        if teacher is not None:
+            denoiser = teacher.model.denoiser(teacher.params, labels=labels, augment=augment)
+            target = denoiser(x, t)
+        position, chosen = (jax.vmap(jax.random.uniform)(fold_each(rngs.time_keys, n)) for n in (1, 2))
+        last = flow_maps.angle(sde, jnp.asarray(t_min, t.dtype))
+        r = flow_maps.t_from_angle(sde, last + position * (flow_maps.angle(sde, t) - last))
+        on_diagonal = chosen < share
+        r = jnp.where(on_diagonal, t, jnp.clip(r, t_min, t))
+        losses = rule(flow_map, x, t, r, target, denoiser)
+        losses = jnp.where(on_diagonal, flow_maps.denoising(flow_map, sde, x, t, target), losses)
+        losses = losses / _dimension(model)
+        return factor * losses / jax.lax.stop_gradient(losses + 1e-3) ** adaptive
+
+    return loss
+
+
+# Objectives of flow maps, whose networks take two times.
+FLOW_MAP_OBJECTIVES: dict[str, Callable[..., LossFn]] = {
+    "eulerian": eulerian_loss,
+    "lagrangian": lagrangian_loss,
+    "progressive": progressive_loss,
+}
 
 
 def classification_loss(classifier: NoisyClassifier, sample_times: TimeSampler, t_min: float) -> LossFn:
