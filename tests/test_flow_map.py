@@ -6,10 +6,30 @@ import numpy as np
 import pytest
 
 from score_sde.analytic import gaussian_denoiser, gaussian_flow_map, mixture_denoiser, mixture_flow_map_1d
+from score_sde.errors import UserError
+from score_sde.experiment import initializer
 from score_sde.flow_map import angle as angle_of
-from score_sde.flow_map import chord, diagonal, eulerian, jump, lagrangian, middle, progressive, t_from_angle
+from score_sde.flow_map import (
+    chord,
+    denoising,
+    diagonal,
+    eulerian,
+    jump,
+    lagrangian,
+    middle,
+    progressive,
+    t_from_angle,
+)
+from score_sde.model import DiffusionModel
+from score_sde.models import create
 from score_sde.parameterization import Prediction, velocity_fn
+from score_sde.randomness import make_example_rngs, noise
+from score_sde.sampling import sample
 from score_sde.sde import SDES, from_schedule, t_from_log_snr, time_derivative
+from score_sde.solvers import ddim, flow_map_steps, solve, time_grid
+from score_sde.thresholding import clip_x0
+from score_sde.time_samplers import uniform
+from score_sde.training.loss import FLOW_MAP_OBJECTIVES
 
 MEAN, STD = 0.4, 0.6
 MIXTURE = {"means": (-1.0, 0.5, 2.0), "stds": (0.2, 0.5, 0.1), "weights": (0.5, 0.2, 0.3)}
@@ -160,3 +180,98 @@ def test_rates_of_angles_are_positive():
     for sde in ALL.values():
         _, t, _ = points(sde)
         assert (time_derivative(lambda t, sde=sde: angle_of(sde, t), t) > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "shape"),
+    [
+        ("ddpmpp", {"channels": 8, "multipliers": (1,), "num_res_blocks": 1, "attention_resolutions": ()}, (8, 8, 2)),
+        ("ncsnpp", {"channels": 8, "multipliers": (1, 1), "num_res_blocks": 1, "attention_resolutions": ()}, (8, 8, 2)),
+        ("dit", {"width": 16, "depth": 1, "heads": 2, "num_classes": 3}, (8, 8, 2)),
+        ("mlp", {"features": (16, 16)}, (3,)),
+    ],
+)
+def test_a_trained_denoiser_is_a_flow_map(name, kwargs, shape):
+    """Weights of a network of one time, with those of a second time new: the pair does not depend on r at first."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, *shape)))
+    t, r = jnp.array([0.7, 0.5]), jnp.array([0.2, 0.5])
+    labels = {"labels": jnp.array([0, 2])} if "num_classes" in kwargs else {}
+    old, new = (
+        DiffusionModel(create(name, **kwargs, **two), SDES["vp"](), shape, preconditioning="angle")
+        for two in ({}, {"two_times": True})
+    )
+    trained = jax.tree.map(
+        lambda leaf: jnp.asarray(leaf + 0.1 * rng.normal(size=leaf.shape)), old.init(jax.random.key(0))
+    )
+    params = initializer(lambda: new.init(jax.random.key(1)), trained)()
+    denoiser, flow_map = old.denoiser(trained, **labels), new.denoiser(params, **labels)
+    expected = denoiser(x, t)
+    for pair in (flow_map(x, t), flow_map(x, t, r), diagonal(flow_map)(x, t)):
+        jax.tree.map(lambda a, b: close(a, b, 1e-5), pair, expected)
+    moved = jax.tree.map(lambda leaf: leaf + 0.1, params)
+    assert (
+        float(jnp.abs(new.denoiser(moved, **labels)(x, t, r).x0 - new.denoiser(moved, **labels)(x, t).x0)[0].max())
+        > 1e-3
+    )
+    with pytest.raises(UserError, match="two_times=True"):
+        denoiser(x, t, r)
+
+
+@every_sde
+def test_the_exact_map_lands_on_the_flows_end_whatever_the_grid(sde):
+    flow_map, _ = gaussian(sde)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3))) * sde.sigma(sde.t_max)
+    ends = [solve(flow_map_steps(), sde, flow_map, x, time_grid(sde, n)) for n in (1, 2, 7)]
+    assert [end.nfe for end in ends] == [1, 2, 7]
+    times = np.asarray(time_grid(sde, 1))
+    exact = jump(flow_map, sde, x, jnp.full(4, times[0]), jnp.full(4, times[-1]))
+    for end in ends:
+        close(end.x, exact, 1e-5)  # the grids' ends are float32
+
+
+@pytest.mark.parametrize("gamma", [0.3, 1.0])
+def test_new_noise_keeps_the_distribution(gamma):
+    """With the exact map every step ends in the marginal, so 20,000 samples have the data's moments."""
+    sde = SDES["vp"]()
+    flow_map, _ = gaussian(sde)
+    x = jax.random.normal(jax.random.key(0), (20_000, 1))
+    end = solve(flow_map_steps(gamma), sde, flow_map, x, time_grid(sde, 4), jax.random.key(1)).x
+    assert abs(float(end.mean()) - MEAN) < 4 * STD / np.sqrt(20_000) + 1e-3
+    assert abs(float(end.std()) - STD) < 4 * STD / np.sqrt(40_000) + 1e-3
+    with pytest.raises(UserError, match="expected 0 <= gamma <= 1, got 2"):
+        flow_map_steps(2)
+
+
+def test_what_a_flow_map_is_not_sampled_with():
+    model = DiffusionModel(create("mlp", features=(8,)), SDES["vp"](), (2,))
+    two = model._replace(module=create("mlp", features=(8,), two_times=True))
+    keys, options = (
+        jax.random.split(jax.random.key(0), 2),
+        {"solver": flow_map_steps(), "times": time_grid(model.sde, 2)},
+    )
+    with pytest.raises(UserError, match="this network takes one time"):
+        sample(model, model.init(keys[0]), keys, **options)
+    params = two.init(keys[0])
+    assert sample(two, params, keys, **options).x.shape == (2, 2)
+    with pytest.raises(UserError, match="guidance, thresholds and inverse problems change a denoiser"):
+        sample(two, params, keys, **options, threshold=clip_x0())
+    assert sample(two, params, keys, solver=ddim(), times=options["times"], threshold=clip_x0()).x.shape == (2, 2)
+
+
+@pytest.mark.parametrize("objective", FLOW_MAP_OBJECTIVES)
+def test_objectives_of_the_exact_network_on_the_diagonal_are_denoising(objective):
+    """With diagonal=1 every objective is the error of v^, as `denoising` has it, weighted in angles."""
+    sde = SDES["flow"]()
+    model = DiffusionModel(create("mlp", features=(8,), two_times=True), sde, (2,), preconditioning="angle")
+    params = model.init(jax.random.key(0))
+    rngs = make_example_rngs(jax.random.key(1), 0, jnp.arange(4), 4)
+    x0 = jax.random.normal(jax.random.key(2), (4, 2))
+    loss_fn = FLOW_MAP_OBJECTIVES[objective](model, uniform(), 1e-3, diagonal=1.0)
+    t = uniform()(rngs, sde, 1e-3)[0]
+    epsilon = noise(rngs.noise_keys, x0)
+    x = (1 - t)[:, None] * x0 + t[:, None] * epsilon
+    expected = denoising(model.denoiser(params), sde, x, t, Prediction(x0, epsilon)) / 2
+    close(loss_fn(params, x0, rngs), expected, 1e-5)
+    with pytest.raises(UserError, match="expected 0 < diagonal <= 1, got 0"):
+        FLOW_MAP_OBJECTIVES[objective](model, uniform(), 1e-3, diagonal=0.0)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from flax import traverse_util
 from ml_collections import ConfigDict
 
 from score_sde import ddpm
@@ -87,9 +88,7 @@ def make_experiment(config: ConfigDict, devices: list[jax.Device]) -> Experiment
     if isinstance(model, DiffusionModel):
         sampler = build_sampler(config, model, schedule, sampling_key, devices, load)
     training = TrainingSetup(
-        init_params=jax.jit(partial(model.init, init_key))
-        if pretrained_params is None
-        else partial(jax.tree.map, jnp.asarray, pretrained_params),
+        init_params=initializer(partial(model.init, init_key), pretrained_params),
         loss_fn=loss_fn,
         optimizer=build_optimizer(config),
         ema=ema,
@@ -117,6 +116,22 @@ def make_experiment(config: ConfigDict, devices: list[jax.Device]) -> Experiment
         likelihood=LikelihoodOptions(**config.likelihood),
         certify=BenchmarkOptions(**config.certify),
     )
+
+
+def initializer(init: Callable[[], Any], pretrained_params: Any) -> Callable[[], Any]:
+    """Return the function that gives the initial parameters: new ones, or pretrained ones where there are such.
+
+    A pretrained network of one time has no weights of a second time; these are new.
+    """
+    new = jax.jit(init)
+    if pretrained_params is None:
+        return new
+
+    def with_pretrained():
+        trained = traverse_util.flatten_dict(jax.tree.map(jnp.asarray, pretrained_params))
+        return traverse_util.unflatten_dict(traverse_util.flatten_dict(new()) | trained)
+
+    return with_pretrained
 
 
 def build_ema(config: ConfigDict) -> EMAConfig:

@@ -1,7 +1,6 @@
 """Guidance of samples: classifier-free, by a classifier, or by a weaker network from exported weights."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,7 +10,7 @@ from ml_collections import ConfigDict
 from score_sde import ddpm, models
 from score_sde.errors import UserError
 from score_sde.experiment.flags import naming_flags
-from score_sde.experiment.model import build_sde
+from score_sde.experiment.model import build_sde, exported
 from score_sde.guidance import autoguided, classifier_free, classifier_guided
 from score_sde.model import DiffusionModel, NoisyClassifier
 from score_sde.models import pretrained
@@ -46,28 +45,54 @@ def load_guide(config: ConfigDict, model: DiffusionModel, schedule: ddpm.Schedul
         pretrained="sampling.guidance_weights",
         family="sampling.guidance_family",
     ):
-        found = pretrained.load_model(_exported(path), family)
-        target = found.target
-        if found.event_shape != model.event_shape:
-            raise UserError(
-                f"the guide {path} was trained on data of the shape {found.event_shape}, these are {model.event_shape}",
-                "guidance_weights",
-            )
-        sde, _ = build_sde(config, target.sde, target.sde_kwargs)
-        if not _same_process(sde, model.sde):
-            raise UserError(
-                f"the guide {path} was trained on another SDE, {target.sde} {target.sde_kwargs or ''}: it knows other "
-                "noise",
-                "guidance_weights",
-                "--config.sde",
-            )
+        return load_network(config, path, family, model, schedule, "guide", "guidance_weights")
+
+
+def load_network(
+    config: ConfigDict,
+    path: str,
+    family: str,
+    model: DiffusionModel,
+    schedule: ddpm.Schedule | None,
+    role: str,
+    argument: str,
+) -> tuple[DiffusionModel | NoisyClassifier, Any]:
+    """Return a trained network for the process and data of a model, and its parameters.
+
+    Args:
+      config: The config.
+      path: File of weights for `pretrained.load_model`, or folder of a run that has exported its weights.
+      family: Family of the weights; "" reads it from the file.
+      model: Model with the process and the data.
+      schedule: Discrete-time schedule of the SDE, if it has one.
+      role: Name of the network in messages.
+      argument: Name of the argument that holds the path.
+
+    Raises:
+      UserError: if there are no such weights, or if they are for another process or shape.
+    """
+    found = pretrained.load_model(exported(path, argument), family)
+    target = found.target
+    if found.event_shape != model.event_shape:
+        raise UserError(
+            f"the {role} {path} was trained on data of the shape {found.event_shape}, these are {model.event_shape}",
+            argument,
+        )
+    sde, _ = build_sde(config, target.sde, target.sde_kwargs)
+    if not _same_process(sde, model.sde):
+        raise UserError(
+            f"the {role} {path} was trained on another SDE, {target.sde} {target.sde_kwargs or ''}: it knows other "
+            "noise",
+            argument,
+            "--config.sde",
+        )
     module = models.create(found.name, **found.kwargs)
     sigma_data = 0.5 if target.sigma_data is None else target.sigma_data
     if isinstance(module, models.Classifier):
         classifier = NoisyClassifier(module, model.sde, model.event_shape, target.preconditioning, sigma_data)
         return classifier, found.params
     discrete = found.objective in CHAIN_OBJECTIVES and not config.sampling.allow_off_grid_times
-    guide = DiffusionModel(
+    trained = DiffusionModel(
         module,
         model.sde,
         model.event_shape,
@@ -77,7 +102,7 @@ def load_guide(config: ConfigDict, model: DiffusionModel, schedule: ddpm.Schedul
         timesteps=schedule if discrete else None,
         learned_variance=getattr(module, "outputs", 1) == 2,
     )
-    return guide, found.params
+    return trained, found.params
 
 
 def build_guidance(config: ConfigDict, model: DiffusionModel, guide: Guide, labels: Callable[[Any], Any]) -> Guidance:
@@ -164,21 +189,6 @@ def _interval_in_t(interval: tuple[float, ...], sde: SDE) -> tuple[float, float]
             flag,
         )
     return ends[0], ends[1]
-
-
-def _exported(path: str) -> str:
-    """Return the path of the weights; for the folder of a run those of its last export."""
-    folder = Path(path)
-    if not (folder / "checkpoints").is_dir():
-        return path
-    exported = sorted(folder.glob("ema_*.safetensors"))
-    if not exported:
-        raise UserError(
-            f"the run {path} has not exported its weights: launch.py --config=... --workdir={path} --mode=export "
-            "writes them",
-            "guidance_weights",
-        )
-    return str(exported[-1])
 
 
 def _same_process(first: SDE, second: SDE) -> bool:

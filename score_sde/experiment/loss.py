@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from score_sde import ddpm
 from score_sde.errors import UserError, call, lookup
 from score_sde.experiment.flags import build_part, naming_flags, plain
+from score_sde.experiment.guides import load_network
 from score_sde.experiment.model import exact_denoiser
 from score_sde.model import DiffusionModel, NoisyClassifier
 from score_sde.randomness import make_example_rngs
@@ -19,6 +20,7 @@ from score_sde.training.loss import (
     CHAIN_OBJECTIVES,
     FLOW_MAP_OBJECTIVES,
     LossFn,
+    Teacher,
     classification_loss,
     continuous_loss,
     ddpm_hybrid_loss,
@@ -64,6 +66,12 @@ def build_loss(
             elif name in FLOW_MAP_OBJECTIVES:
                 _check_flow_map(name, model)
                 _check_simple(name, loss.weighting)
+                teacher = kwargs.pop("teacher", "")
+                if teacher:
+                    trained, trained_params = load_network(config, teacher, "", model, schedule, "teacher", "teacher")
+                    if isinstance(trained, NoisyClassifier):
+                        raise UserError(f"the teacher {teacher} is a classifier", "teacher")
+                    kwargs["teacher"] = Teacher(trained, trained_params)
                 function = partial(FLOW_MAP_OBJECTIVES[name], model, sample_times, loss.t_min)
                 loss_fn = call("objective", name, function, kwargs)
             else:

@@ -1,5 +1,6 @@
 """The SDE and the diffusion model of a config, or of pretrained weights."""
 
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -99,7 +100,7 @@ def load_pretrained(config: ConfigDict) -> tuple[ConfigDict, Any]:
         return config, None
     kept = {key: value for key, value in plain(config.model.kwargs).items() if key in pretrained.OVERRIDABLE}
     with naming_flags(config, "model", path="model.pretrained"):
-        found = pretrained.load_model(path, config.model.family, kept)
+        found = pretrained.load_model(exported(path, "path"), config.model.family, kept)
         shape = event_shape(config)
         if shape != found.event_shape:
             raise UserError(
@@ -116,6 +117,21 @@ def load_pretrained(config: ConfigDict) -> tuple[ConfigDict, Any]:
     if found.objective in CHAIN_OBJECTIVES:  # the network was trained at the timesteps of a chain only
         adopted.loss.objective = found.objective
     return adopted, found.params
+
+
+def exported(path: str, argument: str) -> str:
+    """Return the path of the weights; for the folder of a run those of its last export."""
+    folder = Path(path)
+    if not (folder / "checkpoints").is_dir():
+        return path
+    found = sorted(folder.glob("ema_*.safetensors"))
+    if not found:
+        raise UserError(
+            f"the run {path} has not exported its weights: launch.py --config=... --workdir={path} --mode=export "
+            "writes them",
+            argument,
+        )
+    return str(found[-1])
 
 
 def _trace(config: ConfigDict, module: nn.Module, shape: tuple[int, ...]) -> tuple[Any, tuple[int, ...]]:

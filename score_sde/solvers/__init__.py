@@ -77,6 +77,7 @@ __all__ = [
     "euler_maruyama",
     "evaluation_times",
     "exponential_sde",
+    "flow_map_steps",
     "heun",
     "langevin",
     "most_evaluations",

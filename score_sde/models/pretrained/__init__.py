@@ -23,7 +23,8 @@ from score_sde.models.pretrained.family import Target, report_missing_keys
 from score_sde.runtime import weight_files
 
 MAX_LISTED = 1000  # entries of a list in a message
-OVERRIDABLE = ("dtype", "remat", "dropout", "label_dropout")  # keyword arguments that are independent of the weights
+# Keyword arguments that are independent of the weights; the weights of a second time are zero where they are missing.
+OVERRIDABLE = ("dtype", "remat", "dropout", "label_dropout", "two_times")
 FAMILIES = {
     "score_sde": score_sde.FAMILY,
     "edm": edm.FAMILY,

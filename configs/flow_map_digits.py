@@ -1,0 +1,25 @@
+"""Flow map of the digits, trained from scratch: samples in 1, 2, 4 or 8 steps.
+
+python launch.py --config=configs/flow_map_digits.py
+python launch.py --config=configs/flow_map_digits.py --mode=sample --config.sampling.num_steps=1
+
+The loss is that of improved MeanFlow (Geng et al. 2025), in angles: the noise level is smooth in time
+(`preconditioning="angle"`), as the loss differentiates the network in time.
+"""
+
+from configs import common
+
+
+def get_config():
+    """Return the config."""
+    config = common.digits()
+    config.sde.name = "flow"
+    config.model.preconditioning = "angle"
+    config.model.kwargs.two_times = True
+    config.loss.objective = "eulerian"
+    config.loss.objective_kwargs = {"adaptive": 1.0}
+    config.training.num_steps = 4000
+    config.sampling.solver = "flow_map_steps"
+    config.sampling.num_steps = 4
+    config.sampling.denoise = False
+    return config
