@@ -35,7 +35,7 @@ def default() -> ConfigDict:
                 "name": "ddpmpp",  # name of the network
                 "kwargs": {},  # arguments of the network
                 "prediction": "epsilon",  # quantity that the network predicts
-                "preconditioning": "none",  # scaling of input and output; vp, ve, edm and log_snr set the prediction
+                "preconditioning": "none",  # scaling of input and output; all but none and log_sigma set the prediction
                 "pretrained": "",  # path to pretrained weights; overrides sde and model above
                 "family": "",  # score_sde, edm, diffusers or native, if the weights have no metadata
             },
