@@ -7,6 +7,8 @@ import pytest
 
 from score_sde.analytic import gaussian_denoiser, gaussian_flow_map, mixture_denoiser, mixture_flow_map_1d
 from score_sde.errors import UserError
+from score_sde.evaluation.options import BenchmarkOptions
+from score_sde.evaluation.solver_benchmark import deterministic_table
 from score_sde.experiment import initializer
 from score_sde.flow_map import angle as angle_of
 from score_sde.flow_map import (
@@ -273,3 +275,20 @@ def test_objectives_of_the_exact_network_on_the_diagonal_are_denoising(objective
     close(loss_fn(params, x0, rngs), expected, 1e-5)
     with pytest.raises(UserError, match="expected 0 < diagonal <= 1, got 0"):
         FLOW_MAP_OBJECTIVES[objective](model, uniform(), 1e-3, diagonal=0.0)
+
+
+def test_a_denoiser_of_one_time_is_refused():
+    sde = SDES["vp"]()
+    with pytest.raises(UserError, match="got a denoiser"):
+        solve(flow_map_steps(), sde, gaussian_denoiser(sde, MEAN, STD), jnp.ones((2, 1)), time_grid(sde, 2))
+
+
+def test_the_solver_benchmark_counts_a_flow_map_in():
+    sde = SDES["vp"]()
+    flow_map, _ = gaussian(sde)
+    options = BenchmarkOptions(4, (2,), ("uniform",), 50, (2, 4))
+    x = jax.random.normal(jax.random.key(0), (4, 2), jnp.float32)
+    both = lambda params: lambda x, t, *r: flow_map(x, t, *(r or (t,)))  # noqa: E731
+    rows, _ = deterministic_table(sde, both, {}, x, options, {"ddim": ddim, "flow_map_steps": flow_map_steps})
+    distances = {row["solver"]: row["distance"] for row in rows}
+    assert distances["flow_map_steps"] < 1e-4 < 0.05 < distances["ddim"]

@@ -4,7 +4,7 @@ Deterministic solvers start from the same latents, and are compared with 4th-ord
 Stochastic solvers follow the same Brownian paths at every resolution, and are compared with their finest solution.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from score_sde.solvers import (
     dpm_solver_pp_sde,
     euler_maruyama,
     exponential_sde,
+    flow_map_steps,
     reverse_diffusion,
     rk4,
     stochastic_runge_kutta,
@@ -87,7 +88,8 @@ def certify(
     keys = jax.random.split(jax.random.key(seed), options.num_samples)
     x = jax.vmap(lambda key: prior_sample(sde, key, model.event_shape))(keys)
     denoiser = partial(model.denoiser, labels=labels(jnp.arange(options.num_samples)) if model.num_classes else None)
-    rows, reference_error = deterministic_table(sde, denoiser, params, x, options)
+    solvers = DETERMINISTIC | ({"flow_map_steps": flow_map_steps} if getattr(model.module, "two_times", False) else {})
+    rows, reference_error = deterministic_table(sde, denoiser, params, x, options, solvers)
     strong = stochastic_table(sde, denoiser, params, x, keys, options)
     close = [row for row in rows if row["distance"] < TOLERANCE and reference_error < TOLERANCE]
     cheapest = min(close, key=lambda row: row["nfe"], default=None)
@@ -128,7 +130,12 @@ def make_runner(solver: Solver, sde: SDE, make_denoiser: Callable, max_steps: in
 
 
 def deterministic_table(
-    sde: SDE, make_denoiser: Callable, params: Any, x: jax.Array, options: BenchmarkOptions
+    sde: SDE,
+    make_denoiser: Callable,
+    params: Any,
+    x: jax.Array,
+    options: BenchmarkOptions,
+    solvers: Mapping[str, Callable[[], Solver]] = DETERMINISTIC,
 ) -> tuple[list, float]:
     """Measure the distance |x - reference| / |reference| of every deterministic solver, spacing and budget.
 
@@ -138,6 +145,7 @@ def deterministic_table(
       params: Parameters of the network.
       x: (n, *event) latents at t_max.
       options: Options of the benchmark.
+      solvers: Functions that return the solvers, by their names.
 
     Returns:
       One {"solver", "spacing", "budget", "steps", "nfe", "distance"} per measurement, and the error of the reference,
@@ -156,10 +164,10 @@ def deterministic_table(
             "certify: expected finite samples, got NaN or infinity from the network on the way from noise to data"
         )
     rows = []
-    names = [name for name, make in DETERMINISTIC.items() if _runs(make(), sde)]
+    names = [name for name, make in solvers.items() if _runs(make(), sde)]
     with progress_bar(len(names), 0, "solver", "probability flow") as bar:
         for name in names:
-            solver = DETERMINISTIC[name]()
+            solver = solvers[name]()
             run = make_runner(solver, sde, make_denoiser, max(options.nfe))
             for budget in sorted(options.nfe):
                 steps = budget // solver.nfe_per_step

@@ -96,6 +96,8 @@ def solve(
         raise UserError("solve: this solver is stochastic: solve(...) needs key, a PRNG key or one per sample", "key")
     if noise is not None and noise.shape != (len(times) - 1, *x.shape):
         raise UserError(f"noise: expected (num_steps, *x.shape) = {(len(times) - 1, *x.shape)}, got {noise.shape}")
+    if solver.jumps:
+        _check_flow_map(denoiser, x, times[:1])
     keys = None if key is None else sample_keys(key, x.shape[0])
     stepped = times[:-1] if to_data else times
 
@@ -121,6 +123,18 @@ def solve(
     if not isinstance(nonfinite_at, jax.core.Tracer):
         check_finite(solution)
     return solution
+
+
+def _check_flow_map(denoiser: Callable, x: jax.Array, t: jax.Array) -> None:
+    """Raise UserError if a denoiser of one time is given to a solver that jumps."""
+    t = jnp.broadcast_to(t, x.shape[:1])
+    try:
+        jax.eval_shape(denoiser, x, t, t)
+    except TypeError:
+        raise UserError(
+            "solve: this solver jumps with a flow map (x, t, r), and got a denoiser (x, t)",
+            "solver",
+        ) from None
 
 
 def check_one_step(solver: Solver, name: str, argument: str = "solver") -> None:
