@@ -24,6 +24,7 @@ from benchmarks.report import show
 from benchmarks.svm import fit_svm, top_class
 from configs.vp_digits_conditional import get_config
 from score_sde.data import load_examples, to_levels, to_unit_range
+from score_sde.evaluation.style import new_figure, save_figure, series
 from score_sde.experiment import make_experiment
 from score_sde.training.load import load_params
 
@@ -75,25 +76,25 @@ def row_of(name, machine, images, labels):
     return row | {f"of {label}": value for label, value in enumerate(spread)}
 
 
-def save_picture(path, rows, real):
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.5), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
+def save_picture(path, rows, real, num_samples):
+    figure, panels = new_figure(2)
     scales = [row["scale"] for row in rows]
-    panels = figure.subplots(1, 2)
-    for panel, key, title in zip(
-        panels,
-        ("seen as asked", "diversity"),
-        ("fidelity: share seen as the class asked for", "diversity: mean distance within a class"),
-        strict=True,
-    ):
-        panel.plot(scales, [row[key] for row in rows], marker="o", color="black")
+    fidelity = np.array([row["seen as asked"] for row in rows])
+    of_classes = np.array([[value for key, value in row.items() if key.startswith("of ")] for row in rows])
+    errors = {
+        "seen as asked": 2 * np.sqrt(fidelity * (1 - fidelity) / num_samples),
+        "diversity": of_classes.std(1, ddof=1),
+    }
+    labels = (
+        "fidelity: fraction classified as the target class,\nwith two standard errors",
+        "diversity: mean distance of two samples of a class,\nwith the standard deviation over classes",
+    )
+    for panel, key, label in zip(panels, errors, labels, strict=True):
+        panel.errorbar(scales, [row[key] for row in rows], errors[key], capsize=3, **series(0))
         panel.axhline(real[key], color="gray", linestyle=":")
-        panel.set(title=title, xlabel="guidance scale (dotted: real test images)")
-        panel.set_ylim(0, 1.05 * max(real[key], *(row[key] for row in rows)))
-    figure.savefig(path)
+        panel.set(xlabel="guidance scale (dotted: real test images)", ylabel=label)
+        panel.set_ylim(0, 1.1 * max(real[key], *(row[key] for row in rows)))
+    save_figure(Path(path), figure)
 
 
 def main(argv):
@@ -114,7 +115,7 @@ def main(argv):
     by = f" by {FLAGS.guide}" if FLAGS.guide else ""
     show(f"Guidance of {Path(FLAGS.workdir).name}{by}, {FLAGS.samples} samples", rows + real)
     if FLAGS.picture:
-        save_picture(FLAGS.picture, rows, real[0])
+        save_picture(FLAGS.picture, rows, real[0], FLAGS.samples)
 
 
 if __name__ == "__main__":

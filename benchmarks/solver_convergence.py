@@ -18,6 +18,7 @@ from absl import app, flags
 
 from benchmarks.report import show
 from score_sde.analytic import flow_error, solver_error
+from score_sde.evaluation.style import new_figure, place_legend, save_figure, series
 from score_sde.sde import vp
 from score_sde.solvers import (
     SOLVERS,
@@ -51,10 +52,6 @@ STOCHASTIC = {
 FLAGS = flags.FLAGS
 flags.DEFINE_string("picture", None, "where to write the plot, a PNG")
 
-# Okabe and Ito's colors, which the color-blind can tell apart; the markers are distinct too.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C7A00")
-MARKERS = "o^svD<P>X*ph8d1+"
-
 
 def rows(solvers, measure, spacing, steps):
     for name, (solver, order) in solvers.items():
@@ -65,23 +62,17 @@ def rows(solvers, measure, spacing, steps):
 
 
 def draw(path, tables):
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(14, 5), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure, panels = new_figure(2, width=7.0, height=5.0)
     titles = ("probability flow: error of x", "reverse SDE: error of mean and standard deviation")
-    for panel, title, table in zip(figure.subplots(1, 2), titles, tables, strict=True):
+    for panel, title, table in zip(panels, titles, tables, strict=True):
         for n, row in enumerate(table):
             errors = {int(key.split()[0]): value for key, value in row.items() if key.endswith(" steps")}
             nfe = [row["NFE a step"] * steps for steps in errors]
-            label = f"{row['solver']}: {row['measured']:.2f}"
-            style = {"color": COLORS[n % len(COLORS)], "marker": MARKERS[n], "ls": "-" if n < len(COLORS) else "--"}
-            panel.loglog(nfe, list(errors.values()), lw=1, ms=5, label=label, **style)
+            panel.loglog(nfe, list(errors.values()), label=f"{row['solver']}: {row['measured']:.2f}", **series(n))
         panel.set(title=title, xlabel="number of network evaluations", ylabel="error")
         panel.grid(alpha=0.3)
-        panel.legend(fontsize=8, title="measured order", loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(path)
+        place_legend(panel, title="measured order")
+    save_figure(Path(path), figure)
 
 
 def main(argv):

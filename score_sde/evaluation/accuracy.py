@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_sde.data import Dataset, load_examples, to_unit_range
+from score_sde.evaluation.style import new_figure, save_figure, series
 from score_sde.model import NoisyClassifier
 from score_sde.randomness import noise
-from score_sde.runtime.disk import replacing
 from score_sde.sde import add_noise, log_snr
 
 NUM_LEVELS = 11
@@ -69,20 +69,16 @@ def accuracy(
 
 
 def plot_accuracy(path: Path, rows: list[dict[str, float]], num_classes: int) -> None:
-    """Write a PNG of accuracy against time, with the log-SNR at each point."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, no global state
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 4), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
-    panel = figure.subplots()
-    panel.plot([row["t"] for row in rows], [row["accuracy"] for row in rows], marker="o", color="black")
+    """Write a PNG of accuracy against time, with error bars of two standard errors and the log-SNR of each point."""
+    figure, (panel,) = new_figure(width=6.0)
+    values, count = np.array([row["accuracy"] for row in rows]), rows[0]["num_images"]
+    errors = 2 * np.sqrt(values * (1 - values) / count)
+    panel.errorbar([row["t"] for row in rows], values, errors, capsize=3, **series(0))
     panel.axhline(1 / num_classes, color="gray", linestyle=":")
     for row in rows:
         text = f"{row['log_snr']:.1f}" if math.isfinite(row["log_snr"]) else "none"
-        panel.annotate(text, (row["t"], row["accuracy"]), textcoords="offset points", xytext=(4, 4), fontsize=7)
-    panel.set_xlabel("t (at the points: log-SNR)")
-    panel.set_ylabel(f"accuracy on {rows[0]['num_images']} test images (dotted: guessing)")
-    panel.set_ylim(0, 1.05)
-    with replacing(path) as partial_path:
-        figure.savefig(partial_path, format="png")
+        panel.annotate(text, (row["t"], row["accuracy"]), textcoords="offset points", xytext=(5, 5), fontsize=7)
+    panel.set_xlabel("time t (at the points: log-SNR)")
+    panel.set_ylabel(f"accuracy on {count} test images (dotted: chance)")
+    panel.set_ylim(0, 1.08)
+    save_figure(path, figure)

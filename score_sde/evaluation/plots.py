@@ -12,6 +12,7 @@ from score_sde.data import Dataset, load_examples, to_levels
 from score_sde.evaluation.accuracy import accuracy, plot_accuracy
 from score_sde.evaluation.image_grid import by_class, save_grid
 from score_sde.evaluation.inverse_problems import group_by_measurement, save_restorations
+from score_sde.evaluation.style import COLORS, in_words, new_figure, place_legend, save_figure, series
 from score_sde.model import DiffusionModel, NoisyClassifier
 from score_sde.parameterization import score_fn
 from score_sde.runtime import distributed
@@ -131,13 +132,8 @@ def denoising_strip(trajectory: np.ndarray, num_frames: int = NUM_FRAMES) -> np.
 
 def save_scatter(path: Path, model: DiffusionModel, params: Any, data: np.ndarray, samples: np.ndarray) -> None:
     """Write a PNG of the first two features of data and samples (n, features), and in 2-D of the score field."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, no global state
-    from matplotlib.figure import Figure
-
     plane = samples.shape[1] == 2
-    figure = Figure(figsize=(4 * (2 + plane * len(LEVELS)), 4), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(1, 2 + plane * len(LEVELS))
+    figure, panels = new_figure(2 + plane * len(LEVELS), width=4.0)
     limit = 1.1 * np.abs(data).max()
     for panel, title, points in ((panels[0], "data", data), (panels[1], "samples", samples)):
         second = points[:, 1] if points.shape[1] > 1 else np.zeros(len(points))
@@ -146,31 +142,27 @@ def save_scatter(path: Path, model: DiffusionModel, params: Any, data: np.ndarra
     for panel, level in zip(panels[2:], LEVELS, strict=True) if plane else ():
         points, field, scaled = score_field(model, params, level, limit)
         panel.quiver(*points.T, *field.T, np.log(np.linalg.norm(field, axis=1) + 1e-12), cmap="viridis")
-        panel.set_title(f"score where sigma / alpha = {scaled:.2f}")
+        panel.set_title(f"score at x / alpha where sigma / alpha = {scaled:.2f}", fontsize=10)
+    panels[0].set_ylabel("second feature")
     for panel in panels:
+        panel.set_xlabel("first feature")
         panel.set_xlim(-limit, limit)
         panel.set_ylim(-limit, limit)
         panel.set_aspect("equal")
-    with replacing(path) as partial:
-        figure.savefig(partial, format="png")
+    save_figure(path, figure)
 
 
 def save_paths(path: Path, trajectory: np.ndarray) -> None:
     """Write a PNG of the trajectories (num_steps + 1, n, d) from the prior to the data, in two features."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 6), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
-    panel = figure.subplots()
+    figure, (panel,) = new_figure(width=7.0, height=6.0)
     first, second = trajectory[..., 0], trajectory[..., min(1, trajectory.shape[2] - 1)]
     panel.plot(first, second, color="gray", linewidth=0.5, alpha=0.6)
-    for n, color in ((0, "tab:orange"), (-1, "black")):
-        panel.scatter(first[n], second[n], s=6, color=color, zorder=2)
-    panel.set_title(f"{trajectory.shape[1]} paths from the prior (orange) to the data (black)")
+    for n, label, color, marker in ((0, "prior", COLORS[1], "^"), (-1, "data", "black", "o")):
+        panel.scatter(first[n], second[n], s=8, color=color, marker=marker, zorder=2, label=label)
+    place_legend(panel)
+    panel.set(title=f"{trajectory.shape[1]} paths", xlabel="first feature", ylabel="second feature")
     panel.set_aspect("equal")
-    with replacing(path) as partial:
-        figure.savefig(partial, format="png")
+    save_figure(path, figure)
 
 
 def score_field(model: DiffusionModel, params: Any, level: float, limit: float, side: int = 24):
@@ -190,34 +182,40 @@ def score_field(model: DiffusionModel, params: Any, level: float, limit: float, 
 def save_curve(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write a PNG with a panel per distance: a line per EMA against steps, or a point per EMA for a single step.
 
+    Error bars are standard deviations over the sets of samples, if there are several.
+
     Args:
       path: Path of the PNG.
       rows: Results of each checkpoint and EMA, as `evaluate` writes them under "curve".
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, no global state
-    from matplotlib.figure import Figure
-
     names = [name for name in rows[0] if name.startswith(("fd_", "sliced_")) and name.endswith("_ratio")]
     steps = sorted({row["step"] for row in rows})
-    figure = Figure(figsize=(5 * len(names), 4), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
-    for panel, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+    figure, panels = new_figure(len(names), width=6.0)
+    for panel, name in zip(panels, names, strict=True):
+        for n, ema in enumerate(_emas(rows)):
+            line = [row for row in rows if row["average"] == ema]
+            positions = [row["step"] for row in line] if len(steps) > 1 else [n]
+            values, errors = [row[name] for row in line], [_error(row, name) for row in line]
+            panel.errorbar(positions, values, errors, capsize=3, label=_ema_name(ema), **series(n))
         if len(steps) > 1:
-            for ema in _emas(rows):
-                line = [(row["step"], row[name]) for row in rows if row["average"] == ema]
-                panel.plot(*zip(*line, strict=True), marker="o", label=_ema_name(ema))
-            panel.set_xlabel("step")
-            panel.legend()
+            panel.set_xlabel("training step")
         else:
-            panel.plot(
-                [_ema_name(row["average"]) for row in rows], [row[name] for row in rows], marker="o", color="black"
-            )
-            panel.set_xlabel(f"EMA, at step {steps[0]}")
-        panel.set_ylabel(f"{name} ({rows[0]['num_samples']} samples)")
+            panel.set_xticks(range(len(rows)), [_ema_name(row["average"]) for row in rows])
+            panel.set_xlabel(f"EMA at step {steps[0]}")
+        panel.set_ylabel(in_words(name))
         panel.set_yscale("log")
         panel.axhline(1.0, color="gray", linestyle=":")
-    with replacing(path) as partial:
-        figure.savefig(partial, format="png")
+    if len(steps) > 1:
+        place_legend(*panels, title="EMA")
+    figure.suptitle(f"{rows[0]['num_samples']} samples per set (dotted: as close as test data)", fontsize=10)
+    save_figure(path, figure)
+
+
+def _error(row: dict[str, Any], name: str) -> float:
+    """Return the standard deviation of a ratio over sets of samples, or 0 if there is one set."""
+    features = name.removesuffix("ratio")
+    std = row.get(f"{features}{row['num_samples']}", {}).get("std")
+    return std / row[f"{features}test_train"] if std else 0.0
 
 
 def _emas(rows: list[dict[str, Any]]) -> list[dict[str, float]]:

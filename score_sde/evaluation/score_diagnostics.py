@@ -18,12 +18,12 @@ from score_sde.data import Dataset, load_examples, to_unit_range
 from score_sde.errors import UserError
 from score_sde.evaluation.options import EvaluationOptions
 from score_sde.evaluation.results import mean_of
+from score_sde.evaluation.style import new_figure, place_legend, save_figure, series
 from score_sde.likelihood import centered_range, dequantize
 from score_sde.model import DiffusionModel, check_continuous_time
 from score_sde.parameterization import Denoiser, score_fn
 from score_sde.randomness import fold_each, noise, rademacher
 from score_sde.runtime import distributed
-from score_sde.runtime.disk import replacing
 from score_sde.sde import SDE, add_noise, log_snr, t_from_log_snr, time_derivative
 from score_sde.training.metrics import progress_bar
 
@@ -32,11 +32,11 @@ NUM_PROBES = 2  # directions per estimate of a divergence in higher dimensions
 BATCH = 32  # examples per batch of third derivatives
 LOG_SNR_RANGE = (-9.0, 14.0)  # outside of it float32 and the data are uninformative
 PANELS = {
-    "loss": "error of eps",
-    "stein": "Stein's identity",
-    "curl": "curl",
-    "fokker_planck": "Fokker-Planck residual",
-    "memorization": "distance to the empirical denoiser",
+    "loss": "squared error of eps",
+    "stein": "residual of Stein's identity",
+    "curl": "squared curl",
+    "fokker_planck": "squared Fokker-Planck residual",
+    "memorization": "squared distance to the empirical denoiser",
 }
 
 
@@ -279,32 +279,26 @@ def measure(
 
 def save_health(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write a PNG with a panel for each of `PANELS` against log-SNR, with error bars of two standard errors."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, no global state
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4 * len(PANELS), 4), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
     lines = {
-        "loss": ("loss", "loss_train", "irreducible", "excess"),
-        "memorization": ("memorization", "memorization_test"),
+        "loss": {"loss": "test", "loss_train": "training", "irreducible": "exact denoiser", "excess": "excess"},
+        "memorization": {"memorization": "training", "memorization_test": "test"},
     }
-    for panel, (name, title) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
-        for line in lines.get(name, (name,)):
+    figure, panels = new_figure(len(PANELS))
+    for panel, (name, title) in zip(panels, PANELS.items(), strict=True):
+        for n, (line, label) in enumerate(lines.get(name, {name: ""}).items()):
             points = [
                 (row["log_snr"], row[line]["mean"], 2 * row[line]["standard_error"]) for row in rows if line in row
             ]
             if points:
                 level, mean, error = np.array(points).T
-                panel.errorbar(level, mean, error, marker="o", markersize=3, label=line)
-        panel.set_title(title)
-        panel.set_xlabel("log-SNR")
+                panel.errorbar(level, mean, error, capsize=3, label=label, **series(n))
+        panel.set(xlabel="log-SNR", ylabel=title)
         panel.axhline(0.0, color="gray", linewidth=0.5)
         if name in lines:
-            panel.legend(fontsize=8)
+            place_legend(panel)
         if name != "loss":
             panel.set_yscale("symlog", linthresh=1e-4)
-    with replacing(path) as partial:
-        figure.savefig(partial, format="png")
+    save_figure(path, figure)
 
 
 def _levels(sde: SDE, num_levels: int) -> np.ndarray:

@@ -16,8 +16,8 @@ import numpy as np
 
 from score_sde.errors import UserError
 from score_sde.evaluation.options import BenchmarkOptions
+from score_sde.evaluation.style import new_figure, place_legend, save_figure, series
 from score_sde.model import DiffusionModel, check_continuous_time
-from score_sde.runtime.disk import replacing
 from score_sde.sde import SDE, prior_sample
 from score_sde.solvers import (
     SOLVERS,
@@ -272,26 +272,21 @@ def best_spacings(rows: Sequence[dict[str, Any]]) -> dict[str, dict[int, dict[st
 
 def save_plot(path: Path, rows: Sequence[dict[str, Any]], strong: Sequence[dict[str, Any]]) -> None:
     """Write a PNG of distance against NFE for deterministic solvers, and against steps for stochastic solvers."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 5), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
-    first, second = figure.subplots(1, 2)
+    figure, (first, second) = new_figure(2, width=7.0, height=5.0)
     for n, (name, points) in enumerate(best_spacings(rows).items()):
         nfe, distance = zip(*((row["nfe"], row["distance"]) for row in points.values()), strict=True)
-        first.loglog(nfe, distance, marker="o^s"[n % 3], label=name, lw=1)
-    first.axhline(TOLERANCE, color="gray", ls=":")
-    first.set(title="probability flow, best spacing", xlabel="evaluations of the network", ylabel="distance")
-    for row in strong:
-        second.loglog(row["steps"], row["distances"], "o-", lw=1, label=f"{row['solver']}: {row['strong_order']:.2f}")
-    second.set(title="reverse SDE, one Brownian path refined: strong order", xlabel="steps")
-    for panel, plotted in ((first, rows), (second, strong)):
-        if plotted:
-            panel.legend(fontsize=8)
+        first.loglog(nfe, distance, label=name, **series(n))
+    first.axhline(TOLERANCE, color="gray", ls=":", label=f"{TOLERANCE:.0%}")
+    first.set(title="probability flow, best spacing", xlabel="number of network evaluations")
+    first.set_ylabel("relative distance to the reference solution")
+    for n, row in enumerate(strong):
+        second.loglog(row["steps"], row["distances"], label=f"{row['solver']}: {row['strong_order']:.2f}", **series(n))
+    second.set(title="reverse SDE, refined along one Brownian path", xlabel="number of steps")
+    second.set_ylabel("relative distance to the finest solution")
+    for panel, title in ((first, None), (second, "strong order")):
+        place_legend(panel, title=title)
         panel.grid(alpha=0.3)
-    with replacing(path) as partial:
-        figure.savefig(partial, format="png")
+    save_figure(path, figure)
 
 
 def _text(rows, strong, reference_error: float, cheapest, options: BenchmarkOptions) -> str:

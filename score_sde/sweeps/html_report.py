@@ -8,6 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from score_sde.evaluation.style import new_figure, place_legend, series
 from score_sde.sweeps.plots import as_label
 from score_sde.sweeps.trials import records
 
@@ -71,22 +72,16 @@ def _grid(row: Any) -> str:
 
 
 def _curves(rows: list[Any]) -> str:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, no global state
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 5), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
-    panel = figure.subplots()
+    figure, (panel,) = new_figure(width=9.0, height=5.0)
     for i, row in enumerate(rows):
         for n, trial in enumerate(row.trials):
             log = records(trial.folder)
             if log:
                 steps, losses = zip(*((record["step"], record["loss"]) for record in log), strict=True)
                 name = as_label(", ".join(map(str, row.overrides.values()))) if n == 0 else None
-                panel.plot(steps, losses, color=f"C{i % 10}", linewidth=0.8, label=name)
-    panel.set(xlabel="step", ylabel="loss", yscale="log")
-    if panel.get_legend_handles_labels()[0]:
-        panel.legend(fontsize=6, ncols=2)
+                panel.plot(steps, losses, markevery=0.1, label=name, **series(i))
+    panel.set(xlabel="training step", ylabel="loss", yscale="log")
+    place_legend(panel)
     out = io.BytesIO()
     figure.savefig(out, format="png")
     return _data(out.getvalue())
