@@ -86,8 +86,8 @@ def save_picture(path, rows, real, num_samples):
         "diversity": of_classes.std(1, ddof=1),
     }
     labels = (
-        "fidelity: fraction classified as the target class,\nwith two standard errors",
-        "diversity: mean distance of two samples of a class,\nwith the standard deviation over classes",
+        "fidelity: fraction of samples in the target class,\nwith two standard errors",
+        "diversity: mean distance within a class,\nwith the standard deviation over classes",
     )
     for panel, key, label in zip(panels, errors, labels, strict=True):
         panel.errorbar(scales, [row[key] for row in rows], errors[key], capsize=3, **series(0))

@@ -133,19 +133,19 @@ def denoising_strip(trajectory: np.ndarray, num_frames: int = NUM_FRAMES) -> np.
 def save_scatter(path: Path, model: DiffusionModel, params: Any, data: np.ndarray, samples: np.ndarray) -> None:
     """Write a PNG of the first two features of data and samples (n, features), and in 2-D of the score field."""
     plane = samples.shape[1] == 2
-    figure, panels = new_figure(2 + plane * len(LEVELS), width=4.0)
+    figure, panels = new_figure(2 + plane * len(LEVELS), width=4.0, height=4.4)
     limit = 1.1 * np.abs(data).max()
-    for panel, title, points in ((panels[0], "data", data), (panels[1], "samples", samples)):
+    for panel, title, points in ((panels[0], "data points", data), (panels[1], "samples", samples)):
         second = points[:, 1] if points.shape[1] > 1 else np.zeros(len(points))
         panel.scatter(points[:, 0], second, s=2, linewidths=0, color="black")
         panel.set_title(f"{len(points)} {title}")
     for panel, level in zip(panels[2:], LEVELS, strict=True) if plane else ():
         points, field, scaled = score_field(model, params, level, limit)
         panel.quiver(*points.T, *field.T, np.log(np.linalg.norm(field, axis=1) + 1e-12), cmap="viridis")
-        panel.set_title(f"score at x / alpha where sigma / alpha = {scaled:.2f}", fontsize=10)
-    panels[0].set_ylabel("second feature")
-    for panel in panels:
-        panel.set_xlabel("first feature")
+        panel.set_title(f"score for sigma / alpha = {scaled:.2f}")
+    for n, panel in enumerate(panels):
+        scale = " / alpha" if n > 1 else ""
+        panel.set(xlabel=f"first feature{scale}", ylabel=f"second feature{scale}")
         panel.set_xlim(-limit, limit)
         panel.set_ylim(-limit, limit)
         panel.set_aspect("equal")
@@ -202,6 +202,7 @@ def save_curve(path: Path, rows: list[dict[str, Any]]) -> None:
         else:
             panel.set_xticks(range(len(rows)), [_ema_name(row["average"]) for row in rows])
             panel.set_xlabel(f"EMA at step {steps[0]}")
+            panel.margins(x=0.2)
         panel.set_ylabel(in_words(name))
         panel.set_yscale("log")
         panel.axhline(1.0, color="gray", linestyle=":")

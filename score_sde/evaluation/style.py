@@ -83,5 +83,5 @@ def in_words(name: str) -> str:
         names = [NAMES[kind]] if kind in NAMES else []
         names += [part.replace("_", " ")] if part not in (None, "mean") else []
         return f"{', '.join(names)}\n({features} features, {NAMES.get(data, f'{data} samples')})"
-    words = re.split(r"[._]", name.replace(".kwargs", "").replace("_ratio", ", relative to test data"))
+    words = re.split(r"[._]", name.replace(".kwargs", ""))
     return " ".join(NAMES.get(word, word) for word in words)

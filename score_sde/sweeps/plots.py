@@ -50,7 +50,9 @@ def _plot_line(
     """Plot series n over an axis: a line over numbers, or separate points over other values at equal distances."""
     numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
     style = series(n)
-    if not numbers:
+    if numbers:
+        panel.ticklabel_format(axis="x", scilimits=(-3, 5))
+    else:
         panel.set_xticks(range(len(values)), [as_label(str(value)) for value in values])
         style["linestyle"] = "none"
     finite = [row for row in line if math.isfinite(row.mean(name))]
