@@ -281,7 +281,7 @@ def save_health(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write a PNG with a panel for each of `PANELS` against log-SNR, with error bars of two standard errors."""
     lines = {
         "loss": {"loss": "test", "loss_train": "training", "irreducible": "exact denoiser", "excess": "excess"},
-        "memorization": {"memorization": "training", "memorization_test": "test"},
+        "memorization": {"memorization_test": "test", "memorization": "training"},
     }
     figure, panels = new_figure(len(PANELS))
     for panel, (name, title) in zip(panels, PANELS.items(), strict=True):
