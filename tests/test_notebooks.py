@@ -1,4 +1,4 @@
-"""Every notebook runs from top to bottom, as its cells fail where what they say is not so; and is stored as it ran."""
+"""Notebooks run from top to bottom, check their claims with assertions, and are stored with the outputs of that run."""
 
 import re
 from pathlib import Path
