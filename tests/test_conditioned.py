@@ -61,10 +61,15 @@ RUNS = {  # (sde, denoiser, x, keys) -> an array with a row per example
     "decode_encoded": lambda sde, denoiser, x, keys: decode(sde, denoiser, encode(sde, denoiser, x)),
 }
 
+QUICK = {("conditional", "adaptive_sde"), ("conditional", "hutchinson"), ("classifier_free", "adaptive")}
+
 
 @pytest.mark.parametrize(
     ("kind", "run"),
-    [("conditional", name) for name in RUNS] + [(kind, "adaptive") for kind in list(GUIDED)[1:]],
+    [
+        pytest.param(kind, run, marks=() if (kind, run) in QUICK else pytest.mark.slow)
+        for kind, run in [*(("conditional", name) for name in RUNS), *((kind, "adaptive") for kind in list(GUIDED)[1:])]
+    ],
 )
 def test_batch_equals_examples_alone(kind, run, x64):
     """In double precision, so that whether a step is accepted is not a matter of rounding."""

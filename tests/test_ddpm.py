@@ -26,6 +26,7 @@ from score_sde.ddpm import (
 )
 from score_sde.errors import UserError
 from score_sde.sde import log_snr, t_from_log_snr, vp
+from tests.thinned import thinned
 
 
 def test_the_chain_converges_to_vp_at_rate_one_over_n(x64):
@@ -95,7 +96,7 @@ def test_q_sample_and_the_simple_loss():
 
 
 @pytest.mark.parametrize("std", [0.003, 0.05, 2.0])
-@pytest.mark.parametrize("mean", [-1.5, -0.99, 0.1, 1.0])
+@pytest.mark.parametrize("mean", thinned((-1.5, -0.99, 0.1, 1.0), -0.99, 1.0))
 def test_the_decoder_sums_to_one_over_the_levels(mean, std):
     values = jnp.linspace(-1, 1, 256)
     log_prob = discretized_normal_log_prob(values, jnp.float32(mean), jnp.log(jnp.float32(std)))

@@ -188,11 +188,18 @@ def base_of(flags):
     return TINY if any(flag.startswith(("--config.model.", "--config.data.")) for flag in flags) else POINTS
 
 
-def test_wrong_flags_get_one_sentence(tmp_path):
-    """One process forks for each case, so that it imports but once."""
-    bases = [base_of(flags) for flags, _ in REFUSED]
+@pytest.mark.parametrize(
+    "refused",
+    [
+        pytest.param(REFUSED[::5], id="every fifth"),
+        pytest.param([case for i, case in enumerate(REFUSED) if i % 5], id="others", marks=pytest.mark.slow),
+    ],
+)
+def test_wrong_flags_get_one_sentence(refused, tmp_path):
+    """One process imports once and forks for each case."""
+    bases = [base_of(flags) for flags, _ in refused]
     folder = f"--workdir={tmp_path / 'run'}"
-    calls = [["launch.py", *base, folder, *flags] for base, (flags, _) in zip(bases, REFUSED, strict=True)]
+    calls = [["launch.py", *base, folder, *flags] for base, (flags, _) in zip(bases, refused, strict=True)]
     done = subprocess.run(
         [sys.executable, "-c", DRIVER],
         input="".join(f"{call}\n" for call in calls),
@@ -205,8 +212,8 @@ def test_wrong_flags_get_one_sentence(tmp_path):
     )
     assert not (tmp_path / "run" / "checkpoints").exists(), "something was done before the refusal"
     answers = re.findall(r"(.*?)status (-?\d+)\n", done.stdout, re.DOTALL)
-    assert len(answers) == len(REFUSED)
-    for (flags, expected), (text, status) in zip(REFUSED, answers, strict=True):
+    assert len(answers) == len(refused)
+    for (flags, expected), (text, status) in zip(refused, answers, strict=True):
         missing = [words for words in expected if words not in text]
         assert not missing and status == "2", (flags, text)
         assert "Traceback" not in text and len(text.strip().splitlines()) == 1, (flags, text)
@@ -228,13 +235,13 @@ def test_a_disk_that_is_full_anywhere_is_one_sentence_and_no_other_error_is(numb
 
 
 def test_devices_must_divide_the_batch(tmp_path):
-    printed = finish(start(tmp_path, "--config.training.batch_size=12", devices=8), expected=2)
+    printed = finish(start(tmp_path, *POINTS, "--config.training.batch_size=12", devices=8), expected=2)
     assert "global batch of 12 doesn't divide among 8 devices" in printed
 
 
 def test_a_run_that_diverges_stops_and_saves_nothing_of_it(tmp_path):
     wild = ("--config.optimizer.learning_rate=1e30", "--config.optimizer.warmup_steps=0")
-    printed = finish(start(tmp_path, *wild), expected=2)
+    printed = finish(start(tmp_path, *POINTS, *wild), expected=2)
     assert "is not finite from step 1 on" in printed and "No checkpoint was saved" in printed
     assert not any(path.name.isdigit() for path in (tmp_path / "checkpoints").iterdir())
 
@@ -242,7 +249,7 @@ def test_a_run_that_diverges_stops_and_saves_nothing_of_it(tmp_path):
 SHORT = ("--config.training.num_steps=20", "--config.training.sample_every=10")
 
 
-def test_train_and_evaluate_leave_what_the_contract_says(tmp_path):
+def test_train_and_evaluate_write_their_files(tmp_path):
     printed = finish(start(tmp_path, *SHORT, devices=2))
     assert "trained 20 steps" in printed
     assert "2 cpu device(s), batch 8, 4 per device" in printed
@@ -260,14 +267,14 @@ def test_train_and_evaluate_leave_what_the_contract_says(tmp_path):
         assert Image.open(stem.with_suffix(".png")).mode == "L"
 
     few = ("--config.evaluation.num_samples=40", "--config.evaluation.num_real=200", "--config.sampling.batch_size=40")
+    few += ("--config.evaluation.features=('pixels',)",)
     finish(start(tmp_path, *SHORT, *few, "--mode=evaluate"))
     figures = json.loads((tmp_path / "evaluation.json").read_text())
     assert (figures["step"], figures["num_samples"]) == (20, 40)
     assert [figures["data"][split]["number"] for split in ("train", "test")] == [200, 200]
-    assert abs(sum(figures["class_shares"]) - 1) < 1e-6
     assert figures["fd_pixels_ratio"] > 2  # 20 steps draw no digits
 
-    # A run killed between its last save and its last picture draws it when it is started again.
+    # A run that was killed between its last checkpoint and its last samples writes them when it is started again.
     stem.with_suffix(".png").unlink()
     assert "has finished its 20 steps" in finish(start(tmp_path, *SHORT))
     assert stem.with_suffix(".png").exists()
@@ -303,6 +310,7 @@ def test_samples_are_the_same_on_other_devices_and_of_exported_weights(tmp_path)
     assert np.abs(drawn - again).max() <= 1
 
 
+@pytest.mark.slow
 def test_an_exact_network_is_accepted_by_every_mode(tmp_path):
     """Nothing to train: sample and evaluate need no checkpoint, train says so; a picture and numbers each time."""
     mixture = ("--config=configs/mixture.py", "--config.sampling.num_steps=20", "--config.evaluation.num_samples=500")
@@ -367,8 +375,8 @@ def test_the_cifar10_config_trains_on_a_tiny_set_of_its_format(tmp_path):
 
 
 @pytest.mark.slow
-def test_one_run_is_trained_drawn_measured_and_certified(tmp_path):
-    """Every mode on one tiny network that is trained on dequantized pixels; a mode that follows finds what it needs."""
+def test_every_mode_runs_on_one_run(tmp_path):
+    """Every mode on one tiny network that is trained on dequantized pixels; each mode finds the files that it needs."""
     flags = (
         "--config.training.num_steps=10",
         "--config.training.sample_every=10",
@@ -386,13 +394,16 @@ def test_one_run_is_trained_drawn_measured_and_certified(tmp_path):
         "--config.certify.spacings=('karras',)",
         "--config.certify.reference_steps=8",
         "--config.certify.sde_num_steps=(2,4,8)",
+        "--config.evaluation.num_samples=40",
+        "--config.evaluation.num_real=200",
     )
-    for mode in ("train", "sample", "likelihood", "certify"):
+    for mode in ("train", "sample", "evaluate", "likelihood", "certify"):
         printed = finish(start(tmp_path, *flags, f"--mode={mode}"))
         if mode == "sample":
             assert (tmp_path / "samples" / "step_00000010_denoising.png").is_file()
             assert "how they came about" in printed
     figures = json.loads((tmp_path / "evaluation.json").read_text())
+    assert abs(sum(figures["class_shares"]) - 1) < 1e-6
     assert 0 < figures["likelihood"]["bits_per_dim"]["mean"] < 50
     assert {row["solver"] for row in figures["certify"]["deterministic"]} >= {"heun", "unipc 3", "deis 3"}
     adaptive = ("--config.sampling.solver=adaptive", "--config.sampling.kwargs.rtol=0.1", "--mode=sample")

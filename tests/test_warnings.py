@@ -15,7 +15,14 @@ def warn(category, module):
 
 @pytest.mark.parametrize("category", CATEGORIES)
 def test_deprecations_in_our_modules_are_errors(category):
-    for module in ("score_sde", "score_sde.solvers.base", "configs.vp_digits", "launch", "tests.cli", "benchmarks.data"):
+    for module in (
+        "score_sde",
+        "score_sde.solvers.base",
+        "configs.vp_digits",
+        "launch",
+        "tests.cli",
+        "benchmarks.data",
+    ):
         with pytest.raises(category, match="deprecated"):
             warn(category, module)
     for module in ("jax._src.core", "orbax.checkpoint", "score_sde_peer"):

@@ -11,7 +11,7 @@ from score_sde.errors import UserError
 from score_sde.evaluation import features, results
 from score_sde.evaluation.comparison import check_count, classifier_metrics, compute_metrics
 from score_sde.evaluation.evaluate import save_neighbors
-from score_sde.evaluation.extractors import EXTRACTORS, choose
+from score_sde.evaluation.extractors import EXTRACTORS, choose, small_classifier
 from score_sde.evaluation.extractors.small_classifier import fit, load_or_fit
 
 DATA = vp_digits.get_config().to_dict()["data"]
@@ -25,7 +25,10 @@ def extracted(extractor, images):
 def digits():
     """The training split, its images, the test split's and their labels, and a classifier of the training split."""
     train = load("digits", "train", 8, 1)
-    return train, load_examples(train)[0], *load_examples(load("digits", "test", 8, 1)), fit(train)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(small_classifier, "STEPS", 300)
+        classifier = fit(train)
+    return train, load_examples(train)[0], *load_examples(load("digits", "test", 8, 1)), classifier
 
 
 @pytest.fixture(scope="module")

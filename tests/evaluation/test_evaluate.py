@@ -32,6 +32,7 @@ def made(config, **evaluation):
     return make_experiment(config, jax.devices())
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_ends_with_the_same_numbers(tmp_path):
     """Killed with -9 after some batches; it goes on with others of another size, and draws none of the first again."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"

@@ -7,6 +7,7 @@ import pytest
 
 from score_sde.errors import UserError
 from score_sde.models import create
+from tests.thinned import thinned
 
 UNET = {"channels": 8, "multipliers": (1, 2), "num_res_blocks": 1, "attention_resolutions": (4,)}
 NETWORKS = {
@@ -51,7 +52,7 @@ def test_rows_are_independent_and_depend_on_noise_level(name):
     assert distance(apply(variables, X, LEVEL + 0.5), output) > 1e-2
 
 
-@pytest.mark.parametrize("name", CONDITIONAL)
+@pytest.mark.parametrize("name", thinned(CONDITIONAL, "ddpmpp", "edm2", "dit"))
 def test_labels_condition_and_are_dropped_in_training(name):
     """None stands for null labels (-1), which label_dropout near 1 also gives in training."""
     module, variables = create_random(name, num_classes=4, label_dropout=0.999, dropout=0.0)
@@ -65,10 +66,7 @@ def test_labels_condition_and_are_dropped_in_training(name):
     assert distance(hidden, unconditional) < IN_FLOAT32
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("ddpmpp", "edm2")]
-
-
-@pytest.mark.parametrize("name", ["dit", *SLOW])
+@pytest.mark.parametrize("name", thinned(("dit", "ddpmpp", "edm2"), "dit"))
 def test_gradients_with_remat_and_bfloat16(name):
     _, variables = create_random(name, dropout=0.0)
 

@@ -27,6 +27,7 @@ from score_sde.solvers import (
     unipc,
 )
 from tests.solvers.gaussian import M, denoiser, error, flow_error
+from tests.thinned import thinned
 
 DETERMINISTIC = {
     "euler": (euler(), 1),
@@ -62,7 +63,9 @@ def slope(steps, errors):
     return -np.polyfit(np.log(steps), np.log(errors), 1)[0]
 
 
-@pytest.mark.parametrize("name", DETERMINISTIC)
+@pytest.mark.parametrize(
+    "name", thinned(DETERMINISTIC, "euler", "heun", "dpm_solver_pp_2m", "dpm_solver_pp_3s", "unipc_3", "deis_3")
+)
 def test_orders_on_the_probability_flow(name, x64):
     solver, order = DETERMINISTIC[name]
     steps = np.array([32, 64, 128, 256, 512])
@@ -70,7 +73,7 @@ def test_orders_on_the_probability_flow(name, x64):
     assert slope(steps, errors) > order - 0.2
 
 
-@pytest.mark.parametrize("name", STOCHASTIC)
+@pytest.mark.parametrize("name", thinned(STOCHASTIC, "euler_maruyama", "dpm_solver_pp_sde_2", "edm_stochastic"))
 def test_weak_orders_on_the_reverse_sde(name, x64):
     """The moments are exact for the scheme: nothing is drawn."""
     solver, order = STOCHASTIC[name]
@@ -94,7 +97,7 @@ def test_a_plain_start_costs_an_order_and_the_corrected_one_does_not(make, x64):
     assert order(False) < 2.3
 
 
-@pytest.mark.parametrize("process", ["flow", "vp_cosine"])
+@pytest.mark.parametrize("process", thinned(("flow", "vp_cosine"), "flow"))
 @pytest.mark.parametrize("name", ["dpm_solver_pp_3m", "dpm_solver_pp_3s", "unipc_3"])
 def test_order_three_holds_from_zero_terminal_snr(name, process, x64):
     """From alpha = 0, where log-SNR is -inf."""
@@ -149,21 +152,25 @@ def run_all(name, process, counts):
     assert np.isfinite(all_counts(x, jax.random.key(0))).all()
 
 
-@pytest.mark.parametrize("process", SDES)
+@pytest.mark.parametrize("process", thinned(SDES, "vp"))
 @pytest.mark.parametrize("name", SOLVERS)
 def test_every_solver_runs_for_every_sde(name, process):
     run_all(name, process, (1, 3))
-    if refuses(name, process):
-        sde = SDES[process]()
-        with pytest.raises(ValueError, match="alpha reaches 0 there"):
-            solve(SOLVERS[name](), sde, denoiser(sde), jnp.ones((2, 1)), time_grid(sde, 5), jax.random.key(0))
+
+
+@pytest.mark.parametrize("process", ["flow", "vp_cosine"])
+@pytest.mark.parametrize("name", sorted(NEEDS_SIGNAL))
+def test_solvers_that_need_signal_refuse_zero_terminal_snr(name, process):
+    sde = SDES[process]()
+    with pytest.raises(ValueError, match="alpha reaches 0 there"):
+        solve(SOLVERS[name](), sde, denoiser(sde), jnp.ones((2, 1)), time_grid(sde, 5), jax.random.key(0))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("process", SDES)
 @pytest.mark.parametrize("name", SOLVERS)
-def test_every_solver_is_right_for_every_sde_and_runs_at_every_number_of_steps(name, process, x64):
-    run_all(name, process, (1, 2, 3, 4, 5, 7, 10, 20))
+def test_every_solver_converges_for_every_sde(name, process, x64):
+    run_all(name, process, (2, 4, 5, 10))
     if name in ORDERS and not refuses(name, process):  # from 20 to 80 steps at least a factor 4^order / 2 nearer
         spacing, sde = "karras" if process == "edm" else "log_snr", SDES[process]()
         coarse, fine = (error(SOLVERS[name](), sde, time_grid(sde, n, spacing)) for n in (20, 80))

@@ -101,6 +101,7 @@ def test_failed_trial_does_not_stop_sweep_and_only_new_trials_run(tmp_path):
     assert "index.html" in finish(start(path, workdir, "--config.seeds=(0,1)", "--report_only"))
 
 
+@pytest.mark.slow
 def test_missing_cluster_and_missing_resources_raise(tmp_path):
     path = write(tmp_path, "[{}]")
     for flags, message in (

@@ -27,6 +27,7 @@ from score_sde.training.state import TrainState
 from score_sde.training.workdir import check_config, sole_writer
 from tests.cli import POINTS, ROOT, environment
 from tests.runs import load_params, train
+from tests.thinned import thinned
 
 
 def config(**training):
@@ -82,7 +83,7 @@ def copy(finished, tmp_path):
     return tmp_path / "run"
 
 
-@pytest.mark.parametrize("damage", [flip, truncate, Path.unlink])
+@pytest.mark.parametrize("damage", thinned((flip, truncate, Path.unlink), flip))
 def test_the_checkpoint_before_a_damaged_one_is_used(finished, tmp_path, damage, capsys):
     workdir = tmp_path / "run"
     shutil.copytree(finished, workdir)
@@ -132,7 +133,7 @@ def test_which_checkpoints_are_kept(tmp_path):
     """The last, every twentieth, and the best by the loss, which here falls."""
     run(tmp_path / "run", config(num_steps=60, keep_checkpoints=1, keep_every=20))
     assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"20", "40", "60"}
-    for num_steps in (30, 60):  # a resume knows the losses of before
+    for num_steps in (30, 60):  # a resumed run includes the earlier losses
         run(tmp_path / "best", config(num_steps=num_steps, keep_checkpoints=1, keep_best=2))
     records = [json.loads(line) for line in (tmp_path / "best" / "metrics.jsonl").read_text().splitlines()]
     best = sorted(records, key=lambda record: record["loss"])[:2]
@@ -373,7 +374,7 @@ def empty(path):
 @pytest.mark.parametrize("damage", [flip, truncate, empty, Path.unlink])
 def test_a_damaged_file_changes_nothing_silently(tmp_path, damage, capsys):
     """Every file of a finished run, one after another: train, sample and evaluate give the same, or say why not."""
-    made = config(ema_lengths=(0.05, 0.1), snapshot_every=20, sample_every=20)
+    made = config(ema_lengths=(0.05, 0.1), checkpoint_every=20, snapshot_every=20, sample_every=20)
     made.evaluation.num_samples = 8
     devices = jax.devices()[:1]
     experiment, whole = make_experiment(made, devices), tmp_path / "whole"
@@ -394,7 +395,7 @@ def test_a_damaged_file_changes_nothing_silently(tmp_path, damage, capsys):
     evaluated(whole)
     expected = [mode(whole) for mode in modes]
     names = [path.relative_to(whole) for path in whole.rglob("*") if path.is_file()]
-    assert len(names) > 40
+    assert len(names) > 30
     for name in names:
         for mode, right in zip(modes, expected, strict=True):
             workdir = tmp_path / "run"

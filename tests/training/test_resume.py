@@ -1,4 +1,4 @@
-"""A run that is killed again and again ends with the parameters of one that was left alone, bit for bit."""
+"""A run that is stopped or killed and resumed ends with the same bits as an undisturbed run."""
 
 import json
 import random
@@ -12,7 +12,10 @@ import pytest
 from score_sde.errors import UserError
 from score_sde.training.checkpoints import restore_newest
 from score_sde.training.workdir import check_config, prepare
-from tests.cli import finish, start
+from tests.cli import POINTS, finish, start
+
+STEPS = 2000  # of a run on points
+RARE = (*POINTS, f"--config.training.checkpoint_every={STEPS}")
 
 
 def wait_for(condition, process, timeout=120.0):
@@ -35,22 +38,31 @@ def saving(workdir):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
+    """A run of a small U-Net."""
     workdir = tmp_path_factory.mktemp("undisturbed")
     finish(start(workdir))
     return workdir
 
 
-def assert_same_state(workdir, undisturbed):
-    """Every array of the newest checkpoints, bit for bit."""
+@pytest.fixture(scope="module")
+def undisturbed_points(tmp_path_factory):
+    """A run of a perceptron on points."""
+    workdir = tmp_path_factory.mktemp("undisturbed_points")
+    finish(start(workdir, *RARE))
+    return workdir
+
+
+def assert_same_state(workdir, undisturbed, num_steps, num_arrays):
+    """Compare every array of the newest checkpoints, bit for bit."""
     state, expected = restore_newest(workdir), restore_newest(undisturbed)
-    assert int(state["step"]) == 200
-    assert len(jax.tree.leaves(expected)) > 100  # parameters, their average, and two moments of each
+    assert int(state["step"]) == num_steps
+    assert len(jax.tree.leaves(expected)) > num_arrays  # parameters, their EMA, and two moments of each
     jax.tree.map(np.testing.assert_array_equal, state, expected)
 
 
 def assert_same_run(workdir, undisturbed):
-    """The state, what was logged, and the pictures."""
-    assert_same_state(workdir, undisturbed)
+    """Compare the state, the logged metrics and the samples."""
+    assert_same_state(workdir, undisturbed, 200, 100)
     folders = (workdir, undisturbed)
     logs = [[json.loads(line) for line in (d / "metrics.jsonl").read_text().splitlines()] for d in folders]
     for key in ("step", "loss", "gradient_norm"):
@@ -69,7 +81,8 @@ def kill_after_a_save(workdir, when, *flags):
     assert process.returncode == -signal.SIGKILL
 
 
-def test_kill_9_at_random_and_in_the_middle_of_a_save(undisturbed, tmp_path):
+@pytest.mark.slow
+def test_kills_at_random_and_during_a_save_change_no_bit(undisturbed, tmp_path):
     kill_after_a_save(tmp_path, lambda process: time.sleep(random.uniform(0.0, 0.05)))
     for _ in range(4):  # a save may end between the look and the kill
         kill_after_a_save(tmp_path, lambda process: wait_for(lambda: saving(tmp_path), process))
@@ -81,28 +94,27 @@ def test_kill_9_at_random_and_in_the_middle_of_a_save(undisturbed, tmp_path):
 
 
 @pytest.mark.slow
-def test_twenty_kills_at_random(undisturbed, tmp_path):
-    often = "--config.training.checkpoint_every=5"
+def test_twenty_kills_at_random_change_no_bit(undisturbed_points, tmp_path):
+    often = (*POINTS, "--config.training.checkpoint_every=5", "--config.training.log_every=5")
     for _ in range(20):
-        kill_after_a_save(tmp_path, lambda process: time.sleep(random.uniform(0.0, 0.05)), often)
-    finish(start(tmp_path))
-    assert_same_state(tmp_path, undisturbed)
+        kill_after_a_save(tmp_path, lambda process: time.sleep(random.uniform(0.0, 0.05)), *often)
+    finish(start(tmp_path, *RARE))
+    assert_same_state(tmp_path, undisturbed_points, STEPS, 20)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
-def test_a_signal_saves_says_where_and_goes_on(undisturbed, tmp_path, number):
-    """Without a checkpoint due before the end, so that what resumes is what the signal saved."""
-    rare = "--config.training.checkpoint_every=200"
-    process = start(tmp_path, rare)
+def test_a_signal_saves_and_the_run_resumes(undisturbed_points, tmp_path, number):
+    """No other checkpoint is due before the end, so that the run resumes from the one that the signal saved."""
+    process = start(tmp_path, *RARE)
     wait_for(lambda: (tmp_path / "metrics.jsonl").exists(), process)
     process.send_signal(number)
     printed = finish(process)
     (step,) = saved_steps(tmp_path)
-    assert 10 <= step < 200
+    assert 10 <= step < STEPS
     assert f"stopped by {number.name} and saved at step {step}; the same command resumes from there" in printed
-    assert f"from step {step}" in finish(start(tmp_path))
-    # A log's mean starts anew where the signal fell; the state is what must not change.
-    assert_same_state(tmp_path, undisturbed)
+    assert f"from step {step}" in finish(start(tmp_path, *RARE))
+    # The mean of a log line starts anew at the signal's step, so only the state is compared.
+    assert_same_state(tmp_path, undisturbed_points, STEPS, 20)
 
 
 @pytest.mark.slow
@@ -112,7 +124,7 @@ def test_steps_a_call_may_change_at_a_resume(undisturbed, tmp_path):
     assert "from step 100" in printed
     finished = finish(start(tmp_path))
     assert "has finished its 200 steps" in finished
-    assert_same_state(tmp_path, undisturbed)
+    assert_same_state(tmp_path, undisturbed, 200, 100)
 
 
 def test_another_config_is_refused_by_the_name_of_what_differs(tmp_path):

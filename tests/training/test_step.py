@@ -94,8 +94,9 @@ def test_one_and_eight_devices_agree(start):
     np.testing.assert_allclose(metrics_one["loss"], metrics_eight["loss"], rtol=1e-4)
 
 
-def test_shards_give_the_numbers_of_copies(start):
-    """And do cut the state: no device holds more than an eighth of what can be cut, and the rest."""
+@pytest.mark.slow
+def test_fsdp_agrees_with_one_device_and_cuts_the_state(start):
+    """No device holds more than an eighth of the arrays that can be cut, and the others."""
     copies, _ = run(start, 1, calls=5, dropout=0.3)
     shards, _ = run(start, 8, calls=5, dropout=0.3, strategy="fsdp")
     assert relative_difference(copies.params, shards.params, start.params) < 1e-3
@@ -160,11 +161,14 @@ def test_dropout_is_on_in_training(start):
     assert relative_difference(without.params, with_dropout.params, start.params) > 0.1
 
 
-def test_steps_a_call_change_no_bit(start):
-    """1 step a call, 2 and 6 scanned steps a call, on one device."""
-    single, _ = run(start, 1, calls=6)
+@pytest.mark.parametrize("points", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["points", "images"])
+def test_steps_per_call_change_no_bit(start, on_points, points):
+    """One step per call gives the bits of two and six scanned steps per call, on one device."""
+    state, options = (on_points, AVERAGES) if points else (start, {})
+    single, _ = run(state, 1, calls=6, points=points, **options)
     for steps_per_call in (2, 6):
-        scanned, _ = run(start, 1, calls=6 // steps_per_call, steps_per_call=steps_per_call)
+        calls = 6 // steps_per_call
+        scanned, _ = run(state, 1, calls=calls, steps_per_call=steps_per_call, points=points, **options)
         jax.tree.map(np.testing.assert_array_equal, single, scanned)
 
 
