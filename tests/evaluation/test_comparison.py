@@ -26,7 +26,7 @@ def digits():
     """The training split, its images, the test split's and their labels, and a classifier of the training split."""
     train = load("digits", "train", 8, 1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(small_classifier, "STEPS", 300)
+        patch.setattr(small_classifier, "STEPS", 200)
         classifier = fit(train)
     return train, load_examples(train)[0], *load_examples(load("digits", "test", 8, 1)), classifier
 

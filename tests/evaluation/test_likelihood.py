@@ -78,6 +78,7 @@ def test_bits_of_rounded_gaussian_pixels(tmp_path):
     assert figures["nfe"]["mean"] > 10
 
 
+@pytest.mark.slow
 def test_a_later_start_truncates_more(tmp_path):
     """The decoder N(x0_hat, (sigma / alpha)^2) is wider than the truth, the more so the more noise t_min leaves."""
     found = {}
@@ -94,6 +95,7 @@ def test_a_later_start_truncates_more(tmp_path):
     assert abs(found[0.1] - found[0.0] - loss) < 4 * 0.71 / np.sqrt(2400) / np.log(2) < loss / 2
 
 
+@pytest.mark.slow
 def test_the_importance_weighted_bound_is_tighter(tmp_path):
     settings = {"num_dequantizations": 8, "num_examples": 200, "rtol": 1e-3, "atol": 1e-3}
     means = []

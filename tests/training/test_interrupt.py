@@ -2,6 +2,7 @@
 
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
@@ -112,9 +113,16 @@ def test_ctrl_c_three_times_is_one_sentence(tmp_path):
     assert printed.count("launch.py: ") == 1 and "stopped at once" in printed and "Traceback" not in printed
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("trained") / "run"
+    finish(start(workdir, *LONG, "--config.training.num_steps=10"))
+    return workdir
+
+
 @pytest.mark.parametrize("mode", ["likelihood", "sample", "evaluate"])
-def test_ctrl_c_ends_what_saves_nothing(tmp_path, mode):
-    finish(start(tmp_path, *LONG, "--config.training.num_steps=10"))
+def test_ctrl_c_ends_modes_that_save_nothing(trained, tmp_path, mode):
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     endless = (
         "--config.likelihood.num_dequantizations=1000000",
         "--config.sampling.num_steps=1000000",
