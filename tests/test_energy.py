@@ -92,6 +92,7 @@ def two_modes(x, sigma, std=0.5):
     return jax.nn.logsumexp(jnp.log(WEIGHTS)[None] - 0.5 * squares / variance - jnp.log(variance), axis=1)
 
 
+@pytest.mark.slow
 def test_annealing_finds_the_proportions_that_langevin_alone_does_not():
     """From a wide start Langevin leaves half of the chains on either side; annealed, each mode has its share.
 
@@ -113,6 +114,7 @@ def test_annealing_finds_the_proportions_that_langevin_alone_does_not():
     assert abs(right.std(0) / np.sqrt(0.25 + 0.01) - 1).max() < 0.1
 
 
+@pytest.mark.slow
 def test_an_energy_trained_by_denoising_recovers_the_ratio_between_modes():
     """Two modes of 30% and 70% in two dimensions: log p(right) - log p(left) = log(7/3) within 0.3 nats.
 

@@ -78,11 +78,11 @@ def test_the_guided_score_is_that_of_the_tilted_density_at_every_t(name, scale, 
         whole = jax.nn.logsumexp(scores, axis=1)
         return jnp.sum(whole + scale * (scores[:, CLASS] - whole))
 
+    run = jax.jit(lambda at, t: (jax.grad(tilted)(at, t), guided(at, t), free(at, t)))
     for t in np.linspace(sde.t_min, 0.98 * sde.t_max, 7):
         at = float(jnp.sqrt(sde.alpha(t) ** 2 + sde.sigma(t) ** 2)) * x
-        expected = jax.grad(tilted)(at, t)
-        for denoiser in (guided, free):
-            pair = denoiser(at, t)
+        expected, *pairs = run(at, t)
+        for pair in pairs:
             score = -pair.epsilon / lift(sde.sigma(t), at)
             size = float(jnp.abs(expected).max())
             np.testing.assert_allclose(score, expected, atol=1e-9 * size)
@@ -152,7 +152,7 @@ def test_guided_pair_does_not_depend_on_prediction(pair):
     x = jax.random.normal(jax.random.key(0), (5, 2)) * jnp.sqrt(sde.alpha(t) ** 2 + sde.sigma(t) ** 2)
     log_prob = class_log_prob(classifier(sde), labels(5))
     pairs = [
-        classifier_guided(denoiser, log_prob, sde, 2.0)(x, t)
+        jax.jit(classifier_guided(denoiser, log_prob, sde, 2.0))(x, t)
         for denoiser in (unconditional(sde), round_trip_prediction(unconditional(sde), sde, prediction))
     ]
     for direct, converted in zip(*pairs, strict=True):  # float32's rounding, times sigma / alpha where eps gives x0
@@ -174,18 +174,18 @@ def test_one_call_for_both_gives_what_two_calls_give():
     asked = jnp.array([0, 1, 2, -1])
     for t in (0.4, jnp.linspace(0.1, 0.9, 4)):
         calls.clear()
-        pair = classifier_free_labeled(counted, asked, 2.5)(x, t)
+        pair = jax.jit(classifier_free_labeled(counted, asked, 2.5))(x, t)
         assert calls == [8]
-        expected = classifier_free(labelled(sde)(asked), unconditional(sde), 2.5)(x, t)
+        expected = jax.jit(classifier_free(labelled(sde)(asked), unconditional(sde), 2.5))(x, t)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), pair, expected)
 
 
 def test_a_scale_an_example_is_that_scale():
     sde, x, t = vp(), jax.random.normal(jax.random.key(0), (3, 2)), 0.3
     scales = jnp.array([0.0, 1.0, 2.5])
-    together = classifier_free(labelled(sde)(labels(3)), unconditional(sde), scales)(x, t)
+    together = jax.jit(classifier_free(labelled(sde)(labels(3)), unconditional(sde), scales))(x, t)
     for n, scale in enumerate((0.0, 1.0, 2.5)):
-        alone = classifier_free(labelled(sde)(labels(1)), unconditional(sde), scale)(x[n : n + 1], t)
+        alone = jax.jit(classifier_free(labelled(sde)(labels(1)), unconditional(sde), scale))(x[n : n + 1], t)
         jax.tree.map(lambda a, b, n=n: np.testing.assert_allclose(a[n : n + 1], b, atol=1e-6), together, alone)
 
 
