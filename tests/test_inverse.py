@@ -101,6 +101,7 @@ def test_a_replaced_denoiser_keeps_the_seen_part_of_x_t_at_its_marginal():
             assert abs(correlation) < 0.1 if fresh and n > 5 else fresh or correlation > 0.999
 
 
+@pytest.mark.slow
 def test_repeats_bring_replacement_nearer_to_the_posterior():
     """Strongly correlated features, one seen: replacement alone hardly tells the other, RePaint's repeats do."""
     sde, covariance = vp(), 0.25 * np.array([[1.0, 0.9], [0.9, 1.0]])
@@ -248,6 +249,7 @@ def test_dps_takes_any_function():
     assert np.abs(x.mean(0)).max() < 0.4  # all around it
 
 
+@pytest.mark.slow
 def test_a_resampled_solver_draws_from_the_same_law():
     """Steps back and forth of the exact chain leave the marginal where it is."""
     sde = vp()

@@ -274,16 +274,22 @@ def test_train_and_evaluate_write_their_files(tmp_path):
     assert [figures["data"][split]["number"] for split in ("train", "test")] == [200, 200]
     assert figures["fd_pixels_ratio"] > 2  # 20 steps draw no digits
 
+
+@pytest.mark.slow
+def test_finished_run_completes_its_samples_and_refuses_other_settings(tmp_path):
+    finish(start(tmp_path, *POINTS, *SHORT))
+    picture = tmp_path / "samples" / "step_00000020.png"
     # A run that was killed between its last checkpoint and its last samples writes them when it is started again.
-    stem.with_suffix(".png").unlink()
-    assert "has finished its 20 steps" in finish(start(tmp_path, *SHORT))
-    assert stem.with_suffix(".png").exists()
+    picture.unlink()
+    assert "has finished its 20 steps" in finish(start(tmp_path, *POINTS, *SHORT))
+    assert picture.exists()
 
     misfit = ("--config.training.num_steps=60", "--config.training.log_every=30", "--config.training.sample_every=60")
     misfit += ("--config.training.steps_per_call=30", "--config.training.checkpoint_every=30")
-    assert "step 20, not a multiple of steps_per_call=30" in finish(start(tmp_path, *misfit), expected=2)
+    printed = finish(start(tmp_path, *POINTS, *misfit), expected=2)
+    assert "step 20, not a multiple of steps_per_call=30" in printed
 
-    refused = finish(start(tmp_path, *SHORT, "--config.seed=1"), expected=2)
+    refused = finish(start(tmp_path, *POINTS, *SHORT, "--config.seed=1"), expected=2)
     assert "holds a run of another config: seed was 0, is 1" in refused
 
 

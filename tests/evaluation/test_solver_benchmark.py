@@ -23,6 +23,7 @@ def experiment(**settings):
     return make_experiment(config, jax.devices()[:1])
 
 
+@pytest.mark.slow
 def test_the_table_of_an_exact_network(tmp_path):
     settings = {"nfe": (24, 96), "spacings": ("karras", "log_snr"), "reference_steps": 200}
     text = certify(experiment(sde_num_steps=(128, 256, 512, 2048), **settings), tmp_path)

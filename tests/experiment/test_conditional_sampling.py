@@ -101,6 +101,7 @@ def test_a_grid_has_a_row_for_each_class():
     assert cells.ravel().tolist() == [0, 3, 6, 1, 4, 0, 2, 5, 0]
 
 
+@pytest.mark.slow
 def test_a_classifier_learns_and_its_loss_is_the_cross_entropy():
     """Of even logits the loss is log 10; on one batch over and over it falls below that, which is guessing's."""
     experiment = small_classifier()
@@ -233,6 +234,7 @@ def test_what_can_not_be_asked_for_is_refused_before_anything_runs(kwargs, sampl
         make_experiment(config, jax.devices()[:1])
 
 
+@pytest.mark.slow
 def test_a_task_on_several_devices_in_batches_of_any_size_asks_the_same_of_each_image(params):
     """7 images with 2 completions in batches of 6 on 3 devices, and at once on one; their measurements are the same."""
     asked = {

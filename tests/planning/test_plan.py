@@ -148,6 +148,7 @@ def test_analytic_network_has_nothing_to_plan():
         plan.plan(make_experiment(mixture.get_config(), jax.devices()[:1]), "cpu:8")
 
 
+@pytest.mark.slow
 def test_plan_command_prints_and_writes_nothing(tmp_path):
     printed = finish(start(tmp_path / "run", *POINTS, "--mode=plan", "--topology=cpu:4", devices=4))
     assert "cpu:4: 4 devices, pmap; " in printed and " parameters; batch 8, 2 per device" in printed

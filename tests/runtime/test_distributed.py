@@ -28,6 +28,7 @@ def start_two(workdir, *flags):
     return [start(workdir, *flags, address, "--num_processes=2", f"--process_id={i}", devices=4) for i in range(2)]
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_run(tmp_path):
     """The same parameters, log and pictures, and one of each."""
     alone, together = tmp_path / "alone", tmp_path / "together"

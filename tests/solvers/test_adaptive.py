@@ -81,6 +81,7 @@ def test_the_adaptive_sde_solver_draws_from_the_data(name):
     check_finite(solution)
 
 
+@pytest.mark.slow
 def test_a_rejected_step_stays_on_its_path():
     """A finer tolerance refines the same Brownian path: results converge to one, sample by sample."""
     sde = vp()
