@@ -111,6 +111,7 @@ def test_every_preconditioning_trains_and_samples_under_every_sde(preconditionin
             assert np.isfinite(samples).all()
 
 
+@pytest.mark.slow
 def test_every_time_sampler_objective_and_chain_trains():
     """In one program: time samplers, then objectives with their keyword arguments, then the chain's two losses."""
     values = [{"loss__time_sampler": name} for name in TIME_SAMPLERS]
@@ -167,7 +168,11 @@ def test_decoder_term_needs_pixels_on_levels(levels, values, words):
 
 
 @pytest.mark.parametrize(
-    "config", [edm_digits, flow_digits, subvp_digits, ve_digits, ddpm_digits, toy2d, mixture], ids=lambda c: c.__name__
+    "config",
+    thinned(
+        (edm_digits, flow_digits, subvp_digits, ve_digits, ddpm_digits, toy2d, mixture), edm_digits, toy2d, mixture
+    ),
+    ids=lambda c: c.__name__,
 )
 def test_the_configs_build(config):
     experiment = make_experiment(config.get_config(), jax.devices()[:1])
@@ -237,6 +242,7 @@ def test_labels_reach_the_network_in_training_and_are_hidden_by_option():
     np.testing.assert_array_equal(*losses(num_classes=10, label_dropout=0.9999999))
 
 
+@pytest.mark.slow
 def test_augmentations_reach_the_network_and_are_told_to_it():
     """A train step on augmented images, whose labels change the network; without a place for them they are refused."""
     kwargs = {"channels": 4, "multipliers": (1,), "num_res_blocks": 1, "attention_resolutions": (), "dropout": 0.0}
