@@ -2,7 +2,7 @@
 
 import os
 
-from tests.cli import CHEAP, ROOT
+from tests.cli import CHEAP, OLDER_GENERATOR, ROOT
 
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 {CHEAP}"
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -14,6 +14,12 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_configure(config):
+    """Compile faster in the fast tests; the flags are read when a test first uses JAX."""
+    if "not slow" in config.option.markexpr:
+        os.environ["XLA_FLAGS"] += f" {OLDER_GENERATOR}"
 
 
 def pytest_ignore_collect(collection_path, config):
