@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # Compilation is most of the tests' time, so LLVM takes its cheaper passes; the README's commands run with all.
 CHEAP = "--xla_backend_optimization_level=1"
-# The older code generator compiles 1.7 times as fast, but a scanned U-Net differs from an unscanned one in the last bit.
+# The older code generator compiles faster, but a scanned U-Net then differs from an unscanned one in the last bit.
 OLDER_GENERATOR = "--xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else ""
 TINY = (
     "--config=configs/vp_digits.py",
