@@ -45,7 +45,7 @@ NETWORKS = {
     "ncsnv2": {"channels": 32},
 }
 ROUNDING = {"highest": 2.0**-24, "default": 2.0**-11, "bfloat16": 2.0**-8}  # of products, the default's as TF32
-LANGEVIN = ("langevin", "annealed_langevin", "predictor_corrector")  # their noise can't be given
+OTHERS = ("langevin", "annealed_langevin", "predictor_corrector", "flow_map_steps")  # their noise or map is another
 
 CHECKS = ("random_bits", "conversions", "solvers", "likelihood", "networks", "gradients", "training")
 
@@ -141,7 +141,7 @@ def solvers():
         x = (rng.normal(size=(64, 3)) * np.asarray(sde.sigma(sde.t_max))).astype(np.float32)
         noise = rng.normal(size=(steps, 64, 3)).astype(np.float32)
         for name, make_solver in SOLVERS.items():
-            if name in LANGEVIN or (sde_name != "vp" and name not in ("heun", "ddim", "dpm_solver_pp", "ancestral")):
+            if name in OTHERS or (sde_name != "vp" and name not in ("heun", "ddim", "dpm_solver_pp", "ancestral")):
                 continue
 
             solver = make_solver()

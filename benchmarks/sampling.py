@@ -68,7 +68,7 @@ def ours(config, num_steps: int):
         return program, time.perf_counter() - started
 
     for name, make_solver in SOLVERS.items():
-        if make_solver().nfe_per_step > 1 or name not in (FLAGS.solver or SOLVERS):
+        if make_solver().nfe_per_step > 1 or make_solver().jumps or name not in (FLAGS.solver or SOLVERS):
             continue
         program, seconds = compiled(make_solver, num_steps)
         memory = program.memory_analysis()

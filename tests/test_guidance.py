@@ -29,7 +29,7 @@ from score_sde.parameterization import (
 from score_sde.sde import SDES, lift, log_snr, prior_sample, vp
 from score_sde.solvers import SOLVERS, solve, time_grid
 from tests import mixtures
-from tests.thinned import thinned
+from tests.thinned import WITH_DENOISERS, thinned
 
 CLASS = 1
 PARTS = {"means": mixtures.MEANS.tolist(), "stds": mixtures.STDS.tolist(), "weights": mixtures.WEIGHTS.tolist()}
@@ -111,7 +111,7 @@ def test_scale_one_draws_from_the_exact_conditional_with_every_sde(name):
         assert mixtures.sliced_wasserstein(drawn, truth(n, 99)) < 2.5 * own
 
 
-@pytest.mark.parametrize("solver", thinned(SOLVERS, "ddim", "unipc", "euler_maruyama", "predictor_corrector"))
+@pytest.mark.parametrize("solver", thinned(WITH_DENOISERS, "ddim", "unipc", "euler_maruyama", "predictor_corrector"))
 def test_guidance_runs_under_every_solver_and_scale_zero_is_bit_for_bit_without(solver):
     sde, n = vp(), 6
     x = prior_sample(sde, jax.random.key(0), (n, 2))

@@ -23,7 +23,7 @@ from score_sde.parameterization import Prediction
 from score_sde.sde import SDES, edm, flow, prior_sample, vp
 from score_sde.solvers import SOLVERS, ancestral, ddim, solve, time_grid
 from score_sde.thresholding import clip_x0
-from tests.thinned import thinned
+from tests.thinned import WITH_DENOISERS, thinned
 
 MEAN = np.array([0.3, -0.2])
 STD = 0.5
@@ -131,7 +131,7 @@ def test_repeats_bring_replacement_nearer_to_the_posterior():
 
 
 MULTISTEP = ("unipc", "deis", "dpm_solver_pp_sde")
-MEMORYLESS = [name for name in SOLVERS if name not in MULTISTEP]
+MEMORYLESS = [name for name in WITH_DENOISERS if name not in MULTISTEP]
 
 
 @pytest.mark.parametrize("method", INVERSE_METHODS)

@@ -15,7 +15,7 @@ from score_sde.sde import edm, flow, lift, vp
 from score_sde.solvers import SOLVERS, ancestral, solve
 from score_sde.thresholding import clip_x0
 from score_sde.training.load import write_weights
-from tests.thinned import thinned
+from tests.thinned import WITH_DENOISERS, thinned
 
 STD = 0.5  # of the data, N(0, STD^2)
 
@@ -138,6 +138,7 @@ def test_learned_variance_from_config_to_export(tmp_path):
 def test_every_solver_takes_a_learned_variance():
     sde, x, times = vp(), jnp.ones((2, 1)), np.array([1.0, 0.5])
     denoiser = gaussian(sde, lambda t: jnp.zeros_like(t))
-    for name, make in SOLVERS.items():
+    for name in WITH_DENOISERS:
+        make = SOLVERS[name]
         shape = jax.eval_shape(lambda x, make=make: solve(make(), sde, denoiser, x, times, jax.random.key(0)).x, x)
         assert shape.shape == x.shape, name

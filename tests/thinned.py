@@ -2,6 +2,10 @@
 
 import pytest
 
+from score_sde.solvers import SOLVERS
+
+WITH_DENOISERS = [name for name in SOLVERS if name != "flow_map_steps"]  # which takes a flow map instead
+
 
 def thinned(values, *fast):
     """Return the values of a grid as pytest parameters, slow except those in `fast`."""

@@ -27,7 +27,7 @@ from score_sde.solvers import (
     unipc,
 )
 from tests.solvers.gaussian import M, denoiser, error, flow_error
-from tests.thinned import thinned
+from tests.thinned import WITH_DENOISERS, thinned
 
 DETERMINISTIC = {
     "euler": (euler(), 1),
@@ -153,7 +153,7 @@ def run_all(name, process, counts):
 
 
 @pytest.mark.parametrize("process", thinned(SDES, "vp"))
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", WITH_DENOISERS)
 def test_every_solver_runs_for_every_sde(name, process):
     run_all(name, process, (1, 3))
 
@@ -168,7 +168,7 @@ def test_solvers_that_need_signal_refuse_zero_terminal_snr(name, process):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("process", SDES)
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", WITH_DENOISERS)
 def test_every_solver_converges_for_every_sde(name, process, x64):
     run_all(name, process, (2, 4, 5, 10))
     if name in ORDERS and not refuses(name, process):  # from 20 to 80 steps at least a factor 4^order / 2 nearer
@@ -178,4 +178,4 @@ def test_every_solver_converges_for_every_sde(name, process, x64):
 
 
 def test_the_table_above_misses_no_solver():
-    assert set(SOLVERS) - set(ORDERS) == {"langevin", "annealed_langevin", "predictor_corrector"}
+    assert set(WITH_DENOISERS) - set(ORDERS) == {"langevin", "annealed_langevin", "predictor_corrector"}

@@ -32,7 +32,7 @@ from score_sde.solvers import (
     unipc,
 )
 from tests.solvers import gaussian
-from tests.thinned import thinned
+from tests.thinned import WITH_DENOISERS, thinned
 
 SDE, M, S = vp(), 0.4, 0.6  # data N(M, S^2)
 QUICK = ("ddim", "heun", "unipc", "euler_maruyama", "predictor_corrector")  # one solver of each kind
@@ -106,7 +106,7 @@ def test_ddim_between_its_ends_keeps_the_marginal():
     assert abs(draws.var() / SDE.sigma(s) ** 2 - 1) < 4 * np.sqrt(2 / n)
 
 
-@pytest.mark.parametrize("name", thinned(SOLVERS, *QUICK))
+@pytest.mark.parametrize("name", thinned(WITH_DENOISERS, *QUICK))
 def test_a_sample_does_not_depend_on_its_batch(name):
     x = jax.random.normal(jax.random.key(0), (6, 3))
     keys = jax.random.split(jax.random.key(1), 6)
@@ -123,7 +123,7 @@ def test_one_key_is_folded_by_the_place_in_the_batch():
     assert len(np.unique(np.asarray(whole))) == 18
 
 
-@pytest.mark.parametrize("name", thinned(SOLVERS, *QUICK))
+@pytest.mark.parametrize("name", thinned(WITH_DENOISERS, *QUICK))
 def test_what_solve_returns(name):
     x, times = jnp.ones((2, 3)), time_grid(SDE, 4)
     solver = SOLVERS[name]()
@@ -190,7 +190,7 @@ def test_grids_in_noise_level_start_from_80_where_it_is_infinite(sde, spacing):
     np.testing.assert_allclose(even[0], first + (even[-1] - first) / 10, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", thinned(SOLVERS, *QUICK))
+@pytest.mark.parametrize("name", thinned(WITH_DENOISERS, *QUICK))
 def test_the_last_step_to_sigma_zero_is_the_denoised(name):
     """And costs one evaluation: EDM's 2 N - 1 for Heun's method."""
     x, solver, key = jnp.linspace(-1.0, 1.0, 6).reshape(2, 3), SOLVERS[name](), jax.random.key(0)
