@@ -12,9 +12,9 @@ if __name__ == "__main__":  # before the slow imports, during which Ctrl-C must 
         pass
     os.close(opened)
 
-from score_sde.__main__ import FLAGS, MODES, main, parse_flags, run
+from score_sde.__main__ import FLAGS, MODES, UserError, app, main, parse_flags, run
 
-__all__ = ["FLAGS", "MODES", "main", "parse_flags", "run"]
+__all__ = ["FLAGS", "MODES", "UserError", "app", "main", "parse_flags", "run"]
 
 if __name__ == "__main__":
     run()

@@ -139,6 +139,7 @@ def exact_epsilon(schedule):
     return epsilon_fn
 
 
+@pytest.mark.slow
 def test_the_bound_on_gaussian_data_is_tight(x64):
     """Data N(0, 0.3^2) rounded to 256 levels, exact eps, N = 1,000: above the true -log p, by less than 1%.
 
@@ -172,6 +173,7 @@ def test_the_bound_on_gaussian_data_is_tight(x64):
     np.testing.assert_allclose(bits, nats / np.log(2))
 
 
+@pytest.mark.slow
 def test_the_learned_variance_spans_from_the_posteriors_to_beta(x64):
     """v = 1 is the bound with variance beta; v = -1 that with the posterior's; hybrid adds T times the term."""
     schedule = linear_schedule(50, 1e-3, 0.2)

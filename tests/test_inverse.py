@@ -352,6 +352,7 @@ def test_what_can_not_be_answered_is_refused(call, words):
         call()
 
 
+@pytest.mark.slow
 def test_times_of_each_example_are_its_own():
     """As adaptive solvers of SDEs ask, t (batch,)."""
     sde = vp()

@@ -60,6 +60,7 @@ def test_exact_variance_samples_the_gaussian(make):
     assert spread_at_end(lambda t: jnp.ones_like(t)) > spread_at_end(None)
 
 
+@pytest.mark.slow
 def test_exact_variance_gives_the_least_bound():
     chain = ddpm.linear_schedule(50)
     sde = ddpm.to_sde(chain)
@@ -103,6 +104,7 @@ def test_guidance_and_thresholds_keep_v():
         np.testing.assert_array_equal(denoiser(x, t).v, 0.5)
 
 
+@pytest.mark.slow
 def test_learned_variance_from_config_to_export(tmp_path):
     """v changes samples and the discrete bound; an export says that it knows a chain's steps only."""
     config = ddpm_digits.get_config()

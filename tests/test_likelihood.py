@@ -75,6 +75,7 @@ def test_the_change_of_variables_is_exact(name, dimension, x64):
     assert (result.standard_error == 0).all()
 
 
+@pytest.mark.slow
 def test_the_priors_mismatch_is_what_its_closed_form_says(x64):
     """Of N(0, s^2) in d dimensions: E log N(z; 0, alpha^2 s^2 + sigma^2) - E log N(z; 0, sigma^2)."""
     sde, d = vp(), 2
@@ -135,6 +136,7 @@ def test_probes_are_fixed_along_the_way():
     assert counts[1] < 4 * counts[0] < 4 * 200
 
 
+@pytest.mark.slow
 def test_an_example_keeps_its_probe_in_another_batch(x64):
     sde, model = vp(), mixture(2)
     x = data(model, sde, 4)

@@ -261,6 +261,7 @@ def test_preconditionings_are_karras_table_1(name, x64):
             1 / np.sqrt(s**2 + data**2),
             np.log(s) / 4,
         ),
+        "angle": (1 / (1 + s**2), -s / np.sqrt(1 + s**2), 1 / np.sqrt(1 + s**2), 10 * np.arctan(s)),
     }
     x_t, output = jax.random.normal(jax.random.key(0), (2, 15, 3))
     x = x_t / sde.alpha(t)[:, None]
@@ -276,7 +277,7 @@ def test_preconditionings_are_karras_table_1(name, x64):
         np.testing.assert_allclose(pair.epsilon, (x - denoised) / s[:, None], rtol=1e-7, atol=1e-9)
 
 
-@pytest.mark.parametrize("preconditioning", ["edm", "log_snr"])
+@pytest.mark.parametrize("preconditioning", ["edm", "log_snr", "angle"])
 def test_rotations_are_finite_at_both_ends(preconditioning):
     """Their pair is a rotation of x and the output, so that no division by alpha or sigma remains."""
     sde, x, output = flow(), jnp.array([[0.5, -0.2]]), jnp.array([[0.3, 0.8]])
@@ -306,6 +307,7 @@ def test_what_makes_no_sense_is_refused():
         for preconditioning in ("vp", "ve", "edm"):
             with pytest.raises(UserError, match=r"infinite at t = 1\.0"):
                 check_parameterization(sde, "epsilon", preconditioning)
+        check_parameterization(sde, "epsilon", "angle")
     with pytest.raises(UserError, match="has no effect"):
         check_parameterization(vp(), "v", "edm")
 
@@ -330,5 +332,5 @@ def test_log_sigma_shows_x_and_the_logarithm_of_its_noise(sde):
 
 
 def test_every_preconditioning_is_tested_above():
-    assert set(PRECONDITIONINGS) == {"none", "log_sigma", "vp", "ve", "edm", "log_snr"}
+    assert set(PRECONDITIONINGS) == {"none", "log_sigma", "vp", "ve", "edm", "log_snr", "angle"}
     assert time_derivative(jnp.sin, 0.0) == 1.0

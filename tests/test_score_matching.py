@@ -34,6 +34,7 @@ def parametric(theta, x):
 THETA = jax.random.normal(jax.random.key(5), (33,))
 
 
+@pytest.mark.slow
 def test_the_gradients_of_all_four_objectives_agree():
     """On a mixture seen through noise: each differs from the mean of the explicit one's by its Monte-Carlo error.
 
@@ -272,6 +273,7 @@ def test_the_exact_denoisers_loss_is_the_irreducible_one(weighting):
     assert abs(losses.mean() - expected) < 4 * losses.std() / np.sqrt(n)
 
 
+@pytest.mark.slow
 def test_the_trainable_objectives_differ_from_denoising_by_a_constant():
     """As a step uses them: E[objective(theta) - denoising(theta)] is one for two theta, within 4.5 standard errors."""
     sde, n = vp(), 60_000

@@ -50,6 +50,7 @@ def figures_of(extractors, draws, real, test):
     return figures, seen
 
 
+@pytest.mark.slow
 def test_real_digits_pass_for_digits_and_noise_does_not(digits, extractors):
     _, train, test, labels, _ = digits
     figures, seen = figures_of(extractors, [train[1000:1250], train[1250:]], train[:1000], test)

@@ -103,6 +103,7 @@ def test_fokker_planck_of_a_scaled_gaussian_score_is_known(name, dimensions, key
         assert np.abs(zero).max() < 1e-9 * expected.max()
 
 
+@pytest.mark.slow
 def test_an_estimated_divergence_adds_noise_but_no_bias(keys, x64):
     """In 20 dimensions, of a Gaussian mixture along a diagonal: 0 within sampling error, though no example is 0."""
     sde, diagonal = SDES["vp"](), np.ones(20) / np.sqrt(20)

@@ -94,6 +94,7 @@ def run(tmp_path_factory):
     return workdir, experiment
 
 
+@pytest.mark.slow
 def test_checkpoints_and_averages_make_a_curve(run):
     workdir, experiment = run
     evaluate(experiment(every_checkpoint=True, ema_decays=(0.998, 0.5)), workdir)
@@ -142,6 +143,7 @@ def test_health_of_a_network_of_points(run):
     assert Image.open(workdir / "health.png").size[1] == 400
 
 
+@pytest.mark.slow
 def test_images_are_held_against_another_run(tmp_path, monkeypatch):
     """Of a network that draws noise: the same figures twice, no difference; other data, a refusal."""
     from configs import vp_digits

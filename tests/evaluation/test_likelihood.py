@@ -109,6 +109,7 @@ def test_the_importance_weighted_bound_is_tighter(tmp_path):
     assert means[1] < means[0]  # the very same draws: log mean exp is never below the mean
 
 
+@pytest.mark.slow
 def test_real_numbers_get_nats_and_no_bits(tmp_path):
     """Against the exact density of the mixture at the points themselves."""
     config = mixture.get_config()

@@ -59,6 +59,7 @@ def params():
     return tree.unflatten([0.2 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)])
 
 
+@pytest.mark.slow
 def test_scale_zero_is_the_unconditional_sampler_bit_for_bit_and_one_the_conditional(params):
     experiment = make_experiment(config_of(guidance_scale=0.0), jax.devices()[:1])
     times = time_grid(experiment.model.sde, 4)
@@ -151,6 +152,7 @@ def test_a_classifier_run_trains_resumes_measures_exports_and_guides(tmp_path):
     assert drawn["labels"].tolist() == list(range(10)) and drawn["images"].shape == (10, 8, 8, 1)
 
 
+@pytest.mark.slow
 def test_a_guide_of_another_process_shape_or_kind_is_refused(tmp_path):
     (tmp_path / "checkpoints").mkdir()  # a run's folder
 

@@ -145,6 +145,7 @@ def hybrid(**values):
     return make_experiment(config, jax.devices()[:1])
 
 
+@pytest.mark.slow
 def test_decoder_term_has_the_levels_of_the_data():
     pixels = np.random.default_rng(0).integers(0, 17, (16, 8, 8, 1), np.uint8)
 
@@ -221,6 +222,7 @@ def test_exact_networks_are_shown_what_they_need():
         make_experiment(config, jax.devices()[:1])
 
 
+@pytest.mark.slow
 def test_labels_reach_the_network_in_training_and_are_hidden_by_option():
     """The labels change the loss of a network with classes, but not where all are hidden; without classes none does."""
     kwargs = {"channels": 4, "multipliers": (1,), "num_res_blocks": 1, "attention_resolutions": (), "dropout": 0.0}

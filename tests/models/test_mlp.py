@@ -23,6 +23,7 @@ def test_output_has_event_shape_and_rows_are_independent(event):
     assert two.apply(two.init(jax.random.key(1), x, level), x, level).shape == (5, *event[:-1], 2 * event[-1])
 
 
+@pytest.mark.slow
 def test_energy_mlp_returns_negative_energy_gradient():
     model = create("energy_mlp", features=(16, 16), embedding=8)
     x, level = jax.random.normal(jax.random.key(0), (6, 2)), jnp.linspace(0, 900, 6)

@@ -125,6 +125,7 @@ def test_scalars_round_trip(tmp_path):
     assert found["gain"].shape == () and found["a"].shape == (3, 2)
 
 
+@pytest.mark.slow
 def test_native_weights_round_trip(tmp_path):
     kwargs = {"channels": 8, "multipliers": (1, 2), "num_res_blocks": 1, "attention_resolutions": (4,)}
     module = create("ddpmpp", **kwargs)

@@ -64,6 +64,7 @@ def test_temporaries_agree_with_the_memory_of_a_first_run(strategy):
     assert abs(memory["measured"] / memory["planned"] - 1) < 0.1
 
 
+@pytest.mark.slow
 def test_fsdp_does_not_copy_the_batch():
     """fsdp gathers parameters, not activations: its temporaries exceed those of pmap by at most the parameters."""
     config = toy2d.get_config()
@@ -88,6 +89,7 @@ def test_loops_count_once_per_iteration():
     assert count_repeated_flops(lambda x: x @ x, matrix) == 0
 
 
+@pytest.mark.slow
 def test_accumulation_counts_the_whole_batch():
     def factor(accumulate):
         config = toy2d.get_config()

@@ -50,6 +50,7 @@ def test_controllers_and_processes(name, controller, x64):
     assert solution.nfe.shape == (6,) and len(set(solution.nfe.tolist())) > 1  # each example its own steps
 
 
+@pytest.mark.slow
 def test_encoding_is_the_way_back(x64):
     sde = vp()
     x = jnp.linspace(-2.0, 2.0, 3)[:, None]

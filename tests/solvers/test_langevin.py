@@ -119,6 +119,7 @@ def test_at_zero_terminal_snr_the_first_correction_is_none():
     np.testing.assert_array_equal(result, x)
 
 
+@pytest.mark.slow
 def test_annealed_langevin_alone_samples_a_mixture():
     """As in Song and Ermon 2019: levels down, several steps at each; the sliced distance of two draws of data is 1."""
     sde = ve(sigma_max=5.0)

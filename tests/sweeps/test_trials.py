@@ -84,6 +84,7 @@ def test_invalid_overrides_raise():
         overrides.load("configs/none.py")
 
 
+@pytest.mark.slow
 def test_invalid_sweeps_raise_before_any_trial_starts(tmp_path):
     for trials, changes, message in (
         ([{"sde.name": "vpp"}], {}, r"the trial 'name vpp' can't be run: unknown SDE 'vpp'.*Did you mean 'vp'"),
@@ -209,6 +210,7 @@ def test_a_long_value_gives_a_short_folder_name(tmp_path):
     assert again.folder == trial.folder
 
 
+@pytest.mark.slow
 def test_trials_that_share_a_network_build_it_once(tmp_path, monkeypatch, capsys):
     rates = [1e-4 * (1 + i) for i in range(20)]
     calls = []

@@ -129,6 +129,7 @@ def test_when_no_checkpoint_can_be_read_nothing_is_moved(finished, tmp_path):
     assert len(list((workdir / "checkpoints").iterdir())) == len(steps)
 
 
+@pytest.mark.slow
 def test_which_checkpoints_are_kept(tmp_path):
     """The last, every twentieth, and the best by the loss, which here falls."""
     run(tmp_path / "run", config(num_steps=60, keep_checkpoints=1, keep_every=20))
@@ -163,6 +164,7 @@ def test_a_loss_that_is_not_finite_names_its_step_and_leaves_what_reproduces_it(
     assert figures["step_key"] == jax.random.key_data(key).tolist()
 
 
+@pytest.mark.slow
 def test_steps_that_are_left_out_are_counted_and_a_run_of_nothing_else_ends(tmp_path):
     made = broken_from(0)
     made.training.update({"on_nonfinite": "skip", "num_steps": 200})
@@ -173,6 +175,7 @@ def test_steps_that_are_left_out_are_counted_and_a_run_of_nothing_else_ends(tmp_
     assert [record["skipped"] for record in records[1:]] == [1.0] * (len(records) - 1) and len(records) >= 9
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_error_and_loses_nothing(tmp_path):
     """On a file system of 900 kB, in a mount name space of its own; where that is not allowed, by the error's name."""
     small = tmp_path / "small"

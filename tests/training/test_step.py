@@ -81,6 +81,7 @@ def relative_difference(first, second, origin):
     return float(jnp.sqrt(sum(jax.tree.leaves(difference)) / sum(jax.tree.leaves(moved))))
 
 
+@pytest.mark.slow
 def test_one_and_eight_devices_agree(start):
     """After 5 steps, to float32 rounding: dropout, too, belongs to an example and not to a device.
 
@@ -114,6 +115,7 @@ def on_points():
     return experiment.training.init_state()
 
 
+@pytest.mark.slow
 def test_parts_of_a_batch_add_up_to_it(on_points):
     """Accumulated gradients on one device, on four, and in shards: an example's noise is its own."""
     whole, _ = run(on_points, 1, calls=3, points=True, **AVERAGES)
@@ -125,6 +127,7 @@ def test_parts_of_a_batch_add_up_to_it(on_points):
         assert relative_difference(whole.params, parts.params, on_points.params) < 1e-3
 
 
+@pytest.mark.slow
 def test_a_step_without_a_finite_loss_is_left_out_or_stays_for_good(on_points):
     params = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.inf), on_points.params)
     broken = on_points._replace(params=params)
@@ -136,6 +139,7 @@ def test_a_step_without_a_finite_loss_is_left_out_or_stays_for_good(on_points):
     assert float(metrics["nonfinite"]) == 1 and not np.isfinite(float(metrics["loss"]))
 
 
+@pytest.mark.slow
 def test_several_averages_are_kept(on_points):
     """Against their definitions, from the parameters after each step."""
     seen = [run(on_points, 1, calls=n, points=True, **AVERAGES)[0] for n in (1, 2, 3)]
@@ -155,6 +159,7 @@ def test_several_averages_are_kept(on_points):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, tree)
 
 
+@pytest.mark.slow
 def test_dropout_is_on_in_training(start):
     without, _ = run(start, 1, calls=2)
     with_dropout, _ = run(start, 1, calls=2, dropout=0.3)
