@@ -168,10 +168,16 @@ def _flow_map(model, params, labels, guidance: Guidance, denoiser: Denoiser, thr
             "two_times=True, or use another solver",
             "solver",
         )
-    if guidance != Guidance() or task is not None or threshold(denoiser, model.sde) is not denoiser:
+    changes = {
+        "task": task is not None,
+        "guidance": guidance != Guidance(),
+        "threshold": threshold(denoiser, model.sde) is not denoiser,
+    }
+    given = [name for name, is_given in changes.items() if is_given]
+    if given:
         raise UserError(
-            "sample: guidance, thresholds and inverse problems change a denoiser, and flow_map_steps jumps with the "
-            "flow map as it was trained; use another solver, which takes the flow map's denoiser",
+            f"sample: {' and '.join(given)} would change a denoiser, and flow_map_steps jumps with the flow map as it "
+            "was trained; another solver takes the flow map's denoiser",
             "solver=ddim",
         )
     return model.denoiser(params, labels=labels if model.num_classes else None)

@@ -259,7 +259,7 @@ def test_what_a_flow_map_is_not_sampled_with():
         sample(model, model.init(keys[0]), keys, **options)
     params = two.init(keys[0])
     assert sample(two, params, keys, **options).x.shape == (2, 2)
-    with pytest.raises(UserError, match="guidance, thresholds and inverse problems change a denoiser"):
+    with pytest.raises(UserError, match="sample: threshold would change a denoiser"):
         sample(two, params, keys, **options, threshold=clip_x0())
     assert sample(two, params, keys, solver=ddim(), times=options["times"], threshold=clip_x0()).x.shape == (2, 2)
 

@@ -51,6 +51,7 @@ def build_loss(
     defaults = {"sigma_data": config.data.sigma_data} if loss.weighting == "edm" else {}
     weighting = build_part(config, "weighting", WEIGHTINGS, "loss.weighting", "loss.weighting_kwargs", defaults)
     paths = {key: f"loss.{key}" for key in loss} | {"sde": "sde.name", "prediction": "model.prediction"}
+    paths |= {"pretrained": "loss.objective_kwargs.teacher", "family": "loss.objective_kwargs.teacher"}
     sample_times = build_part(config, "time sampler", TIME_SAMPLERS, "loss.time_sampler", "loss.time_sampler_kwargs")
     with naming_flags(config, "loss.objective_kwargs", **paths):
         if name in CHAIN_OBJECTIVES:
