@@ -32,6 +32,7 @@ from score_sde.solvers import ddim, flow_map_steps, solve, time_grid
 from score_sde.thresholding import clip_x0
 from score_sde.time_samplers import uniform
 from score_sde.training.loss import FLOW_MAP_OBJECTIVES
+from tests.cli import finish, start
 from tests.thinned import thinned
 
 MEAN, STD = 0.4, 0.6
@@ -297,3 +298,26 @@ def test_the_solver_benchmark_counts_a_flow_map_in():
     rows, _ = deterministic_table(sde, both, {}, x, options, {"ddim": ddim, "flow_map_steps": flow_map_steps})
     distances = {row["solver"]: row["distance"] for row in rows}
     assert distances["flow_map_steps"] < 1e-4 < 0.05 < distances["ddim"]
+
+
+@pytest.mark.slow
+def test_a_run_is_distilled(tmp_path):
+    """The network of a run, its weights the first ones, and the run as the teacher; then one step and four."""
+    teacher, student = tmp_path / "teacher", tmp_path / "student"
+    few = ("--config.training.num_steps=20", "--config.training.sample_every=20")
+    finish(start(teacher, *few))
+    finish(start(teacher, *few, "--mode=export"))
+    flags = (
+        "--config=configs/flow_map_digits_distill.py",
+        f"--config.model.pretrained={teacher}",
+        f"--config.loss.objective_kwargs.teacher={teacher}",
+        *few,
+        "--config.training.batch_size=8",
+        "--config.training.checkpoint_every=10",
+        "--config.sampling.num_samples=10",
+        "--config.sampling.batch_size=10",
+    )
+    assert "trained 20 steps" in finish(start(student, *flags))
+    for steps in (1, 4):
+        said = finish(start(student, *flags, "--mode=sample", f"--config.sampling.num_steps={steps}"))
+        assert "10 samples of step 20" in said

@@ -327,7 +327,7 @@ def test_an_exact_network_is_accepted_by_every_mode(tmp_path):
     stem = tmp_path / "samples" / "step_00000000"
     samples = np.load(stem.with_suffix(".npz"))["samples"]
     assert (samples.shape, samples.dtype) == ((200, 2), np.float32)
-    assert Image.open(stem.with_suffix(".png")).size == (1600, 400)  # data, samples and the score at two noise levels
+    assert Image.open(stem.with_suffix(".png")).size == (1600, 440)  # data, samples and the score at two noise levels
     assert "nothing to train" in finish(start(tmp_path, *mixture, *few))
     np.testing.assert_array_equal(np.load(stem.with_suffix(".npz"))["samples"], samples)
     finish(start(tmp_path, *mixture, *few, "--mode=evaluate"))
