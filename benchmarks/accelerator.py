@@ -1,14 +1,15 @@
-"""All that this project wants to know of an accelerator, in the minutes that there are for it.
+"""Check and measure an accelerator within a given number of minutes.
 
     python benchmarks/accelerator.py [--minutes=8] [--output=runs/accelerator] [--parts=train,sampling] [--tiny]
 
-Runs the other benchmarks one after another, the most important first: correctness, train steps (with PyTorch beside,
-where it is installed), sampling, attention, growing batches, and a training for the time that remains. Each is a
-program of its own, with a time limit, so that one that fails, hangs or fills the memory costs only its own findings. A
-finding is written when it is made: a line of JSON to findings.jsonl, a row to findings.md, and what a part printed to
-its own log. Compilation would take most of the minutes, so the train steps are compiled first, as many side by side as
-the host has cores for, into a cache that the timed programs read: "compile s" is that of the former. `--parts` takes
-only parts whose names contain one of its words; `--tiny` takes the smallest models, to try this program itself.
+Runs the other benchmarks in order of importance: correctness, train steps (compared with PyTorch if it is installed),
+sampling, attention, larger batches, and a training run in the remaining time. Each benchmark is a separate process with
+a time limit, so a failure, a hang or a full memory ends that benchmark only. Each result is appended immediately to
+findings.jsonl (one JSON object per line) and findings.md (a table), and the output of each benchmark goes to a log.
+
+Compilation would take most of the time. Therefore the train steps are first compiled in parallel, into a cache that the
+timed processes read. The compile times are those of this first phase. `--parts` selects the benchmarks whose names
+contain one of the given words. `--tiny` uses the smallest models, to test this program.
 """
 
 import sys
@@ -32,19 +33,19 @@ from score_sde.runtime.repeatable import exclude_nondeterministic_ops
 ROOT = Path(__file__).parents[1]
 TRAINED = ("cifar10", "edm", "ncsnpp", "adm64", "dit")  # DDPM++, EDM's, NCSN++, ADM on 64 x 64, DiT-B/2
 BATCHES = {"adm64": 64}
-COMPILING = 0.4  # of the time
-CORES = 2  # that a compilation keeps busy
-STOP_SECONDS = 20  # a training saves a checkpoint when it is told to stop
+COMPILING = 0.4  # fraction of the time
+CORES = 2  # CPU cores per compilation
+STOP_SECONDS = 20  # time to save a checkpoint after SIGTERM
 
 FLAGS = flags.FLAGS
-flags.DEFINE_float("minutes", 8.0, "how long all may take")
+flags.DEFINE_float("minutes", 8.0, "time limit of the whole program")
 flags.DEFINE_string("output", "runs/accelerator", "folder of the findings")
-flags.DEFINE_list("parts", [""], "words in the names of the parts to run; all")
-flags.DEFINE_bool("tiny", False, "the smallest models, to try this program itself")
+flags.DEFINE_list("parts", [""], "words in the names of the benchmarks to run; default: all")
+flags.DEFINE_bool("tiny", False, "use the smallest models, to test this program")
 
 
 def parts(output: Path) -> dict[str, tuple[float, list[str]]]:
-    """Name -> (the most seconds it may take, the command), the most important first."""
+    """Return the time limit in seconds and the command of each benchmark, in order of importance."""
     found = {"correctness": (180.0, ["benchmarks/device_checks.py"])}
     models = ("digits",) if FLAGS.tiny else TRAINED
     for dtype in ("bfloat16", "float32"):
@@ -59,14 +60,14 @@ def parts(output: Path) -> dict[str, tuple[float, list[str]]]:
             scale = ["--scale=64", "--rounds=2"] if FLAGS.tiny else []
             found["attention"] = (60.0, ["benchmarks/attention.py", *scale])
     for model in models:
-        found[f"growing batches {model}"] = (240.0, train(model, "bfloat16", 2, "--doublings=4", "--peer=none"))
+        found[f"larger batches {model}"] = (240.0, train(model, "bfloat16", 2, "--doublings=4", "--peer=none"))
     training = ["launch.py", "--config=configs/vp_digits.py", f"--workdir={output / 'vp_digits'}"]
     found["training"] = (3600.0, [*training, *(["--config.training.num_steps=100"] if FLAGS.tiny else [])])
     return {name: part for name, part in found.items() if any(word in name for word in FLAGS.parts)}
 
 
 def train(model: str, dtype: str, times: int = 1, *options: str) -> list[str]:
-    """The command that times a train step at some multiple of the model's batch."""
+    """Return the command that times a train step at a multiple of the model's batch size."""
     batch = times * (8 if FLAGS.tiny else BATCHES.get(model, 128))
     peer = () if options else ("--peer=torch,compiled",) if model == "cifar10" else ("--peer=none",)
     command = ["benchmarks/train_step.py", f"--model={model}", f"--dtype={dtype}", f"--batch={batch}"]
@@ -74,7 +75,7 @@ def train(model: str, dtype: str, times: int = 1, *options: str) -> list[str]:
 
 
 def compile_first(commands: dict[str, list[str]], seconds: float, output: Path) -> None:
-    """Compiles the train steps side by side, the most important first; the growing batches compile their own."""
+    """Compile the train steps in parallel, in order of importance; the larger batches compile when they run."""
     end = time.monotonic() + seconds
 
     def compile_one(item):
@@ -93,7 +94,7 @@ def compile_first(commands: dict[str, list[str]], seconds: float, output: Path) 
 
 
 def run(name: str, command: list[str], seconds: float, output: Path, **environment: str) -> None:
-    """Runs one part for at most so many seconds, and keeps each of its findings as it is printed."""
+    """Run a benchmark with a time limit in seconds, and record each result when it is printed."""
     started = time.monotonic()
     environment = (
         dict(os.environ, JAX_COMPILATION_CACHE_DIR=str(output / "compiled"), PYTHONUNBUFFERED="1") | environment
@@ -113,27 +114,29 @@ def run(name: str, command: list[str], seconds: float, output: Path, **environme
         timer.cancel(), killer.cancel()
     finding = {"exit": code, "seconds": round(time.monotonic() - started, 1)}
     if code:
-        finding["stopped"] = f"after its {seconds:.0f} s" if finding["seconds"] >= seconds else "by itself, see its log"
+        finding["stopped"] = (
+            f"at its limit of {seconds:.0f} s" if finding["seconds"] >= seconds else "by an error, see its log"
+        )
     write(output, name, finding, finding["seconds"])
 
 
 def write(output: Path, part: str, finding: dict, seconds: float) -> None:
-    """Appends a finding to both files."""
+    """Append a result to both files."""
     with (output / "findings.jsonl").open("a") as file:
         print(json.dumps({"part": part, "at": round(seconds, 1), **finding}), file=file)
-    figures = ", ".join(f"{key} {shown(value)}" for key, value in finding.items() if value is not None)
+    figures = ", ".join(f"{key} {format_value(value)}" for key, value in finding.items() if value is not None)
     with (output / "findings.md").open("a") as file:
         print(f"| {part} | {figures} |", file=file)
     print(f"{part}: {figures}", flush=True)
 
 
-def shown(value) -> str:
+def format_value(value) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def main(argv):
     del argv
-    exclude_nondeterministic_ops()  # as launch.py does, for all parts
+    exclude_nondeterministic_ops()  # as in launch.py
     end = time.monotonic() + 60 * FLAGS.minutes
     output = Path(FLAGS.output).absolute()
     output.mkdir(parents=True, exist_ok=True)
@@ -147,7 +150,7 @@ def main(argv):
     for name, (longest, command) in chosen.items():
         seconds = min(longest, end - time.monotonic() - STOP_SECONDS)
         if seconds < 5:
-            write(output, name, {"skipped": "no time was left"}, 0.0)
+            write(output, name, {"skipped": "no time left"}, 0.0)
         else:
             run(name, command, seconds, output)
 

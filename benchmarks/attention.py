@@ -1,9 +1,10 @@
-"""Milliseconds of self-attention by XLA and by cuDNN's flash attention, forwards and with its gradient.
+"""Time self-attention by XLA and by cuDNN's flash attention, forward and with gradient, in milliseconds.
 
     python benchmarks/attention.py [--rounds=10] [--dtype=float32,bfloat16]
 
-Shapes are those of the networks on their usual images. "error" is that of the output relative to float32 at the highest
-precision. "forward mode" says whether a Jacobian-vector product goes through, which likelihoods and flow maps need.
+The shapes are those of the networks on their usual images. "error" is the relative distance of the output to float32 at
+the highest precision. "forward mode" tells whether a Jacobian-vector product can be computed, as likelihoods and flow
+maps need.
 """
 
 import sys
@@ -19,8 +20,8 @@ from benchmarks.report import emit, interleaved, median, show
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("rounds", 10, "timed rounds")
-flags.DEFINE_list("dtype", ["float32", "bfloat16"], "what attention computes in")
-flags.DEFINE_integer("scale", 1, "divides the batch sizes, for a small machine")
+flags.DEFINE_list("dtype", ["float32", "bfloat16"], "dtypes of the computation")
+flags.DEFINE_integer("scale", 1, "divisor of the batch sizes, for small machines")
 
 SHAPES = {  # (batch, tokens, heads, channels of a head)
     "DDPM++ CIFAR-10, 16 x 16": (128, 256, 1, 256),
@@ -30,7 +31,7 @@ SHAPES = {  # (batch, tokens, heads, channels of a head)
 
 
 def measure(name, shape, dtype, implementation):
-    """A row, or why there is none."""
+    """Return a row of the table, with a note in place of figures if the implementation refuses."""
     shape = (max(1, shape[0] // FLAGS.scale), *shape[1:])
     inputs = [jax.random.normal(jax.random.key(n), shape).astype(dtype) for n in range(3)]
     row = {"attention": name, "batch": shape[0], "dtype": dtype, "implementation": implementation}
@@ -47,7 +48,7 @@ def measure(name, shape, dtype, implementation):
         runs = {"forward": lambda: jax.block_until_ready(forwards(inputs))}
         runs["with gradient"] = lambda: jax.block_until_ready(gradient(inputs))
         seconds = interleaved(runs, FLAGS.rounds)
-    except Exception as error:  # cuDNN refuses what it can't do, each version something else
+    except Exception as error:  # cuDNN refuses by errors of many types
         return row | {"note": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
     with jax.default_matmul_precision("highest"):
         exact = jax.jit(lambda inputs: jax.nn.dot_product_attention(*inputs))([x.astype(jnp.float32) for x in inputs])

@@ -27,7 +27,7 @@ from score_sde.solvers import ADAPTIVE, ODE_METHODS, SOLVERS, SPACINGS
 from score_sde.thresholding import THRESHOLDS
 from score_sde.time_samplers import TIME_SAMPLERS
 from score_sde.training.devices import STRATEGIES
-from score_sde.training.loss import FLOW_MAP_OBJECTIVES, classification_loss, ddpm_hybrid_loss, ddpm_loss
+from score_sde.training.loss import FLOW_MAP_OBJECTIVES, classification_loss, ddpm_hybrid_loss, ddpm_loss, flow_map_loss
 from score_sde.training.optimizer import LR_SCHEDULES, OPTIMIZERS
 from score_sde.weightings import WEIGHTINGS
 
@@ -40,7 +40,7 @@ ALL_OBJECTIVES = OBJECTIVES | {
     "ddpm": ddpm_loss,
     "ddpm_hybrid": ddpm_hybrid_loss,
     "classification": classification_loss,
-    **FLOW_MAP_OBJECTIVES,
+    **dict.fromkeys(FLOW_MAP_OBJECTIVES, flow_map_loss),
 }
 
 CHOICES: dict[str, Any] = {
@@ -75,7 +75,7 @@ FUNCTIONS: list[tuple[str, Mapping[str, Any], str, tuple[str, ...]]] = [
         "Objectives",
         ALL_OBJECTIVES,
         "loss.objective_kwargs",
-        ("truth", "model", "schedule", "sample_times", "classifier", "t_min"),
+        ("truth", "model", "rule", "schedule", "sample_times", "classifier", "t_min"),
     ),
     ("Weightings", WEIGHTINGS, "loss.weighting_kwargs", ()),
     ("Time samplers", TIME_SAMPLERS, "loss.time_sampler_kwargs", ()),

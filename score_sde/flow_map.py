@@ -24,7 +24,7 @@ from jax.typing import ArrayLike
 
 from score_sde.conditioned import Conditioned, conditioned
 from score_sde.parameterization import Denoiser, Prediction, from_prediction, velocity_fn
-from score_sde.sde import SDE, lift, sum_event, t_from_log_snr, time_derivative
+from score_sde.sde import SDE, add_noise, lift, sum_event, t_from_log_snr, time_derivative
 
 # (x (batch, *event), t (batch,), r (batch,)) -> the chord pair, each part of the shape of x.
 FlowMap = Callable[[jax.Array, ArrayLike, ArrayLike], Prediction]
@@ -32,8 +32,7 @@ FlowMap = Callable[[jax.Array, ArrayLike, ArrayLike], Prediction]
 
 def jump(flow_map: FlowMap, sde: SDE, x: jax.Array, t: ArrayLike, r: ArrayLike) -> jax.Array:
     """Return Phi_{t->r}(x) = alpha_r X + sigma_r E, of the shape of x."""
-    pair = flow_map(x, t, r)
-    return lift(sde.alpha(r), x) * pair.x0 + lift(sde.sigma(r), x) * pair.epsilon
+    return add_noise(sde, *flow_map(x, t, r), r)
 
 
 def chord(sde: SDE, x: jax.Array, phi: jax.Array, t: ArrayLike, r: ArrayLike) -> Prediction:
@@ -127,8 +126,7 @@ def progressive(flow_map: FlowMap, sde: SDE, x: jax.Array, t: jax.Array, r: jax.
     s = middle(sde, t, r)
     half = lift(0.5 * (angle(sde, r) - angle(sde, t)), x)
     first = flow_map(x, t, s)
-    between = lift(sde.alpha(s), x) * first.x0 + lift(sde.sigma(s), x) * first.epsilon
-    second = flow_map(between, s, r)
+    second = flow_map(add_noise(sde, *first, s), s, r)
     two_jumps = jnp.sin(half) * x / _scale(sde, t, x) + jnp.cos(half) * _v(first, sde, t) + _v(second, sde, s)
     target = jax.lax.stop_gradient(two_jumps / (2 * jnp.cos(half)))
     return sum_event((_v(flow_map(x, t, r), sde, t) - target) ** 2)

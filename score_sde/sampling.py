@@ -139,9 +139,11 @@ def sample(
             "sample: an adaptive solver chooses its own times, so it has no trajectory and solves no inverse problem",
             "solver",
         )
-    denoiser = threshold(guided_denoiser(model, params, labels, guidance, guide_params), sde)
+    guided = guided_denoiser(model, params, labels, guidance, guide_params)
+    denoiser = threshold(guided, sde)
     if isinstance(solver, Solver) and solver.jumps:
-        denoiser = _flow_map(model, params, labels, guidance, denoiser, threshold, task)
+        _check_jumps(model, guidance=guidance != Guidance(), threshold=denoiser is not guided, task=task is not None)
+        denoiser = model.denoiser(params, labels=labels if model.num_classes else None)
     prior_keys, solver_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
     x = jax.vmap(lambda key: prior_sample(sde, key, model.event_shape))(prior_keys)
     if not isinstance(solver, Solver):
@@ -156,23 +158,14 @@ def sample(
     return solve(solver, sde, denoiser, x, times, solver_keys, trajectory=trajectory, denoise=denoise)
 
 
-def _flow_map(model, params, labels, guidance: Guidance, denoiser: Denoiser, threshold: Threshold, task) -> Denoiser:
-    """Return the flow map of a model.
-
-    Raises:
-      UserError: if the network takes one time only, or if guidance, a threshold or a task changes its denoiser.
-    """
+def _check_jumps(model: DiffusionModel, **changes: bool) -> None:
+    """Raise UserError if the network takes one time only, or if an option would change its denoiser."""
     if not getattr(model.module, "two_times", False):
         raise UserError(
             "sample: flow_map_steps jumps with a flow map, and this network takes one time; train one with "
             "two_times=True, or use another solver",
             "solver",
         )
-    changes = {
-        "task": task is not None,
-        "guidance": guidance != Guidance(),
-        "threshold": threshold(denoiser, model.sde) is not denoiser,
-    }
     given = [name for name, is_given in changes.items() if is_given]
     if given:
         raise UserError(
@@ -180,7 +173,6 @@ def _flow_map(model, params, labels, guidance: Guidance, denoiser: Denoiser, thr
             "was trained; another solver takes the flow map's denoiser",
             "solver=ddim",
         )
-    return model.denoiser(params, labels=labels if model.num_classes else None)
 
 
 def _adaptive_solution(solver, sde, denoiser, x, keys, denoise: bool) -> Solution:

@@ -1,4 +1,4 @@
-"""The benchmark of accelerators on this machine's CPU, with the smallest models."""
+"""The accelerator benchmark on a CPU, with the smallest models."""
 
 import json
 import subprocess
@@ -11,9 +11,9 @@ from tests.cli import ROOT, environment
 
 @pytest.mark.slow
 def test_every_part_keeps_what_it_found(tmp_path):
-    """One part whole, and one that has no time: what is found is in both files, and the program itself succeeds."""
+    """Results of complete and of stopped benchmarks are in both files, and the program itself succeeds."""
     command = [sys.executable, "benchmarks/accelerator.py", "--tiny", f"--output={tmp_path}"]
-    options = ["--minutes=3", "--parts=attention,growing"]
+    options = ["--minutes=3", "--parts=attention,larger"]
     subprocess.run([*command, *options], cwd=ROOT, env=environment(), check=True, timeout=400, capture_output=True)
     findings = [json.loads(line) for line in (tmp_path / "findings.jsonl").read_text().splitlines()]
     attention = [finding for finding in findings if finding["part"] == "attention"]
@@ -31,5 +31,16 @@ def test_a_part_that_takes_too_long_costs_only_itself(tmp_path):
     subprocess.run([*command, "--parts=correctness,attention"], cwd=ROOT, env=environment(), check=True, timeout=200)
     findings = [json.loads(line) for line in (tmp_path / "findings.jsonl").read_text().splitlines()]
     ends = {finding["part"]: finding for finding in findings if "exit" in finding or "skipped" in finding}
-    assert ends["correctness"]["exit"] != 0 and "after its" in ends["correctness"]["stopped"]
-    assert ends["attention"] == {"part": "attention", "at": 0.0, "skipped": "no time was left"}
+    assert ends["correctness"]["exit"] != 0 and "at its limit" in ends["correctness"]["stopped"]
+    assert ends["attention"] == {"part": "attention", "at": 0.0, "skipped": "no time left"}
+
+
+@pytest.mark.slow
+def test_a_cpu_passes_all_checks():
+    """All checks of a device, on two virtual ones, so that pmap and fsdp are compared."""
+    command = [sys.executable, "benchmarks/device_checks.py"]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment(2), capture_output=True, text=True, timeout=580, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "fsdp and one device" in done.stdout

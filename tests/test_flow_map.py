@@ -31,7 +31,7 @@ from score_sde.sde import SDES, from_schedule, t_from_log_snr, time_derivative
 from score_sde.solvers import ddim, flow_map_steps, solve, time_grid
 from score_sde.thresholding import clip_x0
 from score_sde.time_samplers import uniform
-from score_sde.training.loss import FLOW_MAP_OBJECTIVES
+from score_sde.training.loss import FLOW_MAP_OBJECTIVES, flow_map_loss
 from tests.cli import finish, start
 from tests.thinned import thinned
 
@@ -273,14 +273,17 @@ def test_objectives_of_the_exact_network_on_the_diagonal_are_denoising(objective
     params = model.init(jax.random.key(0))
     rngs = make_example_rngs(jax.random.key(1), 0, jnp.arange(4), 4)
     x0 = jax.random.normal(jax.random.key(2), (4, 2))
-    loss_fn = FLOW_MAP_OBJECTIVES[objective](model, uniform(), 1e-3, diagonal=1.0)
+    loss_fn = flow_map_loss(model, objective, uniform(), 1e-3, diagonal=1.0)
     t = uniform()(rngs, sde, 1e-3)[0]
     epsilon = noise(rngs.noise_keys, x0)
     x = (1 - t)[:, None] * x0 + t[:, None] * epsilon
     expected = denoising(model.denoiser(params), sde, x, t, Prediction(x0, epsilon)) / 2
     close(loss_fn(params, x0, rngs), expected, 1e-5)
     with pytest.raises(UserError, match="expected 0 < diagonal <= 1, got 0"):
-        FLOW_MAP_OBJECTIVES[objective](model, uniform(), 1e-3, diagonal=0.0)
+        flow_map_loss(model, objective, uniform(), 1e-3, diagonal=0.0)
+    if objective != "eulerian":
+        with pytest.raises(UserError, match="improved=False has no effect"):
+            flow_map_loss(model, objective, uniform(), 1e-3, improved=False)
 
 
 def test_a_denoiser_of_one_time_is_refused():

@@ -119,19 +119,20 @@ def make_experiment(config: ConfigDict, devices: list[jax.Device]) -> Experiment
 
 
 def initializer(init: Callable[[], Any], pretrained_params: Any) -> Callable[[], Any]:
-    """Return the function that gives the initial parameters: new ones, or pretrained ones where there are such.
+    """Return the function that gives the initial parameters: new ones, or pretrained ones.
 
-    A pretrained network of one time has no weights of a second time; these are new.
+    A pretrained network of one time has no weights of a second time; these alone are new.
     """
-    new = jax.jit(init)
     if pretrained_params is None:
-        return new
+        return jax.jit(init)
+    trained = traverse_util.flatten_dict(pretrained_params)
+    missing = traverse_util.flatten_dict(jax.eval_shape(init)).keys() - trained.keys()
 
-    def with_pretrained():
-        trained = traverse_util.flatten_dict(jax.tree.map(jnp.asarray, pretrained_params))
-        return traverse_util.unflatten_dict(traverse_util.flatten_dict(new()) | trained)
+    def initial_params():
+        new = traverse_util.flatten_dict(jax.jit(init)()) if missing else {}
+        return traverse_util.unflatten_dict(new | jax.tree.map(jnp.asarray, trained))
 
-    return with_pretrained
+    return initial_params
 
 
 def build_ema(config: ConfigDict) -> EMAConfig:

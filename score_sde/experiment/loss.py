@@ -25,6 +25,7 @@ from score_sde.training.loss import (
     continuous_loss,
     ddpm_hybrid_loss,
     ddpm_loss,
+    flow_map_loss,
 )
 from score_sde.weightings import WEIGHTINGS
 
@@ -73,7 +74,7 @@ def build_loss(
                     if isinstance(trained, NoisyClassifier):
                         raise UserError(f"the teacher {teacher} is a classifier", "teacher")
                     kwargs["teacher"] = Teacher(trained, trained_params)
-                function = partial(FLOW_MAP_OBJECTIVES[name], model, sample_times, loss.t_min)
+                function = partial(flow_map_loss, model, name, sample_times, loss.t_min)
                 loss_fn = call("objective", name, function, kwargs)
             else:
                 truth = {"truth": _truth(config, exact_denoiser(config, model.sde))} if name == "explicit" else {}

@@ -29,6 +29,8 @@ LossFn = Callable[..., jax.Array]
 # Objectives of networks that are trained at the timesteps of a chain only: L_simple (Ho et al. 2020), and L_hybrid
 # with a learned variance (Nichol and Dhariwal 2021).
 CHAIN_OBJECTIVES = ("ddpm", "ddpm_hybrid")
+# Objectives of flow maps, whose networks take two times: the rules of `flow_map_loss`.
+FLOW_MAP_OBJECTIVES = ("eulerian", "lagrangian", "progressive")
 
 
 def continuous_loss(
@@ -102,8 +104,9 @@ class Teacher(NamedTuple):
     params: Any
 
 
-def eulerian_loss(
+def flow_map_loss(
     model: DiffusionModel,
+    rule: str,
     sample_times: TimeSampler,
     t_min: float,
     teacher: Teacher | None = None,
@@ -111,97 +114,60 @@ def eulerian_loss(
     improved: bool = True,
     adaptive: float = 0.0,
 ) -> LossFn:
-    """Return the loss of MeanFlow and of consistency models, `flow_map.eulerian`.
+    """Return the loss of a flow map: denoising on a share of the examples, where r = t, and a rule on the others.
+
+    The angle of r is uniform between those of t_min and t. Losses are errors of v in angles, see `flow_map`.
 
     Args:
       model: Model whose network takes two times.
+      rule: "eulerian" (MeanFlow, consistency models), "lagrangian" or "progressive" (Shortcut models).
       sample_times: Sampler of t.
       t_min: Smallest time.
       teacher: Model whose velocity is learned; None for that of the data.
-      diagonal: Share of the examples with r = t.
-      improved: Whether to differentiate along the predicted velocity, which has less variance than an example's.
+      diagonal: Share of the examples with r = t, in (0, 1].
+      improved: Whether the rule "eulerian" differentiates along the predicted velocity, not along an example's. It has
+        no effect with a teacher or another rule.
       adaptive: Power p by which an example's loss is divided, (loss / d + 0.001)^p; 0 for none (MeanFlow: 1).
+
+    Raises:
+      UserError: if the share is out of range, or improved=False has no effect.
     """
-
-    def rule(flow_map, x, t, r, target, denoiser):
-        predicted = improved and teacher is None
-        tangent = jax.lax.stop_gradient(flow_map(x, t, t)) if predicted else None
-        return flow_maps.eulerian(flow_map, model.sde, x, t, r, target, tangent)
-
-    return _flow_map_loss(model, sample_times, t_min, teacher, diagonal, adaptive, rule)
-
-
-def lagrangian_loss(
-    model: DiffusionModel,
-    sample_times: TimeSampler,
-    t_min: float,
-    teacher: Teacher | None = None,
-    diagonal: float = 0.5,
-    adaptive: float = 0.0,
-) -> LossFn:
-    """Return the loss of Lagrangian distillation, `flow_map.lagrangian`; arguments as for `eulerian_loss`."""
-
-    def rule(flow_map, x, t, r, target, denoiser):
-        return flow_maps.lagrangian(flow_map, model.sde, x, t, r, denoiser)
-
-    return _flow_map_loss(model, sample_times, t_min, teacher, diagonal, adaptive, rule)
-
-
-def progressive_loss(
-    model: DiffusionModel,
-    sample_times: TimeSampler,
-    t_min: float,
-    teacher: Teacher | None = None,
-    diagonal: float = 0.5,
-    adaptive: float = 0.0,
-) -> LossFn:
-    """Return the loss of Shortcut models, `flow_map.progressive`; arguments as for `eulerian_loss`."""
-
-    def rule(flow_map, x, t, r, target, denoiser):
-        return flow_maps.progressive(flow_map, model.sde, x, t, r)
-
-    return _flow_map_loss(model, sample_times, t_min, teacher, diagonal, adaptive, rule)
-
-
-def _flow_map_loss(model, sample_times, t_min, teacher, share, adaptive, rule) -> LossFn:
-    """Return the loss of a flow map: denoising on a share of the examples, where r = t, and a rule on the others.
-
-    The angle of r is uniform between those of t_min and t. The target on the diagonal, and of the Eulerian rule, is the
-    example's pair (x0, eps) or the teacher's.
-    """
-    if not 0.0 < share <= 1.0:
-        raise UserError(f"expected 0 < diagonal <= 1, got {share}; the rules need the diagonal", "diagonal")
+    if not 0.0 < diagonal <= 1.0:
+        raise UserError(f"expected 0 < diagonal <= 1, got {diagonal}; the rules need the diagonal", "diagonal")
+    if not improved and (rule != "eulerian" or teacher is not None):
+        raise UserError("improved=False has no effect with a teacher or another rule than eulerian", "improved=True")
     sde = model.sde
 
     def loss(params, x0, rngs, labels=None, augment=None, levels=None):
         t, factor = sample_times(rngs, sde, t_min)
         epsilon = noise(rngs.noise_keys, x0)
         x = add_noise(sde, x0, epsilon, t)
-        flow_map = model.denoiser(params, labels=labels, augment=augment, dropout_keys=rngs.network_keys)
+        position, chosen = (jax.vmap(jax.random.uniform)(fold_each(rngs.time_keys, n)) for n in (1, 2))
+        on_diagonal = chosen < diagonal
+        last = flow_maps.angle(sde, jnp.asarray(t_min, t.dtype))
+        r = flow_maps.t_from_angle(sde, last + position * (flow_maps.angle(sde, t) - last))
+        r = jnp.where(on_diagonal, t, jnp.clip(r, t_min, t))
+
+        flow_map: Any = model.denoiser(params, labels=labels, augment=augment, dropout_keys=rngs.network_keys)
         denoiser: Denoiser = flow_maps.diagonal(flow_map)
         target: Any = Prediction(x0, epsilon)
         if teacher is not None:
             denoiser = teacher.model.denoiser(teacher.params, labels=labels, augment=augment)
             target = denoiser(x, t)
-        position, chosen = (jax.vmap(jax.random.uniform)(fold_each(rngs.time_keys, n)) for n in (1, 2))
-        last = flow_maps.angle(sde, jnp.asarray(t_min, t.dtype))
-        r = flow_maps.t_from_angle(sde, last + position * (flow_maps.angle(sde, t) - last))
-        on_diagonal = chosen < share
-        r = jnp.where(on_diagonal, t, jnp.clip(r, t_min, t))
-        losses = rule(flow_map, x, t, r, target, denoiser)
-        losses = jnp.where(on_diagonal, flow_maps.denoising(flow_map, sde, x, t, target), losses)
+        if rule == "eulerian":  # at r = t this is denoising
+            tangent: Any = jax.lax.stop_gradient(denoiser(x, t)) if improved and teacher is None else None
+            losses = flow_maps.eulerian(flow_map, sde, x, t, r, target, tangent)
+        else:
+            denoising = flow_maps.denoising(flow_map, sde, x, t, target)
+            if rule == "lagrangian":
+                losses = flow_maps.lagrangian(flow_map, sde, x, t, r, denoiser)
+            else:
+                losses = flow_maps.progressive(flow_map, sde, x, t, r)
+            losses = jnp.where(on_diagonal, denoising, losses)
         losses = losses / _dimension(model)
         return factor * losses / jax.lax.stop_gradient(losses + 1e-3) ** adaptive
 
     return loss
-
-
-# Objectives of flow maps, whose networks take two times.
-FLOW_MAP_OBJECTIVES: dict[str, Callable[..., LossFn]] = {
-    "eulerian": eulerian_loss,
-    "lagrangian": lagrangian_loss,
-    "progressive": progressive_loss,
-}
 
 
 def classification_loss(classifier: NoisyClassifier, sample_times: TimeSampler, t_min: float) -> LossFn:
