@@ -2,14 +2,16 @@
 
 python benchmarks/guidance.py --workdir=runs/vp_digits_conditional [--picture=PATH]
 python benchmarks/guidance.py --workdir=runs/vp_digits --guide=runs/vp_digits_classifier
+python benchmarks/guidance.py --scales=2 --particles=1,4,16 --solver=exponential_sde --steps=100
 
 The run must have been trained, and the guide exported. The machine is the support vector machine of `--mode=evaluate`.
 Diversity is the mean distance between two samples of a class, in pixels from -1 to 1, its mean over classes; the
-table's last rows are of real images. `--picture` draws both against the scale.
+table's last rows are of real images. Precision and recall are of pixels, against the test images. `--picture` draws
+fidelity and diversity against the scale. With particles above 1 the samples are weighted (`score_sde/particles.py`).
 """
 
-import json
 import sys
+import time
 from itertools import combinations
 from pathlib import Path
 
@@ -18,12 +20,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # runs as a file, too
 import jax
 import numpy as np
 from absl import app, flags
-from ml_collections import ConfigDict
 
-from benchmarks.report import show
+from benchmarks.report import saved_config, show
 from benchmarks.svm import fit_svm, top_class
 from configs.vp_digits_conditional import get_config
 from score_sde.data import load_examples, to_levels, to_unit_range
+from score_sde.evaluation.metrics import precision_recall
 from score_sde.evaluation.style import new_figure, save_figure, series
 from score_sde.experiment import make_experiment
 from score_sde.training.load import load_params
@@ -32,15 +34,11 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", "runs/vp_digits_conditional", "the run")
 flags.DEFINE_string("guide", "", "a classifier's or a weaker network's run; none: classifier-free guidance")
 flags.DEFINE_list("scales", ["0", "0.5", "1", "1.5", "2", "3", "5"], "guidance scales")
+flags.DEFINE_list("particles", ["1"], "weighted particles per sample; applies only to scales above 1")
+flags.DEFINE_string("solver", "", "solver; none: the config's")
+flags.DEFINE_integer("steps", 0, "solver steps; 0: the config's")
 flags.DEFINE_integer("samples", 1000, "samples a scale, of each class in turn")
 flags.DEFINE_string("picture", None, "where to write the plot, a PNG")
-
-
-def as_tuples(value):
-    """The value with its lists as tuples, which JSON has not."""
-    if isinstance(value, dict):
-        return {key: as_tuples(part) for key, part in value.items()}
-    return tuple(map(as_tuples, value)) if isinstance(value, list) else value
 
 
 def scaled(source):
@@ -48,15 +46,19 @@ def scaled(source):
     return to_unit_range(images, source.levels), labels
 
 
-def draw(config, scale, levels):
-    """Samples of a scale, at the data's levels."""
-    config.sampling.guidance_scale = scale
+def draw(config, scale, particles, levels):
+    """Samples of a scale at the data's levels, their labels, and what they took."""
+    config.sampling.guidance_scale, config.sampling.particles = scale, particles
     experiment = make_experiment(config, jax.local_devices())
     params, _ = load_params(experiment.training, experiment.config, Path(FLAGS.workdir))
-    drawn = np.concatenate([batch.x for batch in experiment.sampler.batches(params, FLAGS.samples)])
-    return to_unit_range(to_levels(drawn, levels), levels), np.asarray(
-        experiment.sampler.labels(np.arange(FLAGS.samples))
-    )
+    start = time.perf_counter()
+    batches = list(experiment.sampler.batches(params, FLAGS.samples))
+    took = {"NFE": float(batches[0].nfe[0]), "seconds": time.perf_counter() - start}
+    if FLAGS.particles != ["1"]:
+        sizes = [batch.effective_sample_size for batch in batches if particles > 1]
+        took["effective sample size"] = float(np.concatenate(sizes).mean()) if sizes else None
+    images = to_unit_range(to_levels(np.concatenate([batch.x for batch in batches]), levels), levels)
+    return images, np.asarray(experiment.sampler.labels(np.arange(FLAGS.samples))), took
 
 
 def diversity(images, labels):
@@ -68,11 +70,15 @@ def diversity(images, labels):
     return spread
 
 
-def row_of(name, machine, images, labels):
+def row_of(name, machine, test, images, labels, took=None):
     found, sure = top_class(machine, images)
     spread = diversity(images, labels)
     row = {"scale": name, "seen as asked": float(np.mean(found == labels)), "top-class probability": float(sure.mean())}
     row |= {"diversity": float(np.mean(spread))}
+    if test is not None:
+        overlap = precision_recall(*(pixels.reshape(len(pixels), -1) for pixels in (test, images)))
+        row |= {"precision": overlap.precision, "recall": overlap.recall}
+    row |= took or {}
     return row | {f"of {label}": value for label, value in enumerate(spread)}
 
 
@@ -99,19 +105,22 @@ def save_picture(path, rows, real, num_samples):
 
 def main(argv):
     del argv
-    saved = Path(FLAGS.workdir) / "config.json"
-    if not saved.is_file():
-        sys.exit(f"{FLAGS.workdir} holds no run: train one first, or set --workdir")
-    config = ConfigDict(as_tuples(json.loads(saved.read_text())))
+    config = saved_config(FLAGS.workdir)
     config.sampling = get_config().sampling  # not what the run was last called with
     config.sampling.guidance_weights = FLAGS.guide
     load = make_experiment(config, jax.local_devices()).load
     train, test = load("train"), load("test")
     machine = fit_svm(*scaled(train))
-    rows = [
-        row_of(scale, machine, *draw(config, scale, train.levels)) for scale in (float(text) for text in FLAGS.scales)
-    ]
-    real = [row_of(f"real {name}", machine, *scaled(split)) for name, split in (("test", test), ("train", train))]
+    if FLAGS.solver:
+        config.sampling.solver = FLAGS.solver
+    if FLAGS.steps:
+        config.sampling.num_steps = FLAGS.steps
+    pixels, rows = scaled(test)[0], []
+    for scale in (float(text) for text in FLAGS.scales):
+        for particles in map(int, FLAGS.particles) if scale > 1 else [1]:
+            name = scale if FLAGS.particles == ["1"] else f"{scale:g}, {particles} particle{'s' * (particles > 1)}"
+            rows.append(row_of(name, machine, pixels, *draw(config, scale, particles, train.levels)))
+    real = [row_of("real test", machine, None, *scaled(test)), row_of("real train", machine, pixels, *scaled(train))]
     by = f" by {FLAGS.guide}" if FLAGS.guide else ""
     show(f"Guidance of {Path(FLAGS.workdir).name}{by}, {FLAGS.samples} samples", rows + real)
     if FLAGS.picture:

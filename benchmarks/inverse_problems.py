@@ -1,6 +1,6 @@
 """How far each method for inverse problems is from the posterior, where that is known.
 
-python benchmarks/inverse_problems.py [--samples=4000] [--steps=400] [--dimensions=2,64] [--nomixture]
+python benchmarks/inverse_problems.py [--samples=4000] [--steps=400] [--dimensions=2,64] [--nomixture] [--methods=dps]
 
 Gaussian data in 2 and 64 dimensions, independent features of one variance ("isotropic") and correlated ones, of which
 half the features or means of pairs are seen with noise 0, 0.05 and 0.5: the error of the mean in standard deviations of
@@ -24,7 +24,7 @@ from score_sde import analytic, operators
 from score_sde.evaluation.metrics import sliced_wasserstein
 from score_sde.inverse import Problem, solve_inverse_problem
 from score_sde.sde import prior_sample, vp
-from score_sde.solvers import ddim, time_grid
+from score_sde.solvers import ddim, exponential_sde, time_grid
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("samples", 4000, "samples of each posterior")
@@ -32,6 +32,7 @@ flags.DEFINE_integer("steps", 400, "steps of the solver: DDIM, for repaint and d
 flags.DEFINE_list("dimensions", ["2", "64"], "of the Gaussian data; even")
 flags.register_validator("dimensions", lambda given: all(int(word) % 2 == 0 for word in given), "must be even")
 flags.DEFINE_bool("mixture", True, "also measure on a mixture")
+flags.DEFINE_list("methods", [], "methods to measure; none: all")
 
 STD = 0.5  # of the Gaussian data
 MEANS, STDS, WEIGHTS = np.array([[-0.8, -0.5], [0.7, -0.2], [0.1, 0.9]]), (0.1, 0.2, 0.3), (0.5, 0.3, 0.2)
@@ -43,7 +44,14 @@ METHODS = {  # name -> (method, solver, arguments)
     "pigdm": ("pigdm", ddim(), {"sigma_data": STD}),
     "ddrm, eta 0.85": ("ddrm", ddim(), {"eta": 0.85}),
     "ddrm, eta 0": ("ddrm", ddim(), {"eta": 0.0}),
+} | {
+    f"twisted, {n} particle{'s' * (n > 1)}": ("twisted", exponential_sde(), {"num_particles": n, "sigma_data": STD})
+    for n in (1, 4, 16, 64)
 }
+
+
+def selected():
+    return {name: chosen for name, chosen in METHODS.items() if not FLAGS.methods or chosen[0] in FLAGS.methods}
 
 
 def covariance_of(kind, dimension):
@@ -55,15 +63,21 @@ def covariance_of(kind, dimension):
 
 
 def run(method, solver, how, denoiser, problem, x):
-    sde = vp()
+    """Samples as rows; a population of particles gives one, drawn by weight."""
+    sde, particles = vp(), how.get("num_particles", 1)
     times, key = time_grid(sde, FLAGS.steps), jax.random.key(1)
-    return np.asarray(
-        jax.jit(
-            lambda x: (
-                solve_inverse_problem(solver, sde, denoiser, x, times, problem, key, method, denoise=True, **how).x
-            )
-        )(x)
-    )
+    x = prior_sample(sde, jax.random.key(0), (len(x) * particles, x.shape[1]))
+    problem = problem._replace(y=jnp.repeat(problem.y, particles, axis=0))
+
+    @jax.jit
+    def sampled(x):
+        solution = solve_inverse_problem(solver, sde, denoiser, x, times, problem, key, method, denoise=True, **how)
+        if method != "twisted":
+            return solution.x
+        chosen = jax.random.categorical(jax.random.key(2), solution.log_weights.reshape(-1, particles))
+        return solution.x[jnp.arange(len(chosen)) * particles + chosen]
+
+    return np.asarray(sampled(x))
 
 
 def gaussian_rows(dimension):
@@ -86,7 +100,7 @@ def gaussian_rows(dimension):
                 )
                 exact = np.sqrt(np.array([1, np.trace(law[1]) ** 2 / np.sum(law[1] ** 2) + 1]) / len(x))
                 row = {"d": dimension, "data": kind, "seen": seen, "noise": noise, "exact draws": _cell(exact)}
-                for name, chosen in METHODS.items():
+                for name, chosen in selected().items():
                     found = analytic.moment_errors(run(*chosen, denoiser, problem, x), *law)
                     right = all(error < 3 * least for error, least in zip(found, exact, strict=True))
                     row[name] = _cell(found) + (" exact" if right else "")
@@ -119,7 +133,7 @@ def mixture_rows():
         own = np.mean([sliced_wasserstein(draws[i], draws[i + 1]) for i in (0, 2)])
         problem = Problem(operators.matrix(a, (2,)), jnp.full((len(x), 1), y[0]), noise)
         row = {"noise": noise, "two exact draws": own}
-        for name, chosen in METHODS.items():
+        for name, chosen in selected().items():
             row[name] = sliced_wasserstein(run(*chosen, denoiser, problem, x), draws[0])
         yield row
 

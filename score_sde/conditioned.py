@@ -69,9 +69,9 @@ def conditioned(function: Callable, *parts: Any, evaluations: Callable | None = 
       *parts: Arguments of the function. Batch-first arrays and `Conditioned` functions carry conditioning. Plain
         functions, numbers and None do not.
       evaluations: Function times -> network evaluations per call at these times. None sums over the parts that are
-        functions, each called once.
+        functions, each called once; without such parts it is 1.
     """
-    functions = [part for part in parts if callable(part)]
+    functions = [part for part in parts if callable(part)] or [function]
     counted = evaluations or (lambda t: np.sum([count_evaluations(part, t) for part in functions], axis=0))
     return Conditioned(function, parts, _Static(function, parts, counted))
 

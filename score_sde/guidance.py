@@ -71,11 +71,16 @@ def shift_score(
       scale: Factor of the term, a number or (batch,).
     """
     t = jnp.asarray(t, x.dtype)
-    with jax.ensure_compile_time_eval():
-        vanishes = float(sde.alpha(jnp.float32(sde.t_max))) == 0.0
-    s = jnp.minimum(t, t_from_log_snr(sde, jnp.asarray(MIN_LOG_SNR, x.dtype))) if vanishes else t
+    s = time_with_signal(sde, t)
     shift = lift(scale * sde.sigma(s) ** 2 / sde.alpha(s), x) * term(x, s)
     return shift_x0(pair, shift, t, sde)
+
+
+def time_with_signal(sde: SDE, t: jax.Array) -> jax.Array:
+    """Return t, or the time of `MIN_LOG_SNR` where the SDE reaches alpha = 0 after it."""
+    with jax.ensure_compile_time_eval():
+        vanishes = float(sde.alpha(jnp.float32(sde.t_max))) == 0.0
+    return jnp.minimum(t, t_from_log_snr(sde, jnp.asarray(MIN_LOG_SNR, t.dtype))) if vanishes else t
 
 
 def x0_log_prob(denoiser: Denoiser, log_prob: Callable[[jax.Array], jax.Array]) -> LogProb:
@@ -136,12 +141,8 @@ def classifier_free(
     Raises:
       UserError: if the interval is empty, rescale is out of range, or sde is missing.
     """
-
-    def both(x, t, conditional, unconditional):
-        return conditional(x, t), unconditional(x, t)
-
-    joined = conditioned(both, conditional, unconditional)
-    return _extrapolated(joined, conditional, unconditional, scale, GuidanceOptions(interval, rescale, sde))
+    both = together(conditional, unconditional)
+    return _extrapolated(both, conditional, unconditional, scale, GuidanceOptions(interval, rescale, sde))
 
 
 def classifier_free_labeled(
@@ -167,6 +168,18 @@ def classifier_free_labeled(
     Raises:
       UserError: see `classifier_free`.
     """
+    first, second = denoiser_of(labels), denoiser_of(jnp.full_like(labels, NULL_LABEL))
+    both = together_labeled(denoiser_of, labels)
+    return _extrapolated(both, first, second, scale, GuidanceOptions(interval, rescale, sde))
+
+
+def together(*denoisers: Denoiser) -> Conditioned:
+    """Return the function (x, t) -> tuple of the pairs of several denoisers."""
+    return conditioned(lambda x, t, *denoisers: tuple(denoiser(x, t) for denoiser in denoisers), *denoisers)
+
+
+def together_labeled(denoiser_of: Callable[[Any], Denoiser], labels: jax.Array) -> Conditioned:
+    """Return the function (x, t) -> (conditional, unconditional) of one network, in one pass of twice the batch."""
     null_labels = jnp.full_like(labels, NULL_LABEL)
 
     def both(x, t, labels, null_labels):
@@ -174,11 +187,10 @@ def classifier_free_labeled(
         pair = denoiser_of(jnp.concatenate([labels, null_labels]))(jnp.concatenate([x, x]), times)
         return tuple(jax.tree.map(lambda leaf, half=half: jnp.split(leaf, 2)[half], pair) for half in (0, 1))
 
-    first, second = denoiser_of(labels), denoiser_of(null_labels)
-    joined = conditioned(
-        both, labels, null_labels, evaluations=lambda t: count_evaluations(first, t) + count_evaluations(second, t)
+    halves = [denoiser_of(labels), denoiser_of(null_labels)]
+    return conditioned(
+        both, labels, null_labels, evaluations=lambda t: sum(count_evaluations(half, t) for half in halves)
     )
-    return _extrapolated(joined, first, second, scale, GuidanceOptions(interval, rescale, sde))
 
 
 def autoguided(

@@ -10,8 +10,10 @@ decides for which data it is exact. `benchmarks/inverse_problems.py` compares th
 | dps | gradient step on the norm of y - A E[x0 | x_t] | solver | a posterior that is a single point |
 | pigdm | p(y | x_t) = N(A E[x0 | x_t], r^2 A A^T + noise^2 I) | denoiser | data N(m, sigma_data^2 I) |
 | ddrm | enforces y in singular directions where x_t is noisier than y | solver | as replacement; noise = eta = 0 |
+| twisted | none; weights correct pigdm | both | any data, in the limit of many particles and steps |
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -25,6 +27,7 @@ from score_sde.errors import UserError, build
 from score_sde.guidance import shift_score
 from score_sde.operators import Operator, regularized_pinv
 from score_sde.parameterization import Denoiser, shift_x0
+from score_sde.particles import product, solve_weighted, tilted
 from score_sde.randomness import fold_each, noise, sample_keys, split_rng
 from score_sde.sde import SDE, add_noise, lift, sum_event
 from score_sde.solvers import Solution, Solver, check_one_step, solve
@@ -187,15 +190,13 @@ def pigdm(solver: Solver, denoiser: Denoiser, sde: SDE, problem: Problem, sigma_
     Raises:
       UserError: if the operator is not linear, or sigma_data is not positive.
     """
-    if not sigma_data > 0:
-        raise UserError(f"pigdm: expected sigma_data > 0, got {sigma_data}", "sigma_data")
+    _check_sigma_data("pigdm", sigma_data)
     if problem.operator.transpose is None:
         regularized_pinv(problem.operator, problem.y, 1.0, 0.0)  # raises UserError
 
     def guided(x, t, denoiser, y):
         def term(x, t):
-            alpha, sigma = sde.alpha(t), sde.sigma(t)
-            r_squared = (sigma_data * sigma) ** 2 / (sigma**2 + (sigma_data * alpha) ** 2)
+            r_squared = _posterior_variance(sde, t, sigma_data)
             x0, vjp = jax.vjp(lambda x: denoiser(x, t).x0, x)
             return vjp(regularized_pinv(problem.operator, y - problem.operator.forward(x0), r_squared, problem.noise))[
                 0
@@ -268,7 +269,51 @@ def ddrm(
     return Solver(init=OneStepState, step=step, nfe_per_step=1, stochastic=True), denoiser
 
 
+def measurement_potential(sde: SDE, problem: Problem, sigma_data: float = 1.0) -> Callable:
+    """Return the potential (x, t, x0) -> log N(y; A x0, r^2 A A^T + noise^2 I) of `pigdm`, (batch,), for `particles`.
+
+    r vanishes with sigma, so that at t_min it is log p(y | x0) up to r^2, the variance of y if noise = 0. An operator
+    without a known SVD has r^2 I in place of r^2 A A^T.
+
+    Args:
+      sde: Forward process.
+      problem: Operator, measurement and noise; its y has one row per row of x.
+      sigma_data: Standard deviation of the data, positive.
+
+    Raises:
+      UserError: if sigma_data is not positive.
+    """
+    _check_sigma_data("twisted", sigma_data)
+    svd = problem.operator.svd
+
+    def log_potential(x, t, x0):
+        residual, r_squared = problem.y - problem.operator.forward(x0), _posterior_variance(sde, t, sigma_data)
+        if svd is None:
+            variance = lift(r_squared + problem.noise**2, residual)
+            return -0.5 * sum_event(residual**2 / variance + jnp.log(2 * jnp.pi * variance))
+        observed = svd.singular > 0
+        squares = jnp.asarray(np.where(observed, svd.singular, 1.0) ** 2, x.dtype)[None]
+        spectrum = svd.ut(residual)
+        variance = lift(r_squared, spectrum.real) * squares + problem.noise**2
+        terms = jnp.abs(spectrum) ** 2 / variance + jnp.log(2 * jnp.pi * variance)
+        return -0.5 * sum_event(jnp.where(observed[None], terms, 0.0))
+
+    return log_potential
+
+
+def _posterior_variance(sde: SDE, t: jax.Array, sigma_data: float) -> jax.Array:
+    """Return r^2 = Var(x0 | x_t) of data with variance sigma_data^2, of the shape of t."""
+    alpha, sigma = sde.alpha(t), sde.sigma(t)
+    return (sigma_data * sigma) ** 2 / (sigma**2 + (sigma_data * alpha) ** 2)
+
+
+def _check_sigma_data(method: str, sigma_data: float) -> None:
+    if not sigma_data > 0:
+        raise UserError(f"{method}: expected sigma_data > 0, got {sigma_data}", "sigma_data")
+
+
 INVERSE_METHODS = {"replacement": replacement, "repaint": repaint, "dps": dps, "pigdm": pigdm, "ddrm": ddrm}
+TWISTED = "twisted"  # the method of `particles.solve_weighted` with `measurement_potential`
 
 
 def apply_method(
@@ -291,6 +336,39 @@ def apply_method(
     return build("method", table, method, kwargs)
 
 
+def twisted(
+    solver: Solver,
+    sde: SDE,
+    denoiser: Denoiser,
+    x: jax.Array,
+    times: jax.Array,
+    problem: Problem,
+    key: jax.Array,
+    num_particles: int = 16,
+    sigma_data: float = 1.0,
+    denoise: bool = False,
+) -> Solution:
+    """Sample p(x0 | y) with weighted particles and PiGDM as the proposal (Wu et al. 2023, "Twisted Diffusion Sampler").
+
+    Args:
+      solver: Stochastic one-step solver with one evaluation per step.
+      sde: Forward process.
+      denoiser: Denoiser of the prior.
+      x: Samples from the prior; num_particles consecutive rows are a population with one y.
+      times: Descending times, see `solve`.
+      problem: Operator, measurement and noise.
+      key: PRNG key, see `solve`.
+      num_particles: Particles of a population.
+      sigma_data: Standard deviation of the data, see `pigdm`.
+      denoise: Whether to denoise the last x, see `solve`.
+
+    Returns:
+      Solution with weights, see `particles.solve_weighted`.
+    """
+    target = tilted(sde, product(sde, [denoiser], [1.0]), measurement_potential(sde, problem, sigma_data))
+    return solve_weighted(solver, sde, target, x, times, key, num_particles, denoise=denoise)
+
+
 def solve_inverse_problem(
     solver: Solver,
     sde: SDE,
@@ -304,7 +382,7 @@ def solve_inverse_problem(
     denoise: bool = False,
     **kwargs: Any,
 ) -> Solution:
-    """Sample approximately from p(x0 | y): `apply_method`, then `solve`.
+    """Sample approximately from p(x0 | y): `apply_method`, then `solve`, or weighted particles for "twisted".
 
     Args:
       solver: Base solver, see `apply_method`.
@@ -314,7 +392,7 @@ def solve_inverse_problem(
       times: Descending times, see `solve`.
       problem: Operator, measurement and noise; its y has one row per row of x.
       key: PRNG key, see `solve`.
-      method: Name of the method, see `apply_method`.
+      method: Name of the method, see `apply_method`, or "twisted" (see there), which has no trajectory.
       trajectory: Whether to return x at every time, see `solve`.
       denoise: Whether to denoise the last x, see `solve`.
       **kwargs: Keyword arguments of the method.
@@ -325,6 +403,15 @@ def solve_inverse_problem(
     expected = jax.eval_shape(problem.operator.forward, x).shape
     if problem.y.shape != expected:
         raise UserError(f"y: expected shape {expected} for x of shape {x.shape}, got {problem.y.shape}")
+    if method == TWISTED:
+        if trajectory or key is None:
+            raise UserError(
+                f"twisted: expected a key and no trajectory, got key={key} and trajectory={trajectory}",
+                "key",
+                "trajectory",
+            )
+        table = {TWISTED: partial(twisted, solver, sde, denoiser, x, times, problem, key, denoise=denoise)}
+        return build("method", table, TWISTED, kwargs)
     solver, denoiser = apply_method(solver, denoiser, sde, problem, method, **kwargs)
     return solve(solver, sde, denoiser, x, times, key, trajectory=trajectory, denoise=denoise)
 

@@ -11,12 +11,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from score_sde.errors import UserError, not_none
-from score_sde.guidance import autoguided, class_log_prob, classifier_free_labeled, classifier_guided
-from score_sde.inverse import Problem, apply_method, sdedit
+from score_sde.conditioned import conditioned
+from score_sde.errors import UserError, build, not_none
+from score_sde.guidance import (
+    autoguided,
+    class_log_prob,
+    classifier_free_labeled,
+    classifier_guided,
+    together_labeled,
+)
+from score_sde.inverse import TWISTED, Problem, apply_method, measurement_potential, sdedit
 from score_sde.model import DiffusionModel, NoisyClassifier
 from score_sde.operators import Operator
-from score_sde.parameterization import Denoiser
+from score_sde.parameterization import Denoiser, Prediction
+from score_sde.particles import Target, check_weighted, product, solve_weighted, tilted
 from score_sde.runtime import distributed
 from score_sde.sde import prior_sample
 from score_sde.solvers import Solution, Solver, check_finite, most_evaluations, solve
@@ -48,7 +56,7 @@ class InverseTask(NamedTuple):
       operator: Measurement operator A; None for SDEdit, whose measurement is the guide image itself.
       noise: Standard deviation of the measurement noise.
       samples_per_measurement: Number of samples for each measurement.
-      method: Key of `inverse.INVERSE_METHODS`.
+      method: Key of `inverse.INVERSE_METHODS`, or "twisted" for weighted particles.
       method_kwargs: Keyword arguments of the method.
       strength: Fraction of the steps that SDEdit takes.
     """
@@ -106,6 +114,7 @@ def sample(
     measurement: jax.Array | None = None,
     denoise: bool = False,
     trajectory: bool = False,
+    particles: int = 1,
 ) -> Solution:
     """Sample from a model, from the prior to data.
 
@@ -124,9 +133,12 @@ def sample(
       measurement: (batch, *measured) measurements of the inverse problem; for SDEdit the guide images.
       denoise: Whether to return E[x0 | x] in place of the last x.
       trajectory: Whether to return all x; not available from an adaptive solver.
+      particles: Number of weighted particles per sample. The sample is one of them, drawn by weight. Above 1, guidance
+        and the method "twisted" sample exactly in the limit of many particles and steps (`particles`).
 
     Returns:
-      A Solution with x of the shape (batch, *event_shape).
+      A Solution with x of the shape (batch, *event_shape). With weighted particles it also has the effective sample
+      size, (batch,), averaged over the steps.
 
     Raises:
       UserError: if labels, guidance, the inverse problem or the trajectory can't be combined with the model or solver.
@@ -141,11 +153,22 @@ def sample(
         )
     guided = guided_denoiser(model, params, labels, guidance, guide_params)
     denoiser = threshold(guided, sde)
+    if is_weighted(task, particles):
+        if trajectory:
+            raise UserError("sample: weighted particles have no single trajectory", "trajectory")
+        check_particles(model, solver, guidance, task, particles, threshold=denoiser is not guided)
+        # Every particle has the label and the measurement of its sample.
+        of_particles, y, keys = jax.tree.map(
+            lambda leaf: jnp.repeat(leaf, particles, axis=0),
+            (labels, measurement, keys),
+        )
+        target = weighted_target(model, params, of_particles, guidance, guide_params, threshold, task, y)
+        return _sample_weighted(model, solver, target, times, keys, particles, denoise)
     if isinstance(solver, Solver) and solver.jumps:
         _check_jumps(model, guidance=guidance != Guidance(), threshold=denoiser is not guided, task=task is not None)
         denoiser = model.denoiser(params, labels=labels if model.num_classes else None)
     prior_keys, solver_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-    x = jax.vmap(lambda key: prior_sample(sde, key, model.event_shape))(prior_keys)
+    x = _prior(model, prior_keys, times)
     if not isinstance(solver, Solver):
         return _adaptive_solution(solver, sde, denoiser, x, solver_keys, denoise)
     if task is not None and task.operator is None:
@@ -156,6 +179,118 @@ def sample(
         solver, denoiser = apply_method(solver, denoiser, sde, problem, task.method, **task.method_kwargs)
         denoiser = threshold(denoiser, sde)  # again, since the method shifts x0
     return solve(solver, sde, denoiser, x, times, solver_keys, trajectory=trajectory, denoise=denoise)
+
+
+def weighted_target(
+    model: DiffusionModel,
+    params: Any,
+    labels: jax.Array | None,
+    guidance: Guidance,
+    guide_params: Any = None,
+    threshold: Threshold = none(),  # noqa: B008
+    task: InverseTask | None = None,
+    measurement: jax.Array | None = None,
+) -> Target:
+    """Return the target of weighted particles for guidance and an inverse problem; see `sample` for the arguments."""
+    sde, scale, guide = model.sde, guidance.scale, guidance.guide
+    model_labels = labels if model.num_classes else None
+    if isinstance(guide, DiffusionModel):
+        weaker = guide.denoiser(guide_params, labels=labels if guide.num_classes else None)
+        target = product(sde, [model.denoiser(params, labels=model_labels), weaker], (scale, 1 - scale))
+    elif guide is None and model_labels is not None and scale != 1:
+        both = together_labeled(lambda labels: model.denoiser(params, labels=labels), model_labels)
+        target = product(sde, both, (scale, 1 - scale))
+    else:
+        target = product(sde, [threshold(model.denoiser(params, labels=model_labels), sde)], [1.0])
+    if isinstance(guide, NoisyClassifier):
+        log_prob_fn = class_log_prob(guide.logits(guide_params), not_none(labels))
+        potential = conditioned(lambda x, t, x0, log_prob_fn: scale * log_prob_fn(x, t), log_prob_fn)
+        target = tilted(sde, target, potential, threshold=threshold)
+    if task is not None:
+        problem = Problem(not_none(task.operator), not_none(measurement), task.noise)
+        potential = build(
+            "method", {TWISTED: partial(measurement_potential, sde, problem)}, TWISTED, dict(task.method_kwargs)
+        )
+        target = tilted(sde, target, potential, threshold=threshold)
+    return target
+
+
+def _prior(model: DiffusionModel, keys: jax.Array, times: Any) -> jax.Array:
+    """Return one sample of N(0, sigma^2) per key, with sigma at the first time, or at t_max for an adaptive solver."""
+    sde = model.sde if times is None else model.sde._replace(t_max=times[0])
+    return jax.vmap(lambda key: prior_sample(sde, key, model.event_shape))(keys)
+
+
+def _sample_weighted(model, solver, target, times, keys, particles: int, denoise: bool) -> Solution:
+    """Return one particle of each population, drawn by weight; keys and the target have a row per particle."""
+    batch = len(keys) // particles
+    numbers = jnp.tile(jnp.arange(particles), batch)
+    keys = jax.vmap(lambda key, number: jax.random.split(jax.random.fold_in(key, number), 3))(keys, numbers)
+    x = _prior(model, keys[:, 0], times)
+    solution = solve_weighted(solver, model.sde, target, x, times, keys[:, 1], particles, denoise=denoise)
+    log_weights = not_none(solution.log_weights).reshape(batch, particles)
+    chosen = jax.vmap(jax.random.categorical)(keys[::particles, 2], log_weights)
+    return Solution(
+        solution.x[jnp.arange(batch) * particles + chosen],
+        solution.nfe * particles,  # type: ignore[operator]
+        None,
+        solution.nonfinite_at,
+        effective_sample_size=jnp.mean(not_none(solution.effective_sample_size), axis=0),
+    )
+
+
+def is_weighted(task: InverseTask | None, particles: int) -> bool:
+    """Return whether sampling uses weighted particles."""
+    return particles > 1 or (task is not None and task.operator is not None and task.method == TWISTED)
+
+
+def check_particles(
+    model: DiffusionModel, solver: Any, guidance: Guidance, task: InverseTask | None, particles: int, threshold: bool
+) -> None:
+    """Raise UserError unless weighted particles support the solver, the guidance and the inverse problem.
+
+    Args:
+      model: Diffusion model.
+      solver: Solver.
+      guidance: Guidance.
+      task: Inverse problem or None.
+      particles: Number of particles per sample.
+      threshold: Whether x0 is bounded.
+    """
+    by_classifier = isinstance(guidance.guide, NoisyClassifier)
+    has_two = isinstance(guidance.guide, DiffusionModel) or (guidance.guide is None and model.num_classes > 0)
+    composed = has_two and guidance.scale not in (0, 1)
+    if particles == 1:
+        raise UserError(f"particles: the method {TWISTED!r} requires several particles, got 1", "particles=16")
+    changes = {
+        "guidance_interval": guidance.interval is not None,
+        "guidance_rescale": guidance.rescale != 0,
+        # Clipping one model gives another valid prior; the weights of a product require unclipped densities.
+        "threshold": composed and threshold,
+    }
+    given = [name for name, is_given in changes.items() if is_given]
+    if given:
+        raise UserError(
+            f"particles: {' and '.join(given)} would change the guided denoiser, for which the weights are not valid",
+            *(["threshold=none"] if "threshold" in given else []),
+            "particles=1",
+        )
+    if task is not None and task.operator is None:
+        raise UserError("particles: sdedit has no measurement and hence no weights", "particles=1")
+    if task is not None and task.method != TWISTED:
+        raise UserError(
+            f"particles: the method {task.method!r} has no target density and hence no weights",
+            f"method={TWISTED}",
+            "particles=1",
+        )
+    if task is None and not composed and not (by_classifier and guidance.scale != 0):
+        raise UserError("particles: without guidance or a task all weights are equal", "guidance_scale", "particles=1")
+    if not isinstance(solver, Solver):
+        raise UserError(
+            "particles: an adaptive solver gives each particle its own times, so that their weights can't be compared",
+            "solver=exponential_sde",
+        )
+    check_weighted(solver, tilted=task is not None or by_classifier)
 
 
 def _check_jumps(model: DiffusionModel, **changes: bool) -> None:
@@ -183,6 +318,10 @@ def _adaptive_solution(solver, sde, denoiser, x, keys, denoise: bool) -> Solutio
     return solution._replace(x=denoiser(solution.x, sde.t_min).x0, nfe=nfe)
 
 
+def _unchanged(x, t):
+    return Prediction(x, x)
+
+
 class _Identity(nn.Module):
     """A network without cost, to check a solver with."""
 
@@ -193,8 +332,16 @@ class _Identity(nn.Module):
         return x
 
 
-def check_sampling(model: DiffusionModel, **options: Any) -> None:
+def check_sampling(model: DiffusionModel, guidance: Guidance = Guidance(), **options: Any) -> None:  # noqa: B008
     """Raise UserError unless `sample(..., **options)` can run, by tracing it with a network without cost."""
+    task = options.get("task")
+    particles = options.get("particles", 1)
+    if is_weighted(task, particles):
+        threshold = options.get("threshold", none())
+        changes = threshold(_unchanged, model.sde) is not _unchanged
+        check_particles(model, options["solver"], guidance, task, particles, threshold=changes)
+        if task is None:
+            options |= {"particles": 1}  # the placeholder has no classes, so that its guidance can't be traced
     placeholder = model._replace(
         module=_Identity(getattr(model.module, "two_times", False)),
         prediction="epsilon",
@@ -218,6 +365,13 @@ class SampleBatch(NamedTuple):
 
     x: np.ndarray  # (batch, *event_shape) float32
     nfe: np.ndarray | None  # (batch,) network evaluations; None if the solver can't count them
+    effective_sample_size: np.ndarray | None = None  # (batch,) mean over the steps; None without weighted particles
+
+
+def mean_effective_sample_size(batches: Sequence[SampleBatch]) -> float | None:
+    """Return the mean effective sample size of weighted particles over samples and steps, None without them."""
+    sizes = [batch.effective_sample_size for batch in batches if batch.effective_sample_size is not None]
+    return float(np.concatenate(sizes).mean()) if sizes else None
 
 
 def sample_batches(
@@ -262,7 +416,7 @@ def sample_batches(
         local = jax.tree.map(_flatten_devices, compiled(key, shared, rows))
         gathered = jax.tree.map(itemgetter(slice(num_samples - start)), distributed.all_gather(local))
         check_finite(gathered)  # all processes raise together
-        yield SampleBatch(gathered.x, gathered.nfe)
+        yield SampleBatch(gathered.x, gathered.nfe, gathered.effective_sample_size)
 
 
 @lru_cache(maxsize=4)  # each entry keeps a compiled program
@@ -305,7 +459,8 @@ class Sampler(NamedTuple):
       labels: Function from (batch,) indices to labels, or to None without classes.
       task: Inverse problem; None samples from the prior.
       measured: Function without arguments that returns the images and measurements of the inverse problem.
-      has_trajectory: Whether the solver steps along a fixed grid.
+      has_trajectory: Whether a sample has one trajectory along a fixed grid.
+      particles: Weighted particles of each sample.
     """
 
     sample_fn: Callable[..., Solution]
@@ -318,6 +473,7 @@ class Sampler(NamedTuple):
     task: InverseTask | None
     measured: Callable[[], Measured]
     has_trajectory: bool
+    particles: int = 1
 
     def inputs(self, indices: np.ndarray) -> dict[str, Any]:
         """Return the labels and measurements of the samples with these indices."""

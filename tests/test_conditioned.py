@@ -61,7 +61,7 @@ RUNS = {  # (sde, denoiser, x, keys) -> an array with a row per example
     "decode_encoded": lambda sde, denoiser, x, keys: decode(sde, denoiser, encode(sde, denoiser, x)),
 }
 
-QUICK = {("conditional", "adaptive_sde"), ("conditional", "hutchinson"), ("classifier_free", "adaptive")}
+QUICK = {("classifier_free", "adaptive")}
 
 
 @pytest.mark.parametrize(
@@ -210,8 +210,7 @@ def test_networks_in_a_batch_equal_examples_alone(name, kind, run, x64):
 
     start = x if run.startswith("adaptive") else x / sde.t_max
     together = compiled(start, LABELS[:2], SCALES[:2], keys)
-    single = np.concatenate(
-        [compiled(start[i : i + 1], LABELS[i : i + 1], SCALES[i : i + 1], keys[i : i + 1]) for i in range(2)]
-    )
-    np.testing.assert_allclose(together, single, atol=1e-6)
+    for i in range(2):  # a batch of one example twice, which needs no compilation of another size
+        alone = compiled(*(jnp.stack([rows[i], rows[i]]) for rows in (start, LABELS[:2], SCALES[:2], keys)))
+        np.testing.assert_allclose(alone, jnp.stack([together[i], together[i]]), atol=1e-6)
     assert np.abs(compiled(start, (LABELS[:2] + 1) % 3, SCALES[:2], keys) - together).max() > 1e-5, "labels do nothing"

@@ -100,7 +100,7 @@ def load_network(
         target.preconditioning,
         sigma_data,
         timesteps=schedule if discrete else None,
-        learned_variance=getattr(module, "outputs", 1) == 2,
+        learned_variance=getattr(module, "outputs", 1) == 2 and not getattr(module, "two_times", False),
     )
     return trained, found.params
 

@@ -14,9 +14,10 @@ from score_sde.data import Dataset, load_examples, to_unit_range
 from score_sde.errors import UserError, not_none
 from score_sde.experiment.flags import build_part, naming_flags, plain
 from score_sde.experiment.guides import build_guidance, load_guide
+from score_sde.experiment.model import check_prior
 from score_sde.experiment.tasks import build_task, measure
 from score_sde.model import DiffusionModel
-from score_sde.sampling import InverseTask, Measured, Sampler, check_sampling, sample
+from score_sde.sampling import InverseTask, Measured, Sampler, check_sampling, is_weighted, sample
 from score_sde.solvers import ADAPTIVE, SOLVERS, Solver, evaluation_times, snap_to_timesteps, time_grid
 from score_sde.thresholding import THRESHOLDS, Threshold
 
@@ -55,8 +56,9 @@ def build_sampler(
     solver = build_part(config, "solver", SOLVERS | ADAPTIVE, "sampling.solver", "sampling.kwargs")
     times = build_times(config, model, solver, task)
     fixed = {"solver": solver, "times": times, "task": task, "threshold": threshold, "denoise": options.denoise}
+    fixed |= {"particles": options.particles}
     with naming_flags(config, "sampling", "sampling.method_kwargs", sde="sde.name"):
-        check_sampling(model, **fixed)
+        check_sampling(model, guidance, **fixed)
     return Sampler(
         sample_fn=partial(sample, model, guidance=guidance, **fixed),
         key=key,
@@ -67,7 +69,8 @@ def build_sampler(
         labels=labels,
         task=task,
         measured=cache(lambda: _measure(config, not_none(task), load, key)),
-        has_trajectory=isinstance(solver, Solver),
+        has_trajectory=isinstance(solver, Solver) and not is_weighted(task, options.particles),
+        particles=options.particles,
     )
 
 
@@ -110,7 +113,14 @@ def build_times(config: ConfigDict, model: DiffusionModel, solver: Any, task: In
     The times of a network of discrete time are among its timesteps.
     """
     options, schedule = config.sampling, model.timesteps
+    if options.t_max:
+        check_prior(model.sde, options.t_max, "sampling", "--config.sampling.t_max")
     if not isinstance(solver, Solver):
+        if options.t_max:
+            raise UserError(
+                f"solver {options.solver!r} starts at the SDE's t_max, so t_max has no effect",
+                "--config.sampling.t_max=0",
+            )
         if schedule is not None:
             raise _between_timesteps(config, "chain's")
         if task is not None:
@@ -119,10 +129,16 @@ def build_times(config: ConfigDict, model: DiffusionModel, solver: Any, task: In
                 "--config.sampling.solver",
             )
         return None
-    names = {"spacing": "sampling.spacing", "end": "sampling.end", "num_steps": "sampling.num_steps"}
+    names = {name: f"sampling.{name}" for name in ("spacing", "end", "num_steps", "t_max")}
     with naming_flags(config, "sampling.spacing_kwargs", **names):
-        spacing_kwargs = plain(options.spacing_kwargs)
-        times = time_grid(model.sde, options.num_steps, options.spacing, options.end, spacing_kwargs=spacing_kwargs)
+        times = time_grid(
+            model.sde,
+            options.num_steps,
+            options.spacing,
+            options.end,
+            spacing_kwargs=plain(options.spacing_kwargs),
+            t_max=options.t_max or None,
+        )
         if schedule is None:
             return times
         times = snap_to_timesteps(times, len(schedule.betas))

@@ -13,7 +13,7 @@ from score_sde import operators
 from score_sde.data.decoding import decode
 from score_sde.errors import UserError, lookup, not_none
 from score_sde.experiment.flags import build_part, naming_flags, plain
-from score_sde.inverse import INVERSE_METHODS, check_strength
+from score_sde.inverse import INVERSE_METHODS, TWISTED, check_strength
 from score_sde.operators import Operator
 from score_sde.sampling import InverseTask
 
@@ -71,7 +71,7 @@ def build_task(config: ConfigDict, event_shape: Shape) -> InverseTask | None:
         return None
     with naming_flags(config, "sampling"):
         lookup("task", TASKS, name)
-        lookup("method", INVERSE_METHODS, options.method)
+        lookup("method", dict.fromkeys((*INVERSE_METHODS, TWISTED)), options.method)
     if len(event_shape) != 3:
         raise UserError(f"tasks are of images, the data have the shape {event_shape}", "--config.sampling.task=''")
     table = {known: partial(make, event_shape) for known, make in TASKS.items()}

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,13 +14,13 @@ from score_sde.sde import SDE
 from score_sde.solvers.base import MAX_STEPS_EXCEEDED, Solution, most_evaluations
 
 FIRST_STEP = 0.01  # fraction of the integration interval
-ODE_METHODS: dict[str, Callable[[], diffrax.AbstractSolver]] = {
-    "tsit5": diffrax.Tsit5,
-    "dopri5": diffrax.Dopri5,
-    "dopri8": diffrax.Dopri8,
-    "heun": diffrax.Heun,
-    "kvaerno3": diffrax.Kvaerno3,  # implicit, for stiff flows in few dimensions; solves with the Jacobian
-    "kvaerno5": diffrax.Kvaerno5,
+ODE_METHODS = {  # name -> name of the class in Diffrax
+    "tsit5": "Tsit5",
+    "dopri5": "Dopri5",
+    "dopri8": "Dopri8",
+    "heun": "Heun",
+    "kvaerno3": "Kvaerno3",  # implicit, for stiff flows in few dimensions; solves with the Jacobian
+    "kvaerno5": "Kvaerno5",
 }
 # Soderlind 2003, "Digital filters in adaptive time-stepping": I, H211PI, H312PID
 CONTROLLERS: dict[str, dict[str, Any]] = {
@@ -101,7 +100,9 @@ def integrate(velocity, y, t0: float, t1: float, options: IntegratorOptions):
     Returns:
       Pair (y at t1, evaluations). y is NaN if max_steps was exceeded. evaluations is None for implicit methods.
     """
-    method = ODE_METHODS[options.method]()
+    import diffrax  # imported here, because the import takes half a second
+
+    method = getattr(diffrax, ODE_METHODS[options.method])()
     dtype = jax.tree.leaves(y)[0].dtype
     first, last = jnp.asarray(t0, dtype), jnp.asarray(t1, dtype)
     result = diffrax.diffeqsolve(
@@ -119,14 +120,11 @@ def integrate(velocity, y, t0: float, t1: float, options: IntegratorOptions):
     )
     successful = result.result == diffrax.RESULTS.successful
     end = jax.tree.map(lambda path: jnp.where(successful, path[-1], jnp.nan), result.ys)
-    return end, _evaluations(method, result.stats["num_steps"])
-
-
-def _evaluations(method, steps):
-    """Return the number of stages; with FSAL the first stage of a step is the last of the previous step."""
     if isinstance(method, diffrax.AbstractImplicitSolver):
-        return None
-    return method.tableau.fsal + steps * (method.tableau.num_stages - method.tableau.fsal)
+        return end, None
+    # With FSAL the first stage of a step is the last of the previous step.
+    stages, fsal = method.tableau.num_stages, method.tableau.fsal
+    return end, fsal + result.stats["num_steps"] * (stages - fsal)
 
 
 def check_options(options: IntegratorOptions) -> None:

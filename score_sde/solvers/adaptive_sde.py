@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -111,6 +110,8 @@ def _rounded(h: jax.Array) -> jax.Array:
 
 def _brownian(t0: float, t1: float, x: jax.Array):
     """Return (key, low, high) -> increment of one sample's Brownian path, resolved to t1 / 16."""
+    import diffrax  # imported here, because the import takes half a second
+
     shape = jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
     tolerance = max(t1 / 16, 2e-7 * t0)  # not below float32's resolution
 

@@ -27,6 +27,7 @@ class Solver(NamedTuple):
     stochastic: bool = False  # whether a step draws noise
     requires_nonzero_alpha: bool = False  # whether a step divides by alpha or evaluates drift and diffusion
     jumps: bool = False  # whether the denoiser is a flow map, called at (x, t, t_next)
+    langevin: bool = False  # whether a step moves x at t_next, by Langevin dynamics
 
 
 class Solution(NamedTuple):
@@ -37,6 +38,9 @@ class Solution(NamedTuple):
     trajectory: jax.Array | None  # (num_steps + 1, batch, *event) from the first time to the last, if requested
     # (): time of the first step with NaN or infinity; NaN if there is none; MAX_STEPS_EXCEEDED for adaptive solvers
     nonfinite_at: jax.Array | None = None
+    log_weights: jax.Array | None = None  # (batch,), of weighted particles (`particles`), as are the next ones
+    log_normalizer: jax.Array | None = None  # (populations,), estimate of the log of the target's integral
+    effective_sample_size: jax.Array | None = None  # (num_steps, populations), before resampling
 
 
 class OneStepState(NamedTuple):
@@ -87,7 +91,7 @@ def solve(
         `check_finite`.
     """
     check_times(times, sde, solver.requires_nonzero_alpha)
-    to_data = _ends_at_data(times, sde, to_data)
+    to_data = ends_at_data(times, sde, to_data)
     nfe = _count_evaluations(solver, sde, denoiser, times, to_data, denoise)
     if isinstance(times, jax.core.Tracer):  # `check_times` can't check traced times
         x = jnp.where(jnp.all(jnp.diff(times) < 0), x, jnp.nan)
@@ -178,7 +182,7 @@ def check_finite(solution: Solution) -> None:
         )
 
 
-def _ends_at_data(times, sde: SDE, to_data: bool | None = None) -> bool:
+def ends_at_data(times, sde: SDE, to_data: bool | None = None) -> bool:
     """Return whether a grid ends at sigma = 0.
 
     Raises:
@@ -266,7 +270,7 @@ def evaluation_times(solver: Solver, sde: SDE, times: np.ndarray) -> np.ndarray:
         state = solver.step(sde, denoiser, state, *interval, sample_keys(jax.random.key(0), 1))
         return state, jnp.stack(recorded)
 
-    stepped = np.asarray(times[:-1] if _ends_at_data(times, sde) else times, np.float32)
+    stepped = np.asarray(times[:-1] if ends_at_data(times, sde) else times, np.float32)
     last = stepped[-1:][: len(times) - len(stepped)]  # empty unless the grid ends at sigma = 0
     if len(stepped) == 1:
         return last

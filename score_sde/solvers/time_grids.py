@@ -91,8 +91,9 @@ def time_grid(
     end: str = "t_min",
     t_min: float | None = None,
     spacing_kwargs: Mapping[str, Any] | None = None,
+    t_max: float | None = None,
 ) -> np.ndarray:
-    """Return strictly descending times from sde.t_max, (num_steps + 1,).
+    """Return strictly descending times, (num_steps + 1,).
 
     Args:
       sde: Forward process.
@@ -102,16 +103,21 @@ def time_grid(
         it x = E[x0 | x].
       t_min: Last time with noise; None is sde.t_min.
       spacing_kwargs: Keyword arguments of the spacing, for example {"rho": 7.0}.
+      t_max: First time; None is sde.t_max.
 
     Returns:
       Times in float64 on the host, so that `solve` can check them before it is compiled.
 
     Raises:
-      UserError: if num_steps is below 1, t_min is out of range, or spacing, its arguments or end are unknown.
+      UserError: if num_steps is below 1, t_min or t_max is out of range, or spacing, its arguments or end are unknown.
     """
     if num_steps < 1:
         raise UserError(f"time_grid: expected num_steps >= 1, got {num_steps}", "num_steps")
     t_min = sde.t_min if t_min is None else t_min
+    if t_max is not None:
+        if not 0 < t_max <= sde.t_max:
+            raise UserError(f"time_grid: expected 0 < t_max <= {sde.t_max}, got {t_max}", "t_max")
+        sde = sde._replace(t_max=t_max)
     if not 0 < t_min < sde.t_max and not (t_min == 0 == sde.t_min):
         raise UserError(f"time_grid: expected 0 < t_min < {sde.t_max}, got {t_min}", "t_min")
     times_at = build("spacing", SPACINGS, spacing, dict(spacing_kwargs or {}))

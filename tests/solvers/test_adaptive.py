@@ -68,7 +68,8 @@ def test_an_example_does_not_depend_on_its_batch(x64):
     np.testing.assert_array_equal(part.nfe, whole.nfe[1:3])
 
 
-@pytest.mark.parametrize("name", thinned(("vp", "edm"), "vp"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vp", "edm"])
 def test_the_adaptive_sde_solver_draws_from_the_data(name):
     """In 16 dimensions; the tolerance of 2% a step is larger than the sampling error of 0.4%."""
     sde, n = SDES[name](), 2000

@@ -63,9 +63,7 @@ def slope(steps, errors):
     return -np.polyfit(np.log(steps), np.log(errors), 1)[0]
 
 
-@pytest.mark.parametrize(
-    "name", thinned(DETERMINISTIC, "euler", "heun", "dpm_solver_pp_2m", "dpm_solver_pp_3s", "unipc_3", "deis_3")
-)
+@pytest.mark.parametrize("name", thinned(DETERMINISTIC, "euler", "dpm_solver_pp_3s", "unipc_3"))
 def test_orders_on_the_probability_flow(name, x64):
     solver, order = DETERMINISTIC[name]
     steps = np.array([32, 64, 128, 256, 512])
@@ -152,10 +150,11 @@ def run_all(name, process, counts):
     assert np.isfinite(all_counts(x, jax.random.key(0))).all()
 
 
-@pytest.mark.parametrize("process", thinned(SDES, "vp"))
-@pytest.mark.parametrize("name", WITH_DENOISERS)
-def test_every_solver_runs_for_every_sde(name, process):
-    run_all(name, process, (1, 3))
+@pytest.mark.parametrize(
+    "name", thinned(WITH_DENOISERS, "heun", "deis", "unipc", "predictor_corrector", "annealed_langevin")
+)
+def test_every_solver_runs(name):
+    run_all(name, "vp", (1, 3))
 
 
 @pytest.mark.parametrize("process", ["flow", "vp_cosine"])
@@ -170,7 +169,7 @@ def test_solvers_that_need_signal_refuse_zero_terminal_snr(name, process):
 @pytest.mark.parametrize("process", SDES)
 @pytest.mark.parametrize("name", WITH_DENOISERS)
 def test_every_solver_converges_for_every_sde(name, process, x64):
-    run_all(name, process, (1, 2, 3, 4, 5, 7, 10, 20))
+    run_all(name, process, (1, 2, 3, 5, 20))
     if name in ORDERS and not refuses(name, process):  # from 20 to 80 steps at least a factor 4^order / 2 nearer
         spacing, sde = "karras" if process == "edm" else "log_snr", SDES[process]()
         coarse, fine = (error(SOLVERS[name](), sde, time_grid(sde, n, spacing)) for n in (20, 80))
