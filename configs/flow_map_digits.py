@@ -5,6 +5,10 @@ python launch.py --config=configs/flow_map_digits.py --mode=sample --config.samp
 
 The loss is that of improved MeanFlow (Geng et al. 2025), in angles: the noise level is smooth in time
 (`preconditioning="angle"`), as the loss differentiates the network in time.
+
+Fréchet distance of 1,000 samples in the classifier's features (`benchmarks/few_steps.py`): 0.73, 0.69, 0.66 and 0.65 in
+1, 2, 4 and 8 steps; test images: 1.26. `--mode=evaluate` finds no copies of training images, and the same loss on
+training and test images. Training took 10 minutes on two CPU cores.
 """
 
 from configs import common
@@ -18,7 +22,9 @@ def get_config():
     config.model.kwargs.two_times = True
     config.loss.objective = "eulerian"
     config.loss.objective_kwargs = {"adaptive": 1.0}
-    config.training.num_steps = 4000
+    config.optimizer.schedule = "cosine"
+    config.optimizer.schedule_kwargs = {"decay_steps": 3000}
+    config.training.num_steps = 3000
     config.sampling.solver = "flow_map_steps"
     config.sampling.num_steps = 4
     config.sampling.denoise = False

@@ -57,6 +57,11 @@ class DiffusionModel(NamedTuple):
         return self.num_classes > 0 and getattr(self.module, "label_dropout", 0.0) > 0
 
     @property
+    def learned_divergence(self) -> bool:
+        """Whether the network is a flow map whose second output is the mean divergence (`flow_map`)."""
+        return getattr(self.module, "two_times", False) and getattr(self.module, "outputs", 1) == 2
+
+    @property
     def is_exact(self) -> bool:
         """Whether the module is the exact denoiser of a mixture, which has no parameters and takes the log-SNR."""
         return isinstance(self.module, Mixture)
@@ -87,7 +92,13 @@ class DiffusionModel(NamedTuple):
                 make_denoiser(output, self.sde, preconditioning="log_snr"), self.sde, self.prediction
             )
         return make_denoiser(
-            output, self.sde, self.prediction, self.preconditioning, self.sigma_data, self.learned_variance
+            output,
+            self.sde,
+            self.prediction,
+            self.preconditioning,
+            self.sigma_data,
+            self.learned_variance,
+            self.learned_divergence,
         )
 
     def check(self) -> None:

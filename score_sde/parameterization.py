@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 from score_sde.conditioned import Conditioned, conditioned
 from score_sde.errors import UserError, lookup
-from score_sde.sde import SDE, lift, log_snr, t_from_log_snr, time_derivative, vp
+from score_sde.sde import SDE, lift, log_snr, sum_event, t_from_log_snr, time_derivative, vp
 
 
 class Prediction(NamedTuple):
@@ -31,9 +31,17 @@ class VariancePrediction(NamedTuple):
     v: jax.Array  # shape of x, see `reverse_log_variance`
 
 
+class DivergencePrediction(NamedTuple):
+    """The chord pair of a flow map with a learned mean divergence (`flow_map.mean_divergence`)."""
+
+    x0: jax.Array
+    epsilon: jax.Array
+    divergence: jax.Array  # (batch,)
+
+
 # (x (batch, *event), t () or (batch,)) -> Prediction. A denoiser with conditioning is a `Conditioned`, which carries
 # labels and other batch-first arrays and checks the batch size. Without conditioning it may be a plain function.
-Denoiser = Callable[[jax.Array, ArrayLike], Prediction | VariancePrediction]
+Denoiser = Callable[[jax.Array, ArrayLike], Prediction | VariancePrediction | DivergencePrediction]
 
 
 def reverse_log_variance(v: jax.Array, smallest: jax.Array, largest: jax.Array) -> jax.Array:
@@ -283,6 +291,7 @@ def make_denoiser(
     preconditioning: str = "none",
     sigma_data: float = 0.5,
     learned_variance: bool = False,
+    learned_divergence: bool = False,
 ) -> Conditioned:
     """Return the denoiser of a network, also as a flow map if the network takes a second time.
 
@@ -295,6 +304,8 @@ def make_denoiser(
       preconditioning: Scaling of the network's inputs and output, a key of `PRECONDITIONINGS`.
       sigma_data: Standard deviation of the data, for "edm".
       learned_variance: Whether the output has twice the channels of x; the second half is v of a `VariancePrediction`.
+      learned_divergence: Whether the output has twice the channels of x; the mean of the second half is the divergence
+        of a `DivergencePrediction`.
 
     Returns:
       Denoiser (x, t) -> Prediction or VariancePrediction, for x: (batch, *event) and t: () or (batch,). With a network
@@ -313,9 +324,11 @@ def make_denoiser(
         scaled, level = _inputs(chosen, sde, x, t, sigma_data)
         next_levels = (_inputs(chosen, sde, x, jnp.asarray(r, x.dtype), sigma_data)[1] for r in later)
         output = network(scaled, level, *next_levels)
-        raw, *v = jnp.split(output, 2, axis=-1) if learned_variance else [output]
+        raw, *second = jnp.split(output, 2, axis=-1) if learned_variance or learned_divergence else [output]
         pair = _solve(target, raw, x, sde.alpha(t), sde.sigma(t))
-        return VariancePrediction(*pair, *v) if learned_variance else pair
+        if learned_divergence:
+            return DivergencePrediction(*pair, sum_event(second[0]) / x[0].size)
+        return VariancePrediction(*pair, *second) if learned_variance else pair
 
     return conditioned(denoiser, network)
 

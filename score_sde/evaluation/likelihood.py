@@ -15,13 +15,17 @@ from score_sde.data import Dataset, load_examples, to_unit_range
 from score_sde.errors import UserError
 from score_sde.evaluation.options import LikelihoodOptions
 from score_sde.evaluation.results import mean_of
+from score_sde.flow_map import angle_grid
+from score_sde.flow_map import log_likelihood as log_likelihood_in_jumps
 from score_sde.likelihood import bits_per_dim, centered_range, dequantize, log_likelihood, truncation
 from score_sde.model import DiffusionModel
 from score_sde.parameterization import VariancePrediction
 from score_sde.randomness import fold_each
 from score_sde.runtime import distributed
-from score_sde.sde import SDE, lift, t_from_log_snr, vp
+from score_sde.sde import SDE, lift, prior_log_prob, t_from_log_snr, vp
 from score_sde.training.metrics import progress_bar
+
+NUM_COMPARED = 100  # test examples on which a likelihood in jumps is compared with the integral
 
 
 def likelihood(
@@ -40,7 +44,8 @@ def likelihood(
     For pixels it is in bits/dim, a bound through uniform dequantization, with the prior, divergence, dequantization and
     truncation as its parts, which sum to it. The results also have the variational bound of a discrete-time schedule,
     and the bits/dim of a histogram per pixel of the training split. For real numbers it is the mean log-density in
-    nats.
+    nats. With flow_map_steps it is measured by jumps of a flow map, and compared with the integral on the first
+    examples.
 
     Args:
       model: Diffusion model.
@@ -63,12 +68,31 @@ def likelihood(
         )
     results: dict[str, Any] = {"num_examples": len(images), "settings": options._asdict()}
     over_batches = partial(_over_batches, params=params, images=images, options=options, seed=seed)
+    if options.flow_map_steps and not model.learned_divergence:
+        raise UserError(
+            "flow_map_steps requires a flow map with a learned divergence, a network with two_times=True and outputs=2",
+            "flow_map_steps=0",
+            "outputs=2 in training",
+        )
     if model.timesteps is None:
-        flow_parts = over_batches(_flow_parts(model, options, source.levels), "likelihood")
-        results |= breakdown(flow_parts(labels), model.event_shape, source.levels)
+        in_jumps = options.flow_map_steps > 0
+        flow_parts = over_batches(_flow_parts(model, options, source.levels, in_jumps), "likelihood")
+        measured = flow_parts(labels)
+        log_prob = measured["log_prob"]
+        results |= breakdown(measured, model.event_shape, source.levels)
         if model.has_null_label:
             unlabeled = flow_parts(np.full_like(labels, -1))
             results["unconditional"] = breakdown(unlabeled, model.event_shape, source.levels)
+    if options.flow_map_steps:
+        # The integral on the first examples, with the same name and hence the same dequantization and noise.
+        first = slice(NUM_COMPARED)
+        integral = partial(_over_batches, params=params, images=images[first], options=options, seed=seed)
+        exact = integral(_flow_parts(model, options, source.levels, in_jumps=False), "likelihood")(labels[first])[
+            "log_prob"
+        ]
+        difference = (log_prob[first] - exact) / math.prod(model.event_shape)
+        difference = difference if source.levels is None else -difference / math.log(2)
+        results["minus_integral_per_dim"] = mean_of(difference) | {"num_examples": len(difference)}
     if source.levels is not None:
         if options.vlb_num_steps:
             chain = schedule or chain_through_vp(options.vlb_num_steps)
@@ -79,24 +103,17 @@ def likelihood(
     return results
 
 
-def _flow_parts(model: DiffusionModel, options: LikelihoodOptions, levels: int | None) -> Callable:
+def _flow_parts(model: DiffusionModel, options: LikelihoodOptions, levels: int | None, in_jumps: bool) -> Callable:
     """Return (params, images (n, *event), labels (n,), keys (n,)) -> parts of log p per example, (n,) each, in nats."""
     sde = model.sde._replace(t_min=options.t_min) if options.t_min else model.sde
-    names = ("divergence", "num_probes", "rtol", "atol", "method", "max_steps")
-    integration = {name: getattr(options, name) for name in names}
+    flow_parts = _by_jumps(sde, options.flow_map_steps) if in_jumps else _by_integral(sde, options)
 
     def once(denoiser, images, keys):
         first, second, third = (fold_each(keys, n) for n in range(3))
         x0 = images if levels is None else dequantize(first, images, levels, centered_range(levels))
         x, term = truncation(sde, denoiser, x0, second)
-        flow = log_likelihood(sde, denoiser, x, third, **integration)
-        return {
-            "log_prob": flow.log_prob + term,
-            "prior": flow.prior,
-            "divergence": flow.divergence,
-            "truncation": term,
-            "probes_standard_error": flow.standard_error,
-        } | ({} if flow.nfe is None else {"nfe": flow.nfe})  # an implicit method doesn't count its evaluations
+        parts = flow_parts(denoiser, x, third)
+        return parts | {"log_prob": parts["prior"] + parts["divergence"] + term, "truncation": term}
 
     def measure(params, images, labels, keys):
         denoiser = model.denoiser(params, labels=labels if model.num_classes else None)
@@ -111,6 +128,40 @@ def _flow_parts(model: DiffusionModel, options: LikelihoodOptions, levels: int |
         return parts
 
     return measure
+
+
+def _by_integral(sde: SDE, options: LikelihoodOptions) -> Callable:
+    """Return (denoiser, x, keys) -> parts of log p(x) by the integral of the divergence."""
+    names = ("divergence", "num_probes", "rtol", "atol", "method", "max_steps")
+    integration = {name: getattr(options, name) for name in names}
+
+    def parts(denoiser, x, keys):
+        flow = log_likelihood(sde, denoiser, x, keys, **integration)
+        return {
+            "prior": flow.prior,
+            "divergence": flow.divergence,
+            "probes_standard_error": flow.standard_error,
+        } | ({} if flow.nfe is None else {"nfe": flow.nfe})  # an implicit method doesn't count its evaluations
+
+    return parts
+
+
+def _by_jumps(sde: SDE, num_steps: int) -> Callable:
+    """Return (flow map, x, keys) -> parts of log p(x) by jumps of a flow map, without probes."""
+    times = angle_grid(sde, num_steps)
+
+    def parts(flow_map, x, keys):
+        log_prob, latent = log_likelihood_in_jumps(flow_map, sde, x, times)
+        prior = prior_log_prob(sde, latent)
+        zeros = jnp.zeros_like(prior)
+        return {
+            "prior": prior,
+            "divergence": log_prob - prior,
+            "probes_standard_error": zeros,
+            "nfe": zeros + num_steps,
+        }
+
+    return parts
 
 
 def _chain_bound(model: DiffusionModel, chain: ddpm.Schedule, levels: int) -> Callable:
@@ -191,6 +242,8 @@ def _over_batches(
                 flat = {name: np.asarray(values).reshape(-1) for name, values in measured.items()}
                 gathered = distributed.all_gather(flat)
                 if not np.isfinite(gathered.get("log_prob", 0.0)).all():
+                    if options.flow_map_steps:
+                        raise UserError("likelihood: the network gave NaN or infinity", "flow_map_steps")
                     raise UserError(
                         f"likelihood: an example took more than {options.max_steps} steps", "max_steps", "rtol", "atol"
                     )
@@ -232,4 +285,16 @@ def text(results: dict[str, Any]) -> str:
     if "bits_per_dim" in results.get("unconditional", {}):
         bits = results["unconditional"]["bits_per_dim"]
         lines.append(f"that is p(x | y); p(x) has {bits['mean']:.3f} ± {bits['standard_error']:.3f} bits/dim")
+    if "minus_integral_per_dim" in results:
+        difference = results["minus_integral_per_dim"]
+        mean, error = difference["mean"], difference["standard_error"]
+        unit = "bits/dim" if "bits_per_dim" in results else "nats per dimension"
+        verdict = (
+            "within twice its standard error"
+            if abs(mean) <= 2 * error
+            else "more than twice its standard error, so the learned divergence is inaccurate"
+        )
+        lines.append(
+            f"minus the integral on {difference['num_examples']} examples: {mean:+.4f} ± {error:.4f} {unit}, {verdict}"
+        )
     return "\n".join(lines)

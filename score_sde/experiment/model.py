@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from score_sde import data, ddpm, models
+from score_sde.analytic import subspace_denoiser
+from score_sde.data.toys import random_basis
 from score_sde.errors import UserError, build, lookup
 from score_sde.experiment import rules
 from score_sde.experiment.data import event_shape
@@ -33,13 +35,19 @@ def build_sde(config: ConfigDict, name: str, kwargs: dict[str, Any]) -> tuple[SD
         made = build("SDE", table, name, kwargs)
         schedule = made if isinstance(made, ddpm.Schedule) else None
         sde = made if schedule is None else ddpm.to_sde(schedule)
-        terminal = float(log_snr(sde, sde.t_max))
-        if terminal > MAX_TERMINAL_LOG_SNR:
-            raise UserError(
-                f"{name}: the prior is N(0, sigma(t_max)^2), but at t_max = {sde.t_max:g} the data are still seen: "
-                f"expected a log-SNR of at most {MAX_TERMINAL_LOG_SNR:g}, got {terminal:.2f}"
-            )
+        check_prior(sde, sde.t_max, name)
     return sde, schedule
+
+
+def check_prior(sde: SDE, t_max: float, name: str, *change: str) -> None:
+    """Raise UserError if the prior N(0, sigma(t_max)^2) is far from the marginal at t_max."""
+    terminal = float(log_snr(sde, t_max))
+    if terminal > MAX_TERMINAL_LOG_SNR:
+        raise UserError(
+            f"{name}: the prior is N(0, sigma(t_max)^2), but at t_max = {t_max:g} the data are still seen: "
+            f"expected a log-SNR of at most {MAX_TERMINAL_LOG_SNR:g}, got {terminal:.2f}",
+            *change,
+        )
 
 
 def build_model(
@@ -82,11 +90,18 @@ def build_model(
 
 
 def exact_denoiser(config: ConfigDict, sde: SDE) -> Denoiser | None:
-    """Return the exact denoiser of the data set "mixture", None for others."""
-    if config.data.name != "mixture":
+    """Return the exact denoiser of the data sets "mixture" and "subspace", None for others."""
+    if config.data.name not in ("mixture", "subspace"):
         return None
     parts = {key: value for key, value in plain(config.data.kwargs).items() if key in ("means", "stds", "weights")}
-    return DiffusionModel(models.create("mixture", **parts), sde, event_shape(config), "v").denoiser({})
+    shape = event_shape(config)
+    if config.data.name == "mixture":
+        return DiffusionModel(models.create("mixture", **parts), sde, shape, "v").denoiser({})
+    if not parts.get("means"):
+        raise UserError("subspace: expected means and stds", "--config.data.kwargs")
+    k = len(parts["means"][0])
+    within = DiffusionModel(models.create("mixture", **parts), sde, (k,), "v").denoiser({})
+    return subspace_denoiser(sde, within, random_basis(shape[0], k))
 
 
 def load_pretrained(config: ConfigDict) -> tuple[ConfigDict, Any]:

@@ -13,6 +13,7 @@ from score_sde.experiment import Experiment
 from score_sde.experiment.flags import naming_flags
 from score_sde.model import DiffusionModel, NoisyClassifier, check_continuous_time
 from score_sde.runtime import distributed
+from score_sde.sampling import mean_effective_sample_size
 
 
 def train(experiment: Experiment, workdir: Path) -> str:
@@ -37,15 +38,17 @@ def sample(experiment: Experiment, workdir: Path) -> str:
     params, step = _load_params(experiment, workdir)
     sampler, model = not_none(experiment.sampler), _diffusion_model(experiment)
     path, strip = (sample_path(workdir, step, sampler, suffix) for suffix in ("", "_denoising"))
-    sample_and_plot(path, sampler, model, params, partial(experiment.load, "train"))
+    size = sample_and_plot(path, sampler, model, params, partial(experiment.load, "train"))
     plotted = plot_trajectory(strip, sampler, model, params)
     came_about = f"; how they came about, in {strip}" if plotted else ""
-    return f"{sampler.num_samples} samples of step {step} are in {path}{came_about}"
+    weighted = "" if size is None else f"; effective sample size {size:.1f} of {sampler.particles} particles"
+    return f"{sampler.num_samples} samples of step {step} are in {path}{came_about}{weighted}"
 
 
 def evaluate(experiment: Experiment, workdir: Path) -> str:
     """Evaluate the samples of a run; or its score, its inverse problem, or its classifier."""
     from score_sde.evaluation.evaluate import checkpoints_to_evaluate, evaluate
+    from score_sde.evaluation.generalization import make_losses
     from score_sde.evaluation.results import check_results_file
     from score_sde.training.load import default_spec
 
@@ -59,6 +62,7 @@ def evaluate(experiment: Experiment, workdir: Path) -> str:
     elif not_none(experiment.sampler).task is not None:
         results = _restorations(experiment, workdir)
     else:
+        model, data = _diffusion_model(experiment), (experiment.load, options, config["seed"])
         results = evaluate(
             not_none(experiment.sampler),
             experiment.load,
@@ -67,6 +71,7 @@ def evaluate(experiment: Experiment, workdir: Path) -> str:
             options,
             config,
             workdir,
+            None if model.timesteps is not None else make_losses(model, *data, experiment.training.dequantize),
         )
     return f"{json.dumps(results, indent=2)}\nwritten to {workdir / 'evaluation.json'}"
 
@@ -224,9 +229,12 @@ def _restorations(experiment: Experiment, workdir: Path) -> dict[str, Any]:
 
     params, step = _load_params(experiment, workdir)
     sampler = not_none(experiment.sampler)
-    samples = np.concatenate([batch.x for batch in sampler.batches(params)])
+    batches = list(sampler.batches(params))
+    samples = np.concatenate([batch.x for batch in batches])
     task = not_none(sampler.task)
     num_real = experiment.evaluation.num_real
     metrics = restoration_metrics(task, group_by_measurement(sampler, samples), experiment.load("train"), num_real)
-    results = {"sampling": experiment.config["sampling"]} | metrics
+    size = mean_effective_sample_size(batches)
+    weighted = {} if size is None else {"effective_sample_size": size}
+    results = {"sampling": experiment.config["sampling"]} | metrics | weighted
     return _save(experiment, workdir, f"restore_{task.name}", step, results)

@@ -18,7 +18,7 @@ from score_sde.solvers import ODE_METHODS, SPACINGS
 def check_numbers(config: ConfigDict) -> None:
     """Raise UserError unless numbers that several parts share are in range."""
     check_evaluation(config)
-    for name in ("num_samples", "batch_size", "samples_per_measurement"):
+    for name in ("num_samples", "batch_size", "samples_per_measurement", "particles"):
         check_number("sampling", name, config.sampling[name])
     check_number("sampling", "num_steps", config.sampling.num_steps, most=10**6)
     check_number("data", "image_size", config.data.image_size, least=0, most=2**16)
@@ -46,11 +46,16 @@ def check_likelihood(config: ConfigDict, sde: SDE) -> None:
     with naming_flags(config, "likelihood"):
         lookup("divergence", dict.fromkeys(DIVERGENCES), options.divergence)
         lookup("method", ODE_METHODS, options.method)
+    check_number("likelihood", "flow_map_steps", options.flow_map_steps, least=0)
     if not (options.rtol > 0 and options.atol > 0 and options.vlb_num_steps >= 0):
         raise UserError(
             f"likelihood: need rtol > 0, atol > 0 and vlb_num_steps >= 0, got {options.rtol}, {options.atol} and "
             f"{options.vlb_num_steps}",
             "--config.likelihood",
+        )
+    if options.flow_map_steps and options.importance_weighted:
+        raise UserError(
+            "the likelihood in jumps has no importance-weighted bound", "--config.likelihood.importance_weighted=False"
         )
     if options.importance_weighted and options.divergence != "exact":
         raise UserError(
@@ -64,8 +69,9 @@ def check_likelihood(config: ConfigDict, sde: SDE) -> None:
 def check_evaluation(config: ConfigDict) -> None:
     """Raise UserError unless config.evaluation is in range and chooses checkpoints in one way."""
     options = config.evaluation
-    for name in ("num_samples", "num_real", "num_repeats", "neighbor_pool_size"):
-        check_number("evaluation", name, options[name])
+    check_number("evaluation", "num_repeats", options.num_repeats)
+    for name in ("num_samples", "num_real", "neighbor_pool_size"):
+        check_number("evaluation", name, options[name], least=2)
     check_number("evaluation", "num_neighbors", options.num_neighbors, least=0)
     for name in ("diagnostics_levels", "diagnostics_images"):
         check_number("evaluation", name, options[name], least=2)
@@ -164,8 +170,15 @@ def check_exact(config: ConfigDict, model: DiffusionModel) -> None:
 
 
 def check_outputs(config: ConfigDict, shape: tuple[int, ...], model: DiffusionModel) -> None:
-    """Raise UserError unless the network has one output of the data's shape, two with a learned variance."""
-    outputs = 2 if model.learned_variance else 1
+    """Raise UserError unless the network has one output of the data's shape, two if it learns a second quantity."""
+    if model.learned_divergence and config.loss.objective != "progressive":
+        raise UserError(
+            "a network with two_times=True and outputs=2 learns the mean divergence, for which the objective must be "
+            "progressive",
+            "--config.loss.objective=progressive",
+            "--config.model.kwargs.outputs=1",
+        )
+    outputs = 2 if model.learned_variance or model.learned_divergence else 1
     if shape != (*model.event_shape[:-1], outputs * model.event_shape[-1]):
         raise UserError(
             f"objective {config.loss.objective!r} takes {outputs} output(s) of the data's shape {model.event_shape}, "

@@ -148,6 +148,7 @@ def test_chain_through_vp_keeps_its_digits(num_steps):
     np.testing.assert_allclose(found, np.sqrt(-np.expm1(-integral[1:])), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_default_tolerances_keep_likelihoods_near_the_truth():
     """Data N(0, 0.25 I) in 8 dimensions: five digits of log p at t_min, in nats; 1e-4 would be off by 1.1e-4."""
     sde, settings = vp(), mixture.get_config().likelihood
@@ -197,6 +198,7 @@ def test_wrong_settings_are_refused_at_once(key, value, words):
         make_experiment(config, one_device())
 
 
+@pytest.mark.slow
 def test_an_example_that_does_not_arrive_is_said_so(tmp_path):
     with pytest.raises(UserError, match="max_steps"):
         likelihood(gaussian_experiment(max_steps=2, num_examples=3), tmp_path)
