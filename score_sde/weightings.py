@@ -66,12 +66,26 @@ def snr() -> Weighting:
     return lambda scales: jnp.exp(scales.log_snr) * scales.x0
 
 
-def flow() -> Weighting:
+def flow(floor: float = 0.0) -> Weighting:
     """Return the weighting |v_hat - (eps - x0)|^2 of flow matching's velocity (Lipman et al. 2023, eq. 23).
 
-    The errors of eps and of x0 have opposite directions, so the norm of their difference is the sum of their norms.
+    The errors of eps and of x0 have opposite directions, so the norm of their difference is the sum of their norms. For
+    the process `flow` it is |x0_hat - x0|^2 / t^2, and with a floor |x0_hat - x0|^2 / max(t, floor)^2.
+
+    Args:
+      floor: Least time to divide by; 0.05 in Li and He 2025 (JiT), for the prediction x0.
+
+    Raises:
+      UserError: if the floor is negative.
     """
-    return lambda scales: (jnp.sqrt(scales.epsilon) + jnp.sqrt(scales.x0)) ** 2
+    if floor < 0:
+        raise UserError(f"flow: expected floor >= 0, got {floor}", "floor")
+
+    def weighting(scales):
+        velocity = (jnp.sqrt(scales.epsilon) + jnp.sqrt(scales.x0)) ** 2
+        return jnp.minimum(velocity, scales.x0 / floor**2) if floor else velocity
+
+    return weighting
 
 
 def min_snr(gamma: float = 5.0) -> Weighting:

@@ -13,6 +13,7 @@ from score_sde.errors import UserError, not_none
 from score_sde.evaluation.comparison import check_count, classifier_metrics, compare_points, compute_metrics
 from score_sde.evaluation.extractors import EXTRACTORS, LIBRARIES, Extractor, choose
 from score_sde.evaluation.features import Features, Split, make_extract, make_split, real_features
+from score_sde.evaluation.generalization import make_count_copies
 from score_sde.evaluation.image_grid import save_grid
 from score_sde.evaluation.metrics import nearest_neighbors
 from score_sde.evaluation.options import EvaluationOptions
@@ -45,12 +46,14 @@ def evaluate(
     options: EvaluationOptions,
     config: Mapping[str, Any],
     workdir: Path,
+    losses: Callable[[Any], dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Compare samples with real data, for every checkpoint and EMA, and write evaluation.json.
 
     Images are compared in features (`comparison.compute_metrics`), with a plot of the nearest training images of the
-    first samples. Points are compared by a sliced Wasserstein distance. For several checkpoints or EMAs all results
-    are under "curve" and plotted in DIR/evaluation_curve.png, and the last ones are also at the top level.
+    first samples. Points are compared by a sliced Wasserstein distance. Copies of training examples are counted. For
+    several checkpoints or EMAs all results are under "curve" and plotted in DIR/evaluation_curve.png, and the last ones
+    are also at the top level.
 
     Args:
       sampler: Sampler.
@@ -60,6 +63,7 @@ def evaluate(
       options: Options of evaluation.
       config: Resolved config of the run.
       workdir: Folder of the run.
+      losses: Result of `generalization.make_losses`; None to omit the losses.
 
     Raises:
       UserError: if the folder has no checkpoint, or images can't be compared in the chosen features.
@@ -73,7 +77,10 @@ def evaluate(
         row = spec.record(step, config["seed"])
         row |= {"num_samples": options.num_samples, "num_draws": options.num_repeats}
         row |= {"solver": config["sampling"]["solver"], "nfe": samples.nfe, "sampling": config["sampling"]}
+        if samples.effective_sample_size is not None:
+            row |= {"effective_sample_size": samples.effective_sample_size}
         row |= {"devices": f"{jax.device_count()} {jax.default_backend()}"}
+        row |= {} if losses is None else {"losses": losses(params)}
         rows.append(row | compare_with(np.split(samples.x, options.num_repeats), step))
     results = rows[-1]
     if len(rows) > 1:
@@ -124,7 +131,10 @@ def _points(
     """Return the function (sets of samples, step) -> results for points."""
     splits = [make_split(load(name), config["data"], name, options.num_real) for name in ("train", "test")]
     train, test = (load_examples(split.source, split.num_images)[0] for split in splits)
-    return lambda sample_sets, step: _hashes(splits, {}) | compare_points(sample_sets[0], train, test)
+    count_copies = make_count_copies(train, test)
+    return lambda sample_sets, step: (
+        _hashes(splits, {}) | compare_points(sample_sets[0], train, test) | count_copies(sample_sets[0])
+    )
 
 
 def _images(
@@ -143,6 +153,12 @@ def _images(
     hashes = _hashes(splits, {name: extractor.fingerprint for name, extractor in extractors.items()})
     baseline = _load_baseline(options, hashes) if options.baseline else None
     measures = {name: _measure(extractor, splits) for name, extractor in extractors.items()}
+    limits = options.neighbor_pool_size, options.num_samples
+    pool, test_images = (
+        load_examples(split.source, min(split.num_images, limit))[0]
+        for split, limit in zip(splits, limits, strict=True)
+    )
+    count_copies = make_count_copies(pool, test_images, mirrored=config["data"]["random_flip"])
 
     def compare_with(sample_sets, step):
         results = dict(hashes)
@@ -152,12 +168,12 @@ def _images(
             if name == "classifier":
                 _, labels = load_examples(test.source, len(measure.held_out.logits))
                 results |= classifier_metrics(features[0], measure.held_out, labels, measure.extractor.fingerprint)
+        results |= count_copies(sample_sets[0])
         if baseline is not None:
             results["against"] = {"whose": options.baseline} | _differences(results, baseline)
         if options.num_neighbors and distributed.is_main_process():
-            images, _ = load_examples(train.source, min(train.num_images, options.neighbor_pool_size))
             path = sample_path(workdir, step, suffix="_neighbours")
-            save_neighbors(path, sample_sets[0][: options.num_neighbors], images, not_none(train.source.levels))
+            save_neighbors(path, sample_sets[0][: options.num_neighbors], pool, not_none(train.source.levels))
         return results
 
     return compare_with

@@ -39,6 +39,7 @@ class LikelihoodOptions(NamedTuple):
     num_examples: int
     batch_size: int
     vlb_num_steps: int
+    flow_map_steps: int
 
 
 class BenchmarkOptions(NamedTuple):

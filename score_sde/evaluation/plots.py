@@ -1,8 +1,10 @@
 """Plots: image grids and scatter plots of samples, denoising trajectories, and results against steps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,7 @@ from score_sde.model import DiffusionModel, NoisyClassifier
 from score_sde.parameterization import score_fn
 from score_sde.runtime import distributed
 from score_sde.runtime.disk import replacing
-from score_sde.sampling import Sampler
+from score_sde.sampling import Sampler, mean_effective_sample_size
 from score_sde.sde import t_from_log_snr
 
 NUM_FRAMES = 11  # maximum number of times in a denoising plot
@@ -38,7 +40,7 @@ def sample_and_plot(
     params: Any,
     train: Callable[[], Dataset],
     interrupted: Callable[[], Any] = lambda: None,
-) -> None:
+) -> float | None:
     """Generate samples, and write them as a plot and as arrays.
 
     Images become a grid, with one row per class if all classes are sampled in turn. The .npz has `images` (n, height,
@@ -54,19 +56,23 @@ def sample_and_plot(
       train: Function that returns the training split, for the plot of points.
       interrupted: Function that returns whether to stop without writing anything. It is called after each batch, and
         ignored with several processes.
+
+    Returns:
+      The mean effective sample size of weighted particles, None without them.
     """
     batches = []
     for batch in sampler.batches(params):
-        batches.append(batch.x)
+        batches.append(batch)
         if interrupted() and jax.process_count() == 1:
-            return
+            return None
+    size = mean_effective_sample_size(batches)
     if not distributed.is_main_process():
-        return
-    samples = np.concatenate(batches)
+        return size
+    samples = np.concatenate([batch.x for batch in batches])
     path.parent.mkdir(parents=True, exist_ok=True)
     if sampler.task is not None:
         save_restorations(path, sampler.task, group_by_measurement(sampler, samples))
-        return
+        return size
     labels = sampler.labels(np.arange(len(samples)))
     arrays: dict[str, Any] = {} if labels is None else {"labels": np.asarray(labels)}
     if len(model.event_shape) == 3:
@@ -77,6 +83,7 @@ def sample_and_plot(
     else:
         _save_arrays(path, samples=samples, **arrays)
         save_scatter(path, model, params, load_examples(train(), len(samples))[0], samples)
+    return size
 
 
 def measure_and_plot(path: Path, classifier: NoisyClassifier, params: Any, test: Dataset, **options: int) -> None:
@@ -179,44 +186,68 @@ def score_field(model: DiffusionModel, params: Any, level: float, limit: float, 
     return points, np.asarray(score(params, sde.alpha(t) * points)), float(sde.sigma(t) / sde.alpha(t))
 
 
-def save_curve(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write a PNG with a panel per distance: a line per EMA against steps, or a point per EMA for a single step.
+class _Panel(NamedTuple):
+    """A panel of a curve: lines as functions from a row of results to a value and its error, by their labels."""
 
-    Error bars are standard deviations over the sets of samples, if there are several.
+    ylabel: str
+    lines: Mapping[str, Callable[[dict[str, Any]], tuple[float, float]]]
+    relative: bool = False  # to test data
+
+
+def save_curve(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write a PNG of results against steps, with a line per EMA, or for a single step with a point per EMA.
+
+    The panels show the distances, the fraction of copies and the losses. Error bars are standard deviations over the
+    sets of samples, if there are several, and standard errors of copies and losses.
 
     Args:
       path: Path of the PNG.
       rows: Results of each checkpoint and EMA, as `evaluate` writes them under "curve".
     """
-    names = [name for name in rows[0] if name.startswith(("fd_", "sliced_")) and name.endswith("_ratio")]
-    steps = sorted({row["step"] for row in rows})
-    figure, panels = new_figure(len(names), width=6.0)
-    for panel, name in zip(panels, names, strict=True):
-        for n, ema in enumerate(_emas(rows)):
+    steps, emas, contents = sorted({row["step"] for row in rows}), _emas(rows), _panels(rows[0])
+    figure, axes = new_figure(len(contents), width=6.0)
+    for panel, content in zip(axes, contents, strict=True):
+        for n, (ema, (label, estimate)) in enumerate(product(emas, content.lines.items())):
             line = [row for row in rows if row["average"] == ema]
-            positions = [row["step"] for row in line] if len(steps) > 1 else [n]
-            values, errors = [row[name] for row in line], [_error(row, name) for row in line]
-            panel.errorbar(positions, values, errors, capsize=3, label=_ema_name(ema), **series(n))
+            positions = [row["step"] for row in line] if len(steps) > 1 else [emas.index(ema)]
+            values, errors = zip(*map(estimate, line), strict=True)
+            words = ", ".join(filter(None, (label, _ema_name(ema))))
+            panel.errorbar(positions, values, errors, capsize=3, label=words, **series(n))
         if len(steps) > 1:
             panel.set_xlabel("training step")
         else:
             panel.set_xticks(range(len(rows)), [_ema_name(row["average"]) for row in rows])
             panel.set_xlabel(f"EMA at step {steps[0]}")
             panel.margins(x=0.2)
-        panel.set_ylabel(in_words(name))
-        panel.set_yscale("log")
-        panel.axhline(1.0, color="gray", linestyle=":")
-    if len(steps) > 1:
-        place_legend(*panels, title="EMA")
+        panel.set_ylabel(content.ylabel)
+        if content.relative:
+            panel.set_yscale("log")
+            panel.axhline(1.0, color="gray", linestyle=":")
+        if len(steps) > 1 or len(content.lines) > 1:
+            place_legend(panel)
     figure.suptitle(f"{rows[0]['num_samples']} samples per set (dotted: as close as test data)", fontsize=10)
     save_figure(path, figure)
 
 
-def _error(row: dict[str, Any], name: str) -> float:
-    """Return the standard deviation of a ratio over sets of samples, or 0 if there is one set."""
+def _panels(row: dict[str, Any]) -> list[_Panel]:
+    """Return the panels of a curve for what its rows hold."""
+    names = [name for name in row if name.startswith(("fd_", "sliced_")) and name.endswith("_ratio")]
+    panels = [_Panel(in_words(name), {"": partial(_ratio, name=name)}, relative=True) for name in names]
+    panels.append(_Panel("fraction of copies", {"": lambda row: tuple(row["copies"].values())}))
+    labels = {"train": "training loss", "test": "test loss", "least_train": "least training loss"}
+    lines = {label: partial(_loss, name=name) for name, label in labels.items() if name in row.get("losses", {})}
+    return panels + ([_Panel("squared error of eps per dimension", lines)] if lines else [])
+
+
+def _ratio(row: dict[str, Any], name: str) -> tuple[float, float]:
+    """Return a ratio, and its standard deviation over sets of samples, or 0 if there is one set."""
     features = name.removesuffix("ratio")
     std = row.get(f"{features}{row['num_samples']}", {}).get("std")
-    return std / row[f"{features}test_train"] if std else 0.0
+    return row[name], std / row[f"{features}test_train"] if std else 0.0
+
+
+def _loss(row: dict[str, Any], name: str) -> tuple[float, float]:
+    return row["losses"][name]["mean"], row["losses"][name]["standard_error"]
 
 
 def _emas(rows: list[dict[str, Any]]) -> list[dict[str, float]]:

@@ -23,10 +23,12 @@ class Samples(NamedTuple):
     Attributes:
       x: (n, *event) samples, which are pixels if the data are, otherwise float32.
       nfe: Mean number of network evaluations per sample; None if the solver can't count them.
+      effective_sample_size: Mean effective sample size of weighted particles; None without them.
     """
 
     x: np.ndarray
     nfe: float | None
+    effective_sample_size: float | None
 
 
 def generate_samples(
@@ -51,15 +53,21 @@ def generate_samples(
     with progress_bar(num_samples, min(done, num_samples), "image", "samples") as bar:
         for batch in sampler.batches(params, num_samples, first=done):
             x = batch.x if levels is None else to_levels(batch.x, levels)
-            part: dict[str, Any] = {"x": x} | ({} if batch.nfe is None else {"nfe": batch.nfe})
+            counts = {"nfe": batch.nfe, "effective_sample_size": batch.effective_sample_size}
+            part: dict[str, Any] = {"x": x} | {name: value for name, value in counts.items() if value is not None}
             if distributed.is_main_process():
                 write_arrays(folder / f"{done:09d}.npz", part)
             parts.append(part)
             done += len(x)
             bar.update(len(x))
+
+    def mean(name: str) -> float | None:
+        if name not in parts[0]:
+            return None
+        return float(np.concatenate([part[name] for part in parts])[:num_samples].mean())
+
     x = np.concatenate([part["x"] for part in parts])[:num_samples]
-    nfe = np.concatenate([part["nfe"] for part in parts])[:num_samples].mean() if "nfe" in parts[0] else None
-    return Samples(x, None if nfe is None else float(nfe))
+    return Samples(x, mean("nfe"), mean("effective_sample_size"))
 
 
 def _stored(folder: Path) -> list[dict[str, np.ndarray]]:

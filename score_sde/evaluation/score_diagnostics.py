@@ -4,6 +4,7 @@ All residuals are dimensionless, so that noise levels, processes and data sets c
 whose components have variance 1, per dimension.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,7 @@ from score_sde.training.metrics import progress_bar
 
 MAX_EXACT_DIMENSION = 16  # maximum dimension for an exact divergence, along every axis
 NUM_PROBES = 2  # directions per estimate of a divergence in higher dimensions
+MAX_TRAINING_SET = 4 * 2**30  # bytes in float64, for its denoiser
 BATCH = 32  # examples per batch of third derivatives
 LOG_SNR_RANGE = (-9.0, 14.0)  # outside of it float32 and the data are uninformative
 PANELS = {
@@ -188,24 +190,49 @@ def score_diagnostics(
       UserError: if the network was trained at discrete timesteps only.
     """
     check_continuous_time(model, "health")
-    key = jax.random.key(seed)
-    sets = {split: _examples(load(split), options.num_real, dequantize_pixels, key) for split in ("train", "test")}
-    num_images = min(options.diagnostics_images, *(len(x0) for x0, _ in sets.values()))
-    if num_images < 2:
-        raise UserError(f"health: expected at least two images, got {num_images}", "diagnostics_images")
-    conditional = model.num_classes > 0
-    empirical = empirical_denoiser(model.sde, sets["train"][0], sets["train"][1] if conditional else None)
-    keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(num_images))
-    first = {split: (x0[:num_images], labels[:num_images]) for split, (x0, labels) in sets.items()}
+    sets, keys, empirical = diagnostic_sets(model, load, options, seed, dequantize_pixels)
 
     def denoiser(labels):
-        return model.denoiser(params, labels=labels if conditional else None)
+        return model.denoiser(params, labels=labels if model.num_classes > 0 else None)
 
-    rows = measure(model.sde, denoiser, first, keys, options.diagnostics_levels, truth, empirical)
+    rows = measure(model.sde, denoiser, sets, keys, options.diagnostics_levels, truth, empirical)
     if distributed.is_main_process():
         workdir.mkdir(parents=True, exist_ok=True)
         save_health(workdir / "health.png", rows)
-    return {"num_images": num_images, "levels": rows}
+    return {"num_images": len(keys), "levels": rows}
+
+
+def fits_whole(number: int, event_shape: tuple[int, ...], options: EvaluationOptions) -> bool:
+    """Return whether a whole training set is used: at most `num_real` examples, and at most 4 GiB in float64."""
+    return number <= options.num_real and 8 * number * math.prod(event_shape) <= MAX_TRAINING_SET
+
+
+def diagnostic_sets(
+    model: DiffusionModel,
+    load: Callable[[str], Dataset],
+    options: EvaluationOptions,
+    seed: int,
+    dequantize_pixels: bool,
+) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], jax.Array, Any]:
+    """Return the first examples of both splits with their labels, a key for each, and the training set's denoiser.
+
+    The denoiser is None if the training set is too large (`fits_whole`).
+
+    Raises:
+      UserError: if there are fewer than two examples.
+    """
+    key = jax.random.key(seed)
+    splits = {name: load(name) for name in ("train", "test")}
+    whole = fits_whole(len(splits["train"].examples), model.event_shape, options)
+    limit = options.num_real if whole else options.diagnostics_images
+    sets = {name: _examples(source, limit, dequantize_pixels, key) for name, source in splits.items()}
+    num_images = min(options.diagnostics_images, *(len(x0) for x0, _ in sets.values()))
+    if num_images < 2:
+        raise UserError(f"evaluation: expected at least two images, got {num_images}", "diagnostics_images")
+    train, classes = sets["train"]
+    empirical = empirical_denoiser(model.sde, train, classes if model.num_classes > 0 else None) if whole else None
+    keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(num_images))
+    return {split: (x0[:num_images], labels[:num_images]) for split, (x0, labels) in sets.items()}, keys, empirical
 
 
 def measure(
@@ -231,8 +258,10 @@ def measure(
     Returns:
       One {"t", "log_snr", "loss", "loss_train", "stein", "curl", "fokker_planck", ...} per level. "loss" is |eps_hat -
       eps|^2 / d. With the truth, "irreducible" is |eps_exact - eps|^2 / d, and "excess" is |eps_hat - eps_exact|^2 / d,
-      their difference on average. "memorization" is the squared difference of eps between the denoiser and the
-      empirical denoiser on noisy training examples, per dimension. "memorization_test" is the same on test examples.
+      their difference on average. "least_train" is the loss of the empirical denoiser on noisy training examples, the
+      least possible one on average over the training set. "memorization" is the squared difference of eps between the
+      denoiser and the empirical denoiser on noisy training examples, per dimension. "memorization_test" is the same on
+      test examples.
     """
 
     @jax.jit
@@ -253,7 +282,7 @@ def measure(
         return x, prediction.x0, values | {"stein": stein(sde, denoiser(labels), x, t)}
 
     rows = []
-    levels = _levels(sde, num_levels)
+    levels = log_snr_levels(sde, num_levels)
     with progress_bar(len(levels), 0, "level", "health") as bar:
         for level in levels:
             t = t_from_log_snr(sde, jnp.float32(level))
@@ -264,14 +293,17 @@ def measure(
                     row["loss_train"] = mean_of(values["loss"])
                 else:
                     row |= {name: mean_of(value) for name, value in values.items()}
-                    batches = [differentiate(x[batch], labels[batch], t, keys[batch]) for batch in _batches(len(x))]
+                    batches = [
+                        differentiate(x[batch], labels[batch], t, keys[batch]) for batch in padded_batches(len(x))
+                    ]
                     for name, parts in zip(("curl", "fokker_planck"), zip(*batches, strict=True), strict=True):
                         row[name] = mean_of(np.concatenate(parts)[: len(x)])
                 if empirical is not None:
-                    error = (np.asarray(predicted_x0) - empirical(np.asarray(x), t, labels)) * float(
-                        sde.alpha(t) / sde.sigma(t)
-                    )
-                    row["memorization" if split == "train" else "memorization_test"] = mean_of(per_dimension(error**2))
+                    inverse_noise, memorized = float(sde.alpha(t) / sde.sigma(t)), empirical(np.asarray(x), t, labels)
+                    error = per_dimension((inverse_noise * (np.asarray(predicted_x0) - memorized)) ** 2)
+                    row["memorization" if split == "train" else "memorization_test"] = mean_of(error)
+                    if split == "train":
+                        row["least_train"] = mean_of(per_dimension((inverse_noise * (x0 - memorized)) ** 2))
             rows.append(row)
             bar.update(1)
     return rows
@@ -279,8 +311,9 @@ def measure(
 
 def save_health(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write a PNG with a panel for each of `PANELS` against log-SNR, with error bars of two standard errors."""
+    losses = {"loss": "test", "loss_train": "training", "least_train": "training, least possible"}
     lines = {
-        "loss": {"loss": "test", "loss_train": "training", "irreducible": "exact denoiser", "excess": "excess"},
+        "loss": losses | {"irreducible": "exact denoiser", "excess": "excess"},
         "memorization": {"memorization_test": "test", "memorization": "training"},
     }
     figure, panels = new_figure(len(PANELS))
@@ -301,7 +334,7 @@ def save_health(path: Path, rows: list[dict[str, Any]]) -> None:
     save_figure(path, figure)
 
 
-def _levels(sde: SDE, num_levels: int) -> np.ndarray:
+def log_snr_levels(sde: SDE, num_levels: int) -> np.ndarray:
     """Return evenly spaced log-SNRs of the process, within `LOG_SNR_RANGE`, from the lowest noise to the highest."""
     ends = [float(log_snr(sde, jnp.float32(t))) for t in (sde.t_min, sde.t_max)]
     return np.linspace(min(ends[0], LOG_SNR_RANGE[1]), max(ends[1], LOG_SNR_RANGE[0]), num_levels)
@@ -317,6 +350,6 @@ def _examples(source: Dataset, limit: int, dequantize_pixels: bool, key: jax.Arr
     return np.asarray(to_unit_range(images, source.levels)), labels
 
 
-def _batches(num_examples: int) -> list[np.ndarray]:
+def padded_batches(num_examples: int) -> list[np.ndarray]:
     """Return the indices of examples in batches of size `BATCH`; the last example pads the last batch."""
     return [np.minimum(np.arange(first, first + BATCH), num_examples - 1) for first in range(0, num_examples, BATCH)]

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -234,6 +233,8 @@ def brownian_noise(keys: jax.Array, x: jax.Array, times: np.ndarray, finest: np.
       times: (num_steps + 1,) grid.
       finest: Finest grid that is compared.
     """
+    import diffrax  # imported here, because the import takes half a second
+
     shape = jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
     low, high = float(times[-1]), float(times[0])
     tolerance = max(float((-np.diff(finest)).min()) / 2, 2e-7 * high)  # at least the rounding of float32

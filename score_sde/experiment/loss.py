@@ -41,7 +41,7 @@ def build_loss(
       config: The config.
       model: Model to train.
       schedule: Discrete-time schedule of the SDE, if it has one.
-      params: Shapes of the model's parameters.
+      params: Shapes of the run's parameters.
 
     Raises:
       UserError: if a name or argument is unknown, or the parts don't fit each other.
@@ -52,9 +52,16 @@ def build_loss(
     defaults = {"sigma_data": config.data.sigma_data} if loss.weighting == "edm" else {}
     weighting = build_part(config, "weighting", WEIGHTINGS, "loss.weighting", "loss.weighting_kwargs", defaults)
     paths = {key: f"loss.{key}" for key in loss} | {"sde": "sde.name", "prediction": "model.prediction"}
+    paths |= {"outputs": "model.kwargs.outputs"}
     paths |= {"pretrained": "loss.objective_kwargs.teacher", "family": "loss.objective_kwargs.teacher"}
     sample_times = build_part(config, "time sampler", TIME_SAMPLERS, "loss.time_sampler", "loss.time_sampler_kwargs")
     with naming_flags(config, "loss.objective_kwargs", **paths):
+        if loss.uncertainty and name not in ("denoising", "explicit"):
+            raise UserError(
+                f"uncertainty is the log of a loss, and that of objective {name!r} is not a squared error",
+                "uncertainty=False",
+                "objective=denoising",
+            )
         if name in CHAIN_OBJECTIVES:
             _check_chain(config, model, schedule)
             assert schedule is not None and isinstance(model, DiffusionModel)  # just checked
@@ -79,7 +86,7 @@ def build_loss(
             else:
                 truth = {"truth": _truth(config, exact_denoiser(config, model.sde))} if name == "explicit" else {}
                 objective = call("objective", name, OBJECTIVES[name], truth | kwargs)
-                loss_fn = continuous_loss(model, objective, weighting, sample_times, loss.t_min)
+                loss_fn = continuous_loss(model, objective, weighting, sample_times, loss.t_min, loss.uncertainty)
     _check_trace(config, model, loss_fn, params)
     return loss_fn
 
@@ -104,7 +111,7 @@ def _check_trace(config: ConfigDict, model: DiffusionModel | NoisyClassifier, lo
 def _truth(config: ConfigDict, truth: Any) -> Any:
     if truth is None:
         raise UserError(
-            "objective 'explicit' compares with the data's true score, which is known of the data set 'mixture' alone",
+            "objective 'explicit' compares with the data's true score, which is known of mixture and subspace",
             "objective=denoising",
             "--config.data.name=mixture",
         )

@@ -182,4 +182,9 @@ def make_strategy(name: str, devices: Sequence[jax.Device]) -> ParallelStrategy:
 
 def unreplicate(tree: Any) -> Any:
     """Return the copy of every array on this process's first device."""
-    return jax.tree.map(lambda leaf: leaf.addressable_shards[0].data[0], tree)
+    return _remove_axis(jax.tree.map(lambda leaf: leaf.addressable_shards[0].data, tree))
+
+
+@jax.jit  # compiles one program for the tree instead of one per shape
+def _remove_axis(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf[0], tree)

@@ -10,6 +10,7 @@ from score_sde.training.checkpoints import has_checkpoint, restore_newest, resto
 from score_sde.training.ema import EMAConfig
 from score_sde.training.setup import TrainingSetup
 from score_sde.training.snapshots import reconstruct_ema
+from score_sde.training.uncertainty import without_uncertainty
 from score_sde.training.workdir import prepare
 
 
@@ -73,7 +74,7 @@ def export(setup: TrainingSetup, config: Mapping[str, Any], workdir: Path) -> Pa
     params, step = load_params(setup, config, workdir)
     path = workdir / f"ema_{step:08d}.safetensors"
     if distributed.is_main_process():
-        write_weights(path, params, config)
+        write_weights(path, without_uncertainty(params), config)
     return path
 
 

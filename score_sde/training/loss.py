@@ -16,12 +16,15 @@ import optax
 
 from score_sde import ddpm
 from score_sde import flow_map as flow_maps
+from score_sde.conditioned import NULL_LABEL
 from score_sde.errors import UserError
+from score_sde.guidance import classifier_free
 from score_sde.model import DiffusionModel, NoisyClassifier
 from score_sde.parameterization import Denoiser, Prediction
-from score_sde.randomness import fold_each, noise
-from score_sde.sde import add_noise
+from score_sde.randomness import fold_each, noise, rademacher
+from score_sde.sde import add_noise, log_snr
 from score_sde.time_samplers import TimeSampler
+from score_sde.training.uncertainty import weigh
 from score_sde.weightings import Weighting
 
 LossFn = Callable[..., jax.Array]
@@ -34,16 +37,25 @@ FLOW_MAP_OBJECTIVES = ("eulerian", "lagrangian", "progressive")
 
 
 def continuous_loss(
-    model: DiffusionModel, objective: Callable, weighting: Weighting, sample_times: TimeSampler, t_min: float
+    model: DiffusionModel,
+    objective: Callable,
+    weighting: Weighting,
+    sample_times: TimeSampler,
+    t_min: float,
+    learn_uncertainty: bool = False,
 ) -> LossFn:
-    """Return the loss of an objective of `score_matching.OBJECTIVES` at times in [t_min, t_max]."""
+    """Return the loss of an objective of `score_matching.OBJECTIVES` at times in [t_min, t_max].
+
+    With `learn_uncertainty` the parameters are those of `with_uncertainty`.
+    """
 
     def loss(params, x0, rngs, labels=None, augment=None, levels=None):
         t, factor = sample_times(rngs, model.sde, t_min)
         epsilon = noise(rngs.noise_keys, x0)
         keys = fold_each(rngs.network_keys, 1)  # independent of dropout
         denoiser = model.denoiser(params, labels=labels, augment=augment, dropout_keys=rngs.network_keys)
-        return factor * objective(denoiser, model.sde, x0, t, epsilon, keys, weighting) / _dimension(model)
+        losses = objective(denoiser, model.sde, x0, t, epsilon, keys, weighting) / _dimension(model)
+        return factor * (weigh(losses, params, log_snr(model.sde, t)) if learn_uncertainty else losses)
 
     return loss
 
@@ -113,10 +125,12 @@ def flow_map_loss(
     diagonal: float = 0.5,
     improved: bool = True,
     adaptive: float = 0.0,
+    guidance_scale: float = 1.0,
 ) -> LossFn:
-    """Return the loss of a flow map: denoising on a share of the examples, where r = t, and a rule on the others.
+    """Return the loss of a flow map: denoising on a fraction of the examples, where r = t, and a rule on the others.
 
-    The angle of r is uniform between those of t_min and t. Losses are errors of v in angles, see `flow_map`.
+    The angle of r is uniform between those of t_min and t, or, if the network learns the mean divergence for
+    likelihoods, those of t_min and t_max. Losses are errors of v in angles, see `flow_map`.
 
     Args:
       model: Model whose network takes two times.
@@ -124,14 +138,26 @@ def flow_map_loss(
       sample_times: Sampler of t.
       t_min: Smallest time.
       teacher: Model whose velocity is learned; None for that of the data.
-      diagonal: Share of the examples with r = t, in (0, 1].
+      diagonal: Fraction of the examples with r = t, in (0, 1].
       improved: Whether the rule "eulerian" differentiates along the predicted velocity, not along an example's. It has
         no effect with a teacher or another rule.
       adaptive: Power p by which an example's loss is divided, (loss / d + 0.001)^p; 0 for none (MeanFlow: 1).
+      guidance_scale: Scale of the classifier-free guidance that is trained into the map, so that sampling needs none
+        (Geng et al. 2025, Section 4.2): the target is unconditional + scale (target - unconditional).
 
     Raises:
-      UserError: if the share is out of range, or improved=False has no effect.
+      UserError: if the fraction is out of range, an option has no effect, or the network can't have guidance or a mean
+        divergence.
     """
+    if model.learned_divergence and rule != "progressive":
+        raise UserError(f"the rule {rule!r} learns no mean divergence", "objective=progressive", "outputs=1")
+    guided_by = model if teacher is None else teacher.model
+    if guidance_scale != 1.0 and not (model.num_classes and guided_by.has_null_label):
+        raise UserError(
+            "guidance_scale requires a class-conditional network, and label dropout in the training of the teacher, or "
+            "of this network if there is none",
+            "guidance_scale=1",
+        )
     if not 0.0 < diagonal <= 1.0:
         raise UserError(f"expected 0 < diagonal <= 1, got {diagonal}; the rules need the diagonal", "diagonal")
     if not improved and (rule != "eulerian" or teacher is not None):
@@ -144,21 +170,34 @@ def flow_map_loss(
         x = add_noise(sde, x0, epsilon, t)
         position, chosen = (jax.vmap(jax.random.uniform)(fold_each(rngs.time_keys, n)) for n in (1, 2))
         on_diagonal = chosen < diagonal
+        first = jnp.full_like(t, sde.t_max) if model.learned_divergence else t
         last = flow_maps.angle(sde, jnp.asarray(t_min, t.dtype))
-        r = flow_maps.t_from_angle(sde, last + position * (flow_maps.angle(sde, t) - last))
-        r = jnp.where(on_diagonal, t, jnp.clip(r, t_min, t))
+        r = flow_maps.t_from_angle(sde, last + position * (flow_maps.angle(sde, first) - last))
+        r = jnp.where(on_diagonal, t, jnp.clip(r, t_min, first))
 
         flow_map: Any = model.denoiser(params, labels=labels, augment=augment, dropout_keys=rngs.network_keys)
         denoiser: Denoiser = flow_maps.diagonal(flow_map)
         target: Any = Prediction(x0, epsilon)
         if teacher is not None:
             denoiser = teacher.model.denoiser(teacher.params, labels=labels, augment=augment)
+            if guidance_scale != 1.0:
+                weaker = _unlabeled(teacher.model, teacher.params, x, augment)
+                denoiser = classifier_free(denoiser, weaker, guidance_scale)
             target = denoiser(x, t)
+        elif guidance_scale != 1.0:
+            guided = classifier_free(
+                lambda x, t: Prediction(x0, epsilon), _unlabeled(model, params, x, augment), guidance_scale
+            )
+            target = jax.lax.stop_gradient(guided(x, t))
         if rule == "eulerian":  # at r = t this is denoising
             tangent: Any = jax.lax.stop_gradient(denoiser(x, t)) if improved and teacher is None else None
             losses = flow_maps.eulerian(flow_map, sde, x, t, r, target, tangent)
         else:
-            denoising = flow_maps.denoising(flow_map, sde, x, t, target)
+            divergence = None
+            if model.learned_divergence:
+                probe = rademacher(fold_each(rngs.noise_keys, 1), x)
+                divergence = flow_maps.velocity_divergence(denoiser, sde, x, t, probe)
+            denoising = flow_maps.denoising(flow_map, sde, x, t, target, divergence)
             if rule == "lagrangian":
                 losses = flow_maps.lagrangian(flow_map, sde, x, t, r, denoiser)
             else:
@@ -168,6 +207,11 @@ def flow_map_loss(
         return factor * losses / jax.lax.stop_gradient(losses + 1e-3) ** adaptive
 
     return loss
+
+
+def _unlabeled(model: DiffusionModel, params: Any, x: jax.Array, augment: jax.Array | None) -> Denoiser:
+    """Return the unconditional denoiser of a class-conditional model for a batch like x."""
+    return model.denoiser(params, labels=jnp.full(len(x), NULL_LABEL), augment=augment)
 
 
 def classification_loss(classifier: NoisyClassifier, sample_times: TimeSampler, t_min: float) -> LossFn:

@@ -40,11 +40,25 @@ def muon(
     )
 
 
+def prodigy(
+    learning_rate: optax.Schedule, weight_decay: float = 0.0, safeguard_warmup: bool = True
+) -> optax.GradientTransformation:
+    """Return Prodigy (Mishchenko and Defazio 2024), which estimates the rate that `learning_rate` (1) scales."""
+
+    def positive(step):  # Prodigy divides by sums of the rates
+        return jnp.maximum(learning_rate(step), 1e-6)
+
+    return contrib.prodigy(positive, weight_decay=weight_decay, safeguard_warmup=safeguard_warmup)
+
+
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "adam": optax.adam,
     "adamw": optax.adamw,
     "lion": optax.lion,
     "muon": muon,
+    "ademamix": contrib.ademamix,
+    "adopt": contrib.adopt,
+    "prodigy": prodigy,
 }
 
 

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -71,7 +72,7 @@ class TrainingSetup(NamedTuple):
 
     def init_state(self) -> TrainState:
         """Return the state before the first step."""
-        return initial_state(self.init_params(), self.optimizer, self.ema)
+        return jax.jit(partial(initial_state, optimizer=self.optimizer, ema=self.ema))(self.init_params())
 
 
 def check_data(setup: TrainingSetup, source: Dataset, num_devices: int) -> None:

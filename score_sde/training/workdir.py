@@ -34,6 +34,8 @@ MAY_CHANGE = (
     "certify",
 )
 
+ADDED = {"loss.uncertainty": False}  # keys that runs of earlier versions lack, with what those runs did
+
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield every leaf of a nested config with its path, as in ("training.batch_size", 128)."""
@@ -55,7 +57,7 @@ def check_config(workdir: Path, config: Mapping[str, Any]) -> None:
     if not path.is_file():
         return
     try:
-        saved = dict(flatten(read_json_object(path)))
+        saved = ADDED | dict(flatten(read_json_object(path)))
     except UNREADABLE as error:
         if any(step.name.isdigit() for step in (workdir / "checkpoints").glob("*")):
             raise UserError(
@@ -64,7 +66,7 @@ def check_config(workdir: Path, config: Mapping[str, Any]) -> None:
                 "workdir",
             ) from error
         return report(f"{path} can't be read ({error}); nothing was trained yet, so it is written again")
-    current = dict(flatten(json.loads(json.dumps(config))))
+    current = ADDED | dict(flatten(json.loads(json.dumps(config))))
     differing = [
         f"{key} was {saved.get(key, 'absent')!r}, is {current.get(key, 'absent')!r}"
         for key in sorted(saved.keys() | current.keys())

@@ -132,7 +132,7 @@ def test_what_is_not_there_is_refused_before_anything_is_drawn(run):
 
 def test_health_of_a_network_of_points(run):
     workdir, experiment = run
-    evaluate(experiment(score_diagnostics=True, diagnostics_levels=3, diagnostics_images=40), workdir)
+    evaluate(experiment(score_diagnostics=True, diagnostics_levels=3, diagnostics_images=40, num_real=10_000), workdir)
     figures = json.loads((workdir / "evaluation.json").read_text())["health"]
     assert (figures["step"], figures["num_images"], len(figures["levels"])) == (30, 40, 3)
     for row in figures["levels"]:

@@ -82,6 +82,7 @@ def test_wrong_settings_are_refused_at_once(settings, words):
         experiment(**settings)
 
 
+@pytest.mark.slow
 def test_a_chains_network_is_not_asked_between_its_steps(tmp_path):
     with pytest.raises(UserError, match="allow_off_grid_times=True"):
         certify(make_experiment(ddpm_digits.get_config(), jax.devices()[:1]), tmp_path)

@@ -17,7 +17,7 @@ from configs import toy2d
 from score_sde.data.examples import Arrays
 from score_sde.errors import UserError
 from score_sde.evaluation.results import load_results
-from score_sde.experiment import make_experiment
+from score_sde.experiment import make_experiment, modes
 from score_sde.experiment.modes import evaluate
 from score_sde.training import checkpoints, snapshots
 from score_sde.training.data_record import check_same_data
@@ -369,14 +369,35 @@ def test_memory_stays_flat_over_saves_and_restores(tmp_path, what):
     assert resident() - before < sum(leaf.nbytes for leaf in jax.tree.leaves(state(0)))
 
 
+@pytest.mark.slow
+def test_memory_stays_flat_over_evaluations(tmp_path):
+    """The last 40 of 50 leave less than 1/4 MiB each behind, which a program or an open checkpoint exceeds."""
+    made = config(num_steps=10)
+    made.evaluation.num_samples = 16
+    made.evaluation.num_real = 50
+    experiment = make_experiment(made, jax.devices()[:1])
+    modes.train(experiment, tmp_path)
+    for number in range(50):
+        evaluate(experiment, tmp_path)
+        if number == 9:
+            before = resident()
+    assert resident() - before < 40 * 2**18
+
+
 def empty(path):
     path.write_bytes(b"")
 
 
+DAMAGES = [flip, truncate, empty, Path.unlink]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("damage", [flip, truncate, empty, Path.unlink])
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_file_changes_nothing_silently(tmp_path, damage, capsys):
-    """Every file of a finished run, one after another: train, sample and evaluate give the same, or say why not."""
+    """Every file of a finished run, one after another: train, sample and evaluate give the same, or say why not.
+
+    Each mode meets two of the four damages of each file.
+    """
     made = config(ema_lengths=(0.05, 0.1), checkpoint_every=20, snapshot_every=20, sample_every=20)
     made.evaluation.num_samples = 8
     devices = jax.devices()[:1]
@@ -399,8 +420,9 @@ def test_a_damaged_file_changes_nothing_silently(tmp_path, damage, capsys):
     expected = [mode(whole) for mode in modes]
     names = [path.relative_to(whole) for path in whole.rglob("*") if path.is_file()]
     assert len(names) > 30
-    for name in names:
-        for mode, right in zip(modes, expected, strict=True):
+    for i, name in enumerate(names):
+        for j in range((i + DAMAGES.index(damage)) % 2, len(modes), 2):
+            mode, right = modes[j], expected[j]
             workdir = tmp_path / "run"
             shutil.copytree(whole, workdir)
             if damage is not flip or (workdir / name).stat().st_size:

@@ -94,9 +94,9 @@ def test_kills_at_random_and_during_a_save_change_no_bit(undisturbed, tmp_path):
 
 
 @pytest.mark.slow
-def test_twenty_kills_at_random_change_no_bit(undisturbed_points, tmp_path):
+def test_ten_kills_at_random_change_no_bit(undisturbed_points, tmp_path):
     often = (*POINTS, "--config.training.checkpoint_every=5", "--config.training.log_every=5")
-    for _ in range(20):
+    for _ in range(10):
         kill_after_a_save(tmp_path, lambda process: time.sleep(random.uniform(0.0, 0.05)), *often)
     finish(start(tmp_path, *RARE))
     assert_same_state(tmp_path, undisturbed_points, STEPS, 20)
@@ -138,6 +138,9 @@ def test_another_config_is_refused_by_the_name_of_what_differs(tmp_path):
         check_config(tmp_path, config(batch_size=16, seed=1))
     with pytest.raises(UserError, match=r"model.kwargs.multipliers was \[1, 2\], is \[1, 3\]"):
         check_config(tmp_path, config(multipliers=(1, 3)))
+    check_config(tmp_path, config() | {"loss": {"uncertainty": False}})  # a key that this run's version did not have
+    with pytest.raises(UserError, match=r"loss.uncertainty was False, is True"):
+        check_config(tmp_path, config() | {"loss": {"uncertainty": True}})
 
 
 def test_no_checkpoint_is_said(tmp_path):
