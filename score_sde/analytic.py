@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 
 from score_sde.flow_map import FlowMap, chord
 from score_sde.models.mixture import Mixture
-from score_sde.parameterization import Prediction, make_denoiser
+from score_sde.parameterization import Denoiser, Prediction, make_denoiser
 from score_sde.sde import SDE, lift, log_snr, sum_event
 from score_sde.solvers import Solver, solve
 
@@ -59,6 +59,31 @@ def gaussian_denoiser(sde: SDE, mean: ArrayLike, std: ArrayLike) -> ExactDenoise
         return -0.5 * sum_event(offset**2 / variance + jnp.log(2 * jnp.pi * variance))
 
     return ExactDenoiser(predict, log_prob)
+
+
+def subspace_denoiser(sde: SDE, denoiser: Denoiser, basis: ArrayLike) -> Denoiser:
+    """Return the denoiser of x0 = basis @ z0, given the denoiser of z0.
+
+    The noise orthogonal to the subspace is independent of the data. So E[x0 | x] = basis @ E[z0 | z] with
+    z = basis^T x, and the rest of x is noise: E[eps | x] = basis @ E[eps | z] + (x - basis @ z) / sigma. At sigma = 0,
+    where x has no noise, the last term is 0.
+
+    Args:
+      sde: Forward process.
+      denoiser: Denoiser of z0, (batch, k).
+      basis: Orthonormal columns, (d, k).
+    """
+
+    def predict(x, t):
+        columns = jnp.asarray(basis, x.dtype)
+        product = partial(jnp.matmul, precision="highest")  # because x - basis @ z cancels
+        z = product(x, columns)
+        low = denoiser(z, t)
+        sigma = lift(sde.sigma(t), x)
+        orthogonal = jnp.where(sigma > 0, (x - product(z, columns.T)) / jnp.where(sigma > 0, sigma, 1.0), 0.0)
+        return Prediction(product(low.x0, columns.T), product(low.epsilon, columns.T) + orthogonal)
+
+    return predict
 
 
 def gaussian_flow_map(sde: SDE, mean: ArrayLike, std: ArrayLike) -> FlowMap:

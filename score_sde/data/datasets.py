@@ -18,7 +18,7 @@ from score_sde.data import cifar10, toys
 from score_sde.data.examples import Arrays, Dataset, MappedDataset, add_label, crop_image, pad_image
 from score_sde.data.folders import image_folder, npz
 from score_sde.data.idx import idx
-from score_sde.errors import UserError, build, lookup
+from score_sde.errors import UserError, build, lookup, not_none
 from score_sde.runtime.cache import cache_folder
 
 SPLITS = ("train", "test")
@@ -93,15 +93,15 @@ def digits(split: str, path: str = "") -> Dataset:
     Raises:
       UserError: if a path is given.
     """
-    from sklearn.datasets import load_digits
-
     if path:
         raise UserError(f"digits: expected no path, because it ships with scikit-learn, got {path}", "path=''")
-    bunch = load_digits()
-    order = np.random.default_rng(0).permutation(len(bunch.images))
-    indices = order[:1500] if split == "train" else order[1500:]
-    images = bunch.images[indices].astype(np.uint8)[..., None]
-    return Dataset(Arrays(images, bunch.target[indices]), image_shape=(8, 8, 1), levels=17, num_classes=10)
+    # Importing scikit-learn for its file would take more than a second.
+    package = Path(not_none(not_none(find_spec("sklearn")).origin)).parent
+    rows = np.loadtxt(package / "datasets" / "data" / "digits.csv.gz", np.uint8, delimiter=",")
+    order = np.random.default_rng(0).permutation(len(rows))
+    rows = rows[order[:1500] if split == "train" else order[1500:]]
+    images, labels = rows[:, :64].reshape(-1, 8, 8, 1), rows[:, 64].astype(np.int64)
+    return Dataset(Arrays(images, labels), image_shape=(8, 8, 1), levels=17, num_classes=10)
 
 
 def toy(split: str, path: str, sample: toys.SampleFn, num_examples: int) -> Dataset:
@@ -138,6 +138,21 @@ def mixture(
 ) -> Dataset:
     """Sample a Gaussian mixture in any dimension; see `toys.mixture` and `toy`."""
     return toy(split, path, toys.mixture(means, stds, weights), num_examples)
+
+
+def subspace(
+    split: str,
+    path: str,
+    channels: int,
+    means: Sequence[Sequence[float]],
+    stds: Sequence[float],
+    weights: Sequence[float] = (),
+    num_examples: int = 10_000,
+) -> Dataset:
+    """Sample a Gaussian mixture in a random subspace of `channels` dimensions; see `toys.mixture` and `toy`."""
+    sample = toys.mixture(means, stds, weights)
+    basis = toys.random_basis(channels, len(means[0]))
+    return toy(split, path, toys.in_subspace(sample, basis), num_examples)
 
 
 def two_moons(split: str, path: str, noise: float = 0.05, num_examples: int = 10_000) -> Dataset:
@@ -271,6 +286,7 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
     "two_moons": two_moons,
     "swiss_roll": swiss_roll,
     "checkerboard": checkerboard,
+    "subspace": subspace,
     "idx": idx,
     "mnist": partial(_idx_or_tfds, name="mnist"),
     "fashion_mnist": partial(_idx_or_tfds, name="fashion_mnist"),

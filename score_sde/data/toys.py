@@ -1,4 +1,4 @@
-"""Samplers of toy distributions, mostly in two dimensions, at about the scale of pixels in [-1, 1].
+"""Samplers of toy distributions, mostly of two-dimensional data, at about the scale of pixels in [-1, 1].
 
 `datasets.toy` samples each data set once from a fixed seed, so that a resumed run trains on the same examples.
 """
@@ -36,6 +36,32 @@ def mixture(means: Sequence[Sequence[float]], stds: Sequence[float], weights: Se
         return centers[labels] + np.asarray(stds)[labels, None] * rng.standard_normal((n, centers.shape[1])), labels
 
     return sample
+
+
+def in_subspace(sample: SampleFn, basis: np.ndarray) -> SampleFn:
+    """Return a sampler of the points basis @ z, for the points z of another sampler.
+
+    Args:
+      sample: Sampler of points (n, k).
+      basis: Orthonormal columns, (d, k).
+    """
+
+    def sample_in_subspace(rng, n):
+        points, labels = sample(rng, n)
+        return points @ basis.T, labels
+
+    return sample_in_subspace
+
+
+def random_basis(d: int, k: int) -> np.ndarray:
+    """Return orthonormal columns (d, k) of a random subspace, from a fixed seed.
+
+    Raises:
+      UserError: if k > d.
+    """
+    if k > d:
+        raise UserError(f"subspace: expected channels >= {k}, the length of each mean, got {d}", "channels")
+    return np.linalg.qr(np.random.default_rng(0).standard_normal((d, k)))[0]
 
 
 def two_moons(noise: float = 0.05) -> SampleFn:

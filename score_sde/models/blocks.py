@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 
 from score_sde.errors import UserError
-from score_sde.models.layers import Conv, GroupNorm, dense
+from score_sde.models.layers import Conv, Dropout, GroupNorm, dense
 from score_sde.models.resampling import BOX, downsample, upsample
 
 
@@ -78,7 +78,7 @@ class ResidualBlock(nn.Module):
             hidden = config.norm("norm_1")(hidden) * (1 + scale) + shift
         else:
             hidden = config.norm("norm_1")(hidden + modulation)
-        hidden = nn.Dropout(config.dropout, deterministic=not train)(nn.swish(hidden))
+        hidden = Dropout(config.dropout)(nn.swish(hidden), train)
         hidden = Conv(self.features, init_scale=0.0, dtype=config.dtype, name="conv_1")(hidden)
         shortcut = self._resample(x)
         if x.shape[-1] != self.features or (self.resample != "none" and config.project_resampled):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from score_sde.models.blocks import count_heads
 from score_sde.models.convolution import convolve
 from score_sde.models.embedding import check_labels, check_rates
-from score_sde.models.layers import at_least_float32
+from score_sde.models.layers import Dropout, at_least_float32
 from score_sde.models.resampling import downsample, upsample
 from score_sde.models.unet import check_levels
 
@@ -115,7 +115,7 @@ class Block(nn.Module):
         gain = self.param("gain", nn.initializers.zeros, ())
         factor = Layer(self.features, 0, name="embedding")(embedding, gain) + 1
         hidden = silu(hidden * factor[:, None, None, :].astype(hidden.dtype))
-        hidden = nn.Dropout(self.dropout, deterministic=not train)(hidden)
+        hidden = Dropout(self.dropout)(hidden, train)
         hidden = Layer(self.features, dtype=self.dtype, name="conv_1")(hidden)
         if not self.encoder and project:
             x = Layer(self.features, 1, self.dtype, name="shortcut")(x)

@@ -82,6 +82,7 @@ def test_process_reads_no_example_of_another(dataset):
     assert set(indices) <= allowed
 
 
+@pytest.mark.slow
 def test_reader_processes_and_threads_give_the_same_batches(dataset):
     expected = take(batches(dataset, 4, 6, random_flip=True, first_step=2), 3)
     actual = take(batches(dataset, 4, 6, random_flip=True, first_step=2, num_workers=2), 3)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from score_sde.data import load, to_unit_range
+from score_sde.data.toys import random_basis
 from score_sde.errors import UserError
 from score_sde.evaluation.metrics import sliced_wasserstein
 
@@ -40,6 +41,17 @@ def test_mixture_has_its_components():
         assert abs(np.std(component - component.mean(0)) / std - 1) < 4 / np.sqrt(4 * len(component))
 
 
+def test_a_subspace_has_the_mixtures_points():
+    """In 40 dimensions, and in as many as the mixture has."""
+    for channels in (40, 2):
+        train = load("subspace", "train", 0, channels, kwargs=MIXTURE)
+        basis = random_basis(channels, 2)
+        np.testing.assert_allclose(basis.T @ basis, np.eye(2), atol=1e-12)
+        expected = points("mixture")[1]
+        np.testing.assert_allclose(train.examples.images, expected @ basis.T, atol=1e-6)
+        np.testing.assert_array_equal(train.examples.labels, points("mixture")[2])
+
+
 def test_checkerboard_fills_every_second_square():
     _, x, labels = points("checkerboard")
     column, row = np.floor((x.T + 1) * 2).astype(int)
@@ -72,6 +84,8 @@ def test_moons_and_roll_lie_on_their_curves():
         (lambda: load("checkerboard", "train", 0, 2, kwargs={"num_examples": 0}), "num_examples >= 1"),
         (lambda: load("mixture", "train", 0, 2, kwargs={"means": ((0, 0),), "stds": (1, 1)}), "1 means, 2 stds"),
         (lambda: load("mixture", "train", 0, 2), "can't take"),
+        (lambda: load("subspace", "train", 0, 1, kwargs=MIXTURE), "channels >= 2, .* got 1"),
+        (lambda: load("subspace", "train", 0, 2, kwargs={"means": (), "stds": ()}), "0 means"),
     ],
 )
 def test_invalid_arguments_raise(call, words):
