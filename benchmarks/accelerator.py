@@ -112,12 +112,11 @@ def run(name: str, command: list[str], seconds: float, output: Path, **environme
                 write(output, name, json.loads(line), time.monotonic() - started)
         code = process.wait()
         timer.cancel(), killer.cancel()
-    finding = {"exit": code, "seconds": round(time.monotonic() - started, 1)}
+    took = time.monotonic() - started
+    finding = {"exit": code, "seconds": round(took, 1)}
     if code:
-        finding["stopped"] = (
-            f"at its limit of {seconds:.0f} s" if finding["seconds"] >= seconds else "by an error, see its log"
-        )
-    write(output, name, finding, finding["seconds"])
+        finding["stopped"] = f"at its limit of {seconds:.0f} s" if took >= seconds else "by an error, see its log"
+    write(output, name, finding, took)
 
 
 def write(output: Path, part: str, finding: dict, seconds: float) -> None:

@@ -1,6 +1,7 @@
 """Check the results of JAX's default device against the host's CPU.
 
     python benchmarks/device_checks.py [--check=random_bits,conversions,solvers,likelihood,networks,gradients,training]
+        [--networks=ddpmpp,dit]
 
 * Conversions and solvers: the error in float32 against float64 on the CPU is at most 8 times that of float32 on the
   CPU, plus ten roundings.
@@ -57,6 +58,7 @@ CHECKS = ("random_bits", "conversions", "solvers", "likelihood", "networks", "gr
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("check", list(CHECKS), f"of {', '.join(CHECKS)}")
+flags.DEFINE_list("networks", list(NETWORKS), f"of {', '.join(NETWORKS)}")
 
 
 def main(argv):
@@ -174,7 +176,8 @@ def networks():
     """Check the output of every network with random weights on images of 16 x 16 x 3."""
     x = np.random.default_rng(3).normal(size=(4, 16, 16, 3)).astype(np.float32)
     level = np.linspace(-1, 1, 4, dtype=np.float32)
-    for name, kwargs in NETWORKS.items():
+    for name in FLAGS.networks:
+        kwargs = NETWORKS[name]
         module = create(name, **kwargs)
         variables = random_variables(module, x, level)
         expected = on_cpu(module.apply, variables, x, level)
@@ -212,7 +215,7 @@ def gradients():
     x0, epsilon = rng.normal(size=(2, 4, 16, 16, 3)).astype(np.float32)
     t = np.linspace(0.1, 0.9, 4, dtype=np.float32)
     sde = SDES["vp"]()
-    for name in ("ddpmpp", "dit"):
+    for name in (name for name in ("ddpmpp", "dit") if name in FLAGS.networks):
         kwargs = NETWORKS[name]
         variables = random_variables(create(name, **kwargs), x0, t)
 

@@ -4,12 +4,16 @@ import json
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
+
+from score_sde.experiment.defaults import default
 
 MODELS = {
     "digits": ("vp_digits", {}, 128),
@@ -45,6 +49,23 @@ def load_config(name: str, batch_size: int = 0, dtype: str = "float32"):
             config.model.kwargs.dtype = dtype
     config.training.batch_size = config.sampling.batch_size = batch_size or usual
     return config
+
+
+def saved_config(workdir: str) -> ConfigDict:
+    """The config of a run, with the defaults of options that are newer than the run."""
+    path = Path(workdir) / "config.json"
+    if not path.is_file():
+        sys.exit(f"{workdir} holds no run: train one first, or name another")
+    saved = _as_tuples(json.loads(path.read_text()))
+    newer = {name: group | saved[name] for name, group in default().to_dict().items() if isinstance(group, dict)}
+    return ConfigDict(saved | newer)
+
+
+def _as_tuples(value):
+    """The value with its lists as tuples, which JSON has not."""
+    if isinstance(value, dict):
+        return {key: _as_tuples(part) for key, part in value.items()}
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
 
 
 def matmul_rate(dtype: str) -> float:

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-# Compilation is most of the tests' time, so LLVM takes its cheaper passes; the README's commands run with all.
+# Compilation is most of the tests' time, so LLVM takes its cheaper passes.
 CHEAP = "--xla_backend_optimization_level=1"
 # The older code generator compiles faster, but a scanned U-Net then differs from an unscanned one in the last bit.
 OLDER_GENERATOR = "--xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else ""

@@ -22,6 +22,25 @@ def pytest_configure(config):
         os.environ["XLA_FLAGS"] += f" {OLDER_GENERATOR}"
 
 
+# Tests of half a minute and more. They run first, so that on several workers the others fill the rest of the time.
+LONGEST = (
+    "test_the_commands_run",
+    "test_the_demonstration_draws_digits",
+    "test_failed_trial_does_not_stop_sweep_and_only_new_trials_run",
+    "test_training_reaches_the_exact_map",
+    "test_wrong_flags_get_one_sentence",
+    "test_every_mode_runs_on_one_run",
+    "test_every_part_keeps_what_it_found",
+    "test_kills_at_random_and_during_a_save_change_no_bit",
+    "test_a_notebook_runs",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Order the longest tests first."""
+    items.sort(key=lambda item: LONGEST.index(item.originalname) if item.originalname in LONGEST else len(LONGEST))
+
+
 def pytest_ignore_collect(collection_path, config):
     """Tests of peers import them at the top: without `-m peers` they are not even collected."""
     return True if collection_path.name == "peers" and config.option.markexpr != "peers" else None

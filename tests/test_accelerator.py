@@ -13,7 +13,7 @@ from tests.cli import ROOT, environment
 def test_every_part_keeps_what_it_found(tmp_path):
     """Results of complete and of stopped benchmarks are in both files, and the program itself succeeds."""
     command = [sys.executable, "benchmarks/accelerator.py", "--tiny", f"--output={tmp_path}"]
-    options = ["--minutes=3", "--parts=attention,larger"]
+    options = ["--minutes=2", "--parts=attention,larger"]
     subprocess.run([*command, *options], cwd=ROOT, env=environment(), check=True, timeout=400, capture_output=True)
     findings = [json.loads(line) for line in (tmp_path / "findings.jsonl").read_text().splitlines()]
     attention = [finding for finding in findings if finding["part"] == "attention"]
@@ -27,7 +27,7 @@ def test_every_part_keeps_what_it_found(tmp_path):
 
 @pytest.mark.slow
 def test_a_part_that_takes_too_long_costs_only_itself(tmp_path):
-    command = [sys.executable, "benchmarks/accelerator.py", "--tiny", f"--output={tmp_path}", "--minutes=0.5"]
+    command = [sys.executable, "benchmarks/accelerator.py", "--tiny", f"--output={tmp_path}", "--minutes=0.8"]
     subprocess.run([*command, "--parts=correctness,attention"], cwd=ROOT, env=environment(), check=True, timeout=200)
     findings = [json.loads(line) for line in (tmp_path / "findings.jsonl").read_text().splitlines()]
     ends = {finding["part"]: finding for finding in findings if "exit" in finding or "skipped" in finding}
@@ -37,8 +37,8 @@ def test_a_part_that_takes_too_long_costs_only_itself(tmp_path):
 
 @pytest.mark.slow
 def test_a_cpu_passes_all_checks():
-    """All checks of a device, on two virtual ones, so that pmap and fsdp are compared."""
-    command = [sys.executable, "benchmarks/device_checks.py"]
+    """All checks of a device, with one network, on two virtual ones, so that pmap and fsdp are compared."""
+    command = [sys.executable, "benchmarks/device_checks.py", "--networks=dit"]
     done = subprocess.run(
         command, cwd=ROOT, env=environment(2), capture_output=True, text=True, timeout=580, check=False
     )

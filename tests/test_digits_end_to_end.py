@@ -17,7 +17,7 @@ from tests.cli import ROOT
 def test_the_demonstration_draws_digits(tmp_path):
     command = [sys.executable, "launch.py", "--config=configs/vp_digits.py", f"--workdir={tmp_path}"]
     environment = dict(os.environ, XLA_FLAGS="", XDG_CACHE_HOME=str(ROOT / ".pytest_cache"))
-    for flags in (("--mode=train",), ("--mode=evaluate",), ("--mode=sample", "--config.sampling.num_samples=1000")):
+    for flags in (("--mode=train",), ("--mode=evaluate",), ("--mode=sample", "--config.sampling.num_samples=500")):
         subprocess.run([*command, *flags], cwd=ROOT, env=environment, check=True, timeout=1800)
     figures = json.loads((tmp_path / "evaluation.json").read_text())
     assert figures["num_samples"] == 1000

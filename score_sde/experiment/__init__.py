@@ -28,6 +28,7 @@ from score_sde.sampling import Sampler
 from score_sde.training.ema import EMAConfig, check_choice, check_ema_config
 from score_sde.training.optimizer import make_optimizer
 from score_sde.training.setup import TrainingSchedule, TrainingSetup
+from score_sde.training.uncertainty import with_uncertainty
 
 
 class Experiment(NamedTuple):
@@ -80,7 +81,9 @@ def make_experiment(config: ConfigDict, devices: list[jax.Device]) -> Experiment
     sde, schedule = build_sde(config, config.sde.name, plain(config.sde.kwargs))
     rules.check_likelihood(config, sde)
     model, variables = build_model(config, sde, schedule)
-    loss_fn = build_loss(config, model, schedule, variables.get("params", {}))
+    params = variables.get("params", {})
+    extended = with_uncertainty if config.loss.uncertainty else lambda params: params
+    loss_fn = build_loss(config, model, schedule, jax.eval_shape(extended, params))
 
     init_key, training_key, sampling_key = jax.random.split(jax.random.key(config.seed), 3)
     load = partial(load_split, config)
@@ -88,7 +91,7 @@ def make_experiment(config: ConfigDict, devices: list[jax.Device]) -> Experiment
     if isinstance(model, DiffusionModel):
         sampler = build_sampler(config, model, schedule, sampling_key, devices, load)
     training = TrainingSetup(
-        init_params=initializer(partial(model.init, init_key), pretrained_params),
+        init_params=initializer(lambda: extended(model.init(init_key)), pretrained_params),
         loss_fn=loss_fn,
         optimizer=build_optimizer(config),
         ema=ema,
@@ -121,7 +124,8 @@ def make_experiment(config: ConfigDict, devices: list[jax.Device]) -> Experiment
 def initializer(init: Callable[[], Any], pretrained_params: Any) -> Callable[[], Any]:
     """Return the function that gives the initial parameters: new ones, or pretrained ones.
 
-    A pretrained network of one time has no weights of a second time; these alone are new.
+    A pretrained network of one time has no weights of a second time, and no exported network has those of an
+    uncertainty; only these are new.
     """
     if pretrained_params is None:
         return jax.jit(init)

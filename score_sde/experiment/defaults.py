@@ -44,6 +44,7 @@ def default() -> ConfigDict:
                 "objective_kwargs": {},  # arguments of the objective
                 "weighting": "simple",  # weighting of the loss over noise levels
                 "weighting_kwargs": {},  # arguments of the weighting
+                "uncertainty": False,  # learn the loss as a function of the noise level, and divide by it
                 "time_sampler": "uniform",  # distribution of the training times
                 "time_sampler_kwargs": {},  # arguments of the time sampler
                 "t_min": 1e-5,  # training times are sampled from [t_min, sde.t_max]
@@ -83,6 +84,7 @@ def default() -> ConfigDict:
                 "num_steps": 1000,  # number of solver steps; unused by adaptive solvers
                 "spacing": "uniform",  # spacing of the time grid
                 "spacing_kwargs": {},  # arguments of the spacing
+                "t_max": 0.0,  # first time of sampling, at a log-SNR of at most -3; 0: t_max of the SDE
                 "end": "t_min",  # or "zero": the last step goes from t_min to 0 (Karras et al. 2022)
                 "threshold": "auto",  # of the predicted x0: none, clip or dynamic; auto: clip for tasks, otherwise none
                 "threshold_kwargs": {},  # arguments of the threshold
@@ -93,10 +95,11 @@ def default() -> ConfigDict:
                 "guidance_rescale": 0.0,  # from 0 to 1: rescale x0 to the contrast of the conditional prediction
                 "guidance_weights": "",  # a classifier or a weaker network: a file, or a run that exported it
                 "guidance_family": "",  # see model.family
+                "particles": 1,  # weighted particles per sample; several make guidance and "twisted" exact
                 "task": "",  # inpaint, colorize, super_resolve, deblur or sdedit, on the first test images
                 "task_kwargs": {},  # arguments of the task
                 "task_noise": 0.0,  # standard deviation of the measurement noise; images lie in [-1, 1]
-                "method": "pigdm",  # or replacement, repaint, dps, ddrm
+                "method": "pigdm",  # or replacement, repaint, dps, ddrm, or twisted, with weighted particles
                 "method_kwargs": {},  # arguments of the method
                 "samples_per_measurement": 4,  # samples per measurement
                 "ema_decay": 0.0,  # decay of the EMA to sample from, one of training.ema_decays; 0: training.ema_decay
@@ -118,10 +121,10 @@ def default() -> ConfigDict:
                 "ema_lengths": (),  # post-hoc EMAs to evaluate at each checkpoint
                 "baseline": "",  # folder of a baseline run on the same data
                 "num_neighbors": 8,  # samples to plot with their nearest training images; 0: none
-                "neighbor_pool_size": 10_000,  # number of training images to search, from the first
+                "neighbor_pool_size": 10_000,  # training images to search for neighbors and copies, from the first
                 "score_diagnostics": False,  # score diagnostics per noise level instead of sample metrics
-                "diagnostics_levels": 12,  # number of noise levels
-                "diagnostics_images": 256,  # maximum number of test images
+                "diagnostics_levels": 12,  # number of noise levels, also of the losses
+                "diagnostics_images": 256,  # maximum number of images per split, also of the losses
             },
             "likelihood": {
                 "t_min": 0.0,  # start of the flow; 0: t_min of the SDE. The network is untrained below loss.t_min
@@ -136,6 +139,7 @@ def default() -> ConfigDict:
                 "num_examples": 10_000,  # maximum number of test examples
                 "batch_size": 128,  # global
                 "vlb_num_steps": 1000,  # timesteps of the discrete variational bound; 0: no bound
+                "flow_map_steps": 0,  # jumps of a flow map that replace the integral; 0: the integral
             },
             "certify": {
                 "num_samples": 16,  # number of samples per solver

@@ -26,8 +26,8 @@ def naming_flags(config: ConfigDict, *places: str, **paths: str) -> Iterator[Non
         yield
     except UserError as error:
         change = [_flag(config, places, paths, argument) for argument in error.change]
-        if not change and places and places[0].endswith("kwargs"):
-            change = [f"--config.{places[0]}"]
+        if not change:
+            change = [f"--config.{place}" for place in places if place.endswith("kwargs")][:1]
         raise UserError(error.message, *change) from error
 
 
@@ -66,6 +66,8 @@ def plain(value: Any) -> Any:
 def _flag(config: ConfigDict, places: tuple[str, ...], paths: Mapping[str, str], argument: str) -> str:
     if argument.startswith("--"):
         return argument  # an inner border has named the flag
+    if argument in paths:
+        return f"--config.{paths[argument]}"
     name = re.split(r"\W", argument)[0]  # of `name`, `name=value` or `name to ...`
     rest = argument[len(name) :]
     if name in paths:

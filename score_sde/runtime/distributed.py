@@ -229,4 +229,15 @@ def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
     Another sharding, or another name of the axis, would compile a train step again at its second call.
     """
     sharding = NamedSharding(Mesh(np.array(devices), ("devices",)), PartitionSpec("devices"))
-    return jax.tree.map(lambda leaf: jax.device_put(jnp.stack([leaf] * len(devices)), sharding), tree)
+    rows = _add_axis(tree)
+    shards = [jax.device_put(rows, device) for device in devices]
+
+    def join(*leaves):
+        return jax.make_array_from_single_device_arrays((len(devices), *leaves[0].shape[1:]), sharding, leaves)
+
+    return jax.tree.map(join, *shards)
+
+
+@jax.jit  # compiles one program for the tree instead of one per shape
+def _add_axis(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], tree)

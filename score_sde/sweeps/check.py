@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from score_sde.errors import UserError, did_you_mean
+from score_sde.evaluation.generalization import loss_names
 from score_sde.evaluation.metric_names import metric_names
 from score_sde.experiment import Experiment, make_experiment
 from score_sde.planning.flops import count_flops
@@ -54,7 +55,10 @@ def check(trials: list[Trial], sweep: ConfigDict) -> None:
             continue
         seeds.add(config.seed)
         settings.add(_key(config, "seed"))
-        key = json.dumps([config.data.to_dict(), config.evaluation.to_dict()], default=str)
+        groups = [group.to_dict() for group in (config.data, config.evaluation, config.likelihood)]
+        weighted = config.sampling.particles > 1
+        settings_of_names = [weighted, config.loss.objective, config.sampling.allow_off_grid_times]
+        key = json.dumps([*groups, *settings_of_names], default=str)
         try:
             with _network_traced_once(config, shapes, key in names):
                 experiment = make_experiment(config, jax.local_devices()[:1])
@@ -65,6 +69,10 @@ def check(trials: list[Trial], sweep: ConfigDict) -> None:
                     experiment.evaluation,
                     experiment.likelihood,
                     experiment.model.event_shape,
+                    weighted,
+                    loss_names(
+                        experiment.model, experiment.load("train"), experiment.evaluation, config.data.dequantize
+                    ),
                 )
         except UserError as error:
             raise UserError(f"the trial {label(trial.overrides)!r} can't be run: {error}") from error
@@ -84,7 +92,9 @@ def estimates(trials: list[Trial], sweep: ConfigDict) -> list[Estimate]:
     result = []
     for trial in _with_progress_bar(trials, "estimate"):
         config = trial.config
-        groups = [_without_numbers(config[group].to_dict()) for group in ("data", "model", "sde", "loss")]
+        # The FLOPs are those of the network's products, which depend on neither the SDE nor the prediction.
+        model = {key: value for key, value in config.model.to_dict().items() if key != "prediction"}
+        groups = [_without_numbers(group) for group in (config.data.to_dict(), model, config.loss.to_dict())]
         groups.append(_without_numbers(config.optimizer.to_dict(), int | float))
         key = json.dumps([*groups, config.training.batch_size, config.training.grad_accum_steps], default=str)
         if key not in traced:

@@ -36,7 +36,8 @@ def connect(address: str, sweep: ConfigDict) -> None:
         raise UserError('sweeps run on Ray, which is not installed here: pip install "ray[tune]"') from None
     if address:
         _check_address(address)
-    cluster = {"address": address} if address else {"include_dashboard": False}
+    # Without an address Ray would join any cluster that it finds on this machine.
+    cluster = {"address": address} if address else {"address": "local", "include_dashboard": False}
     ray.init(**cluster, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}})
     logging.getLogger("ray.tune").setLevel(logging.ERROR)  # hides warnings that a trial writes no logs of Tune
     needed = _host_resources(sweep) | ({sweep.head: 1.0} if sweep.head else {})

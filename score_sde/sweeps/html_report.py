@@ -80,7 +80,8 @@ def _curves(rows: list[Any]) -> str:
                 steps, losses = zip(*((record["step"], record["loss"]) for record in log), strict=True)
                 name = as_label(", ".join(map(str, row.overrides.values()))) if n == 0 else None
                 panel.plot(steps, losses, markevery=0.1, label=name, **series(i))
-    panel.set(xlabel="training step", ylabel="loss", yscale="log")
+    positive = all(value > 0 for line in panel.get_lines() for value in line.get_ydata())  # a bound may not be
+    panel.set(xlabel="training step", ylabel="loss", yscale="log" if positive else "linear")
     place_legend(panel)
     out = io.BytesIO()
     figure.savefig(out, format="png")

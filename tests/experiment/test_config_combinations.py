@@ -62,7 +62,7 @@ def finite(tree):
     return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree))
 
 
-USUAL = {("vp", "epsilon"), ("flow", "epsilon"), ("flow", "velocity")}  # the others are slow
+USUAL = {("vp", "epsilon"), ("flow", "velocity")}  # the others are slow
 PAIRS = [
     pytest.param(sde, prediction, marks=() if (sde, prediction) in USUAL else pytest.mark.slow)
     for sde in SDES
@@ -185,6 +185,7 @@ def test_the_configs_build(config):
     assert losses.shape == (4,)
 
 
+@pytest.mark.slow
 def test_explicit_score_matching_trains_on_a_mixture():
     """The one objective that needs the truth: with an exact network it is zero, which the denoising loss is not."""
     losses = {}

@@ -32,6 +32,7 @@ def experiment_of(strategy="pmap"):
     return make_experiment(config, jax.devices()[:1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["pmap", "fsdp"])
 def test_plan_for_virtual_devices_agrees_with_a_run(strategy):
     """Arguments and collectives per device, compared with the arrays and the compiled program of a run."""

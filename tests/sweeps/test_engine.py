@@ -61,27 +61,27 @@ def table(workdir):
 
 @pytest.mark.slow
 def test_failed_trial_does_not_stop_sweep_and_only_new_trials_run(tmp_path):
-    rates = "axis('optimizer.learning_rate', (1e-3, 2e-3, 4e-3, 1e30))"
+    rates = "axis('optimizer.learning_rate', (2e-3, 1e30))"
     path = write(tmp_path, rates, retries=1)
     workdir = tmp_path / "out"
-    assert "4 trials: train, evaluate; nothing was run" in finish(start(path, workdir, "--dry_run"))
+    assert "2 trials: train, evaluate; nothing was run" in finish(start(path, workdir, "--dry_run"))
     assert not workdir.exists()
     printed = finish(start(path, workdir))
     found = states(workdir)
-    assert sorted(state["status"] for state in found.values()) == ["done", "done", "done", "failed"]
+    assert sorted(state["status"] for state in found.values()) == ["done", "failed"]
     (failed,) = (state for state in found.values() if state["status"] == "failed")
     assert failed["attempts"] == 2 and "is not finite" in failed["error"]
-    assert "4 trials: 3 done, 1 failed" in printed and "is not finite" in printed
+    assert "2 trials: 1 done, 1 failed" in printed and "is not finite" in printed
     assert {state["attempts"] for state in found.values() if state["status"] == "done"} == {1}
     first = table(workdir)
-    assert [line["status"] for line in first] == ["done", "done", "done", "failed"]
+    assert [line["status"] for line in first] == ["done", "failed"]
     assert float(first[0]["sliced_wasserstein_ratio"]) > 0
     assert "data:image/png" in (workdir / "index.html").read_text()
 
     # With more seeds, finished trials do not run again and failed ones do.
     finish(start(path, workdir, "--config.seeds=(0,1)", "--config.retries=0"))
     again = states(workdir)
-    assert len(again) == 8
+    assert len(again) == 4
     for name, state in found.items():
         assert again[name]["attempts"] == state["attempts"] + (state["status"] == "failed")
     assert [line for line in table(workdir) if line["seed"] == "0"] == first
@@ -119,7 +119,7 @@ def test_missing_cluster_and_missing_resources_raise(tmp_path):
 
 @pytest.mark.slow
 def test_killed_trials_and_driver_do_not_change_the_table(tmp_path):
-    trials = "axis('model.prediction', ('epsilon', 'x0', 'v'))"
+    trials = "axis('model.prediction', ('epsilon', 'v'))"
     path = write(tmp_path, trials, steps=4000)
     whole, disturbed = tmp_path / "whole", tmp_path / "disturbed"
     finish(start(path, whole))
@@ -163,12 +163,12 @@ def test_trials_run_on_every_node_and_on_several_hosts(tmp_path, monkeypatch):
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     try:
         cluster.add_node(num_cpus=1)
-        path = write(tmp_path, "axis('model.prediction', ('epsilon', 'x0', 'v', 'velocity'))", steps=200)
+        path = write(tmp_path, "axis('model.prediction', ('epsilon', 'v'))", steps=200)
         finish(start(path, tmp_path / "both", address=cluster.address))
         assert {state["status"] for state in states(tmp_path / "both").values()} == {"done"}
         assert len({state["node"] for state in states(tmp_path / "both").values()}) == 2
 
-        path = write(tmp_path, "[{}]", hosts=2, cpus=0.9, retries=0)
+        path = write(tmp_path, "[{}]", hosts=2, cpus=0.9, retries=2)
         finish(start(path, tmp_path / "joined", address=cluster.address))
         ((name, state),) = states(tmp_path / "joined").items()
         assert state["status"] == "done", state
@@ -179,9 +179,11 @@ def test_trials_run_on_every_node_and_on_several_hosts(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_early_stopping_stops_bad_trials(tmp_path):
-    rates = "axis('optimizer.learning_rate', (1e-3, 1e-9, 1e-10, 1e-11))"
+def test_early_stopping_stops_bad_trials(tmp_path, monkeypatch):
+    """Without --address no other cluster is joined, whatever Ray's own variable says."""
+    rates = "axis('optimizer.learning_rate', (1e-3, 1e-9, 1e-10))"
     path = write(tmp_path, rates, steps=2000, stop_metric="loss", stop_grace=400, stop_factor=2, concurrent=2)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     finish(start(path, tmp_path / "out"))
     found = states(tmp_path / "out")
     best = next(state for name, state in found.items() if name.startswith("0.001"))

@@ -113,6 +113,7 @@ def test_invalid_sweeps_raise_before_any_trial_starts(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_cost_is_estimated_from_the_network(tmp_path):
     trials, settings = made(axis("training.batch_size", (8, 16)), tmp_path)
     small, large = estimates(trials, settings)
@@ -226,6 +227,14 @@ def test_trials_that_share_a_network_build_it_once(tmp_path, monkeypatch, capsys
     assert len(calls) == once > 0 and len(found) == 60
     assert len({(estimate.parameters, estimate.flops) for estimate in found}) == 1
     assert "check: 100%" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_neither_the_sde_nor_the_prediction_changes_the_cost_of_a_step(tmp_path):
+    costs = set()
+    for sde, prediction in (("vp", "epsilon"), ("edm", "x0"), ("flow", "v")):
+        costs.add(estimates(*made([{"sde.name": sde, "model.prediction": prediction}], tmp_path))[0][:2])
+    assert len(costs) == 1
 
 
 def counted(call, calls):
