@@ -3,9 +3,11 @@
 import subprocess
 import sys
 
+import pytest
+
 from tests.cli import ROOT, environment
 
-HEAVY = {"tensorflow_datasets", "tensorflow", "orbax.checkpoint", "grain", "sklearn", "ray", "matplotlib"}
+HEAVY = {"tensorflow_datasets", "tensorflow", "orbax.checkpoint", "grain", "sklearn", "ray", "matplotlib", "diffrax"}
 
 SAMPLE_A_MIXTURE = """
 import jax
@@ -33,6 +35,7 @@ def test_import_is_light_and_has_all_names():
     assert not HEAVY & set(run(code).split())
 
 
+@pytest.mark.slow
 def test_fifteen_lines_sample_a_mixture():
     """The mean of |x| of a component at 2 with std 0.5 is 2.00; 0.1 is six standard errors."""
     run(SAMPLE_A_MIXTURE)

@@ -7,12 +7,13 @@ import shlex
 import shutil
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 
 import launch
 from docs import generate
-from tests.cli import ROOT, environment, parse
+from tests.cli import CHEAP, OLDER_GENERATOR, ROOT, environment, parse
 
 # README first: its commands train the run that the pages use. The pages of its own runs come in any order.
 PAGES = {path: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
@@ -40,11 +41,12 @@ SHORT = {
     "train_step": "--model=digits --batch=2 --rounds=1 --peer=",
     "sampling": "--model=digits --batch=2 --rounds=1 --num_steps=2 --solver=ddim --noadaptive --peer=none",
     "convolution": "--rounds=1",
-    "data": "--size=500 --batches=2",
+    "data": "--size=500 --batches=2 --rounds=1",
     "guidance": "--samples=40 --scales=0,2",
     "real_runs": "",
-    "inverse_problems": "--samples=20 --steps=4 --dimensions=2 --nomixture",
+    "inverse_problems": "--samples=20 --steps=4 --dimensions=2 --nomixture --methods=ddrm,dps",
     "solver_convergence": "",
+    "dimensions": "--dimensions=2 --predictions=v --steps=100",
 }
 # Overrides that make a command short: a perceptron or a small U-Net, few steps, few samples.
 BRIEF = {
@@ -139,6 +141,7 @@ def test_configuration_page_is_current():
     assert generate.PAGE.read_text() == generate.text()
 
 
+@pytest.mark.slow
 def test_python_examples_run():
     """All that are not additions to a file, in one process."""
     examples = [block for kind, block in BLOCKS if kind == "python" and not re.match(r"# \S+\.py\n", block)]
@@ -250,7 +253,10 @@ def shape_of(line):
 
 def run_briefly(command, tmp_path):
     if "benchmarks/" in command:
-        return run(command, tmp_path, SHORT[re.findall(r"benchmarks/(\w+)\.py", command)[0]].split())
+        short = SHORT[re.findall(r"benchmarks/(\w+)\.py", command)[0]].split()
+        names = {flag.split("=")[0] for flag in short}
+        kept = [word for word in words_of(command) if word.split("=")[0] not in names]
+        return run_once((*kept, *short), tmp_path)
     config = re.findall(r"configs/[\w/]*?(toy2d|mixture|digits)", command)[0]
     if "--mode=sweep" in command:
         return run(command, tmp_path, [])
@@ -266,10 +272,15 @@ def brief(config):
     return [f"--config.{word}" for word in BRIEF[config].split()]
 
 
+@cache
+def run_once(words, folder):
+    """Run a shortened benchmark, which several commands may have become."""
+    return run(shlex.join(words), folder, [])
+
+
 def run(command, folder, flags):
     words = [sys.executable, *words_of(command)[1:], *flags]
-    plain = environment()
-    plain.pop("XLA_FLAGS")  # a plan for several devices asks for them itself
+    plain = environment() | {"XLA_FLAGS": f"{CHEAP} {OLDER_GENERATOR}"}  # a plan for several devices asks for them
     done = subprocess.run(words, cwd=folder, env=plain, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, (command, done.stdout[-500:] + done.stderr[-1500:])
     return done.stdout + done.stderr

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from score_sde.errors import UserError
 from score_sde.parameterization import Prediction, from_prediction, score_fn, to_prediction
 from score_sde.score_matching import OBJECTIVES, denoising, explicit, implicit, sliced
 from score_sde.sde import SDES, add_noise, flow, log_snr, t_from_log_snr, vp, vp_cosine
@@ -86,6 +87,7 @@ def test_the_gradients_of_all_four_objectives_agree():
     assert spread["implicit"] < spread["hutchinson"]
 
 
+@pytest.mark.slow
 def test_the_constants_are_those_of_a_gaussian(x64):
     """Data N(0, s^2) in d dimensions, score -a x: explicit - implicit = E|grad log p|^2 / 2 = d / (2 s^2).
 
@@ -215,6 +217,19 @@ def test_the_flow_weighting_is_flow_matching():
     t = jnp.linspace(0.01, 1.0, 9)
     losses = denoising(lambda x, t: to_prediction(output, x, t, flow(), "velocity"), flow(), x0, t, epsilon, "flow")
     np.testing.assert_allclose(losses, jnp.sum((output - (epsilon - x0)) ** 2, axis=1), rtol=2e-5)
+
+
+def test_the_floor_of_the_flow_weighting_is_that_of_jit():
+    """|x0_hat - x0|^2 / max(t, 0.05)^2 (Li and He 2025), whose loss divides by max(1 - t, 0.05) with time reversed."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    x0, epsilon, output = (jax.random.normal(key, (9, 4)) for key in keys)
+    t = jnp.array([1e-3, 0.01, 0.04, 0.06, 0.1, 0.3, 0.7, 0.99, 1.0])
+    weighting = WEIGHTINGS["flow"](floor=0.05)
+    losses = denoising(lambda x, t: to_prediction(output, x, t, flow(), "x0"), flow(), x0, t, epsilon, weighting)
+    expected = jnp.sum((output - x0) ** 2, axis=1) / jnp.maximum(t, 0.05) ** 2
+    np.testing.assert_allclose(losses, expected, rtol=2e-5)
+    with pytest.raises(UserError, match="floor >= 0, got -1"):
+        WEIGHTINGS["flow"](floor=-1)
 
 
 def velocity_determinant(sde, t):

@@ -54,7 +54,7 @@ def cut(cdf, value, sde, logit=False):
 
 
 @pytest.mark.parametrize("name", TIME_SAMPLERS)
-@pytest.mark.parametrize("sde_name", thinned(SDES, "vp", "edm"))
+@pytest.mark.parametrize("sde_name", thinned(SDES, "edm"))
 def test_times_have_the_stated_law(name, sde_name, x64):
     """Kolmogorov and Smirnov's test of 4,000 independent times at 1 in 10,000, in float64, both of two examples."""
     sde = SDES[sde_name]()
