@@ -1,0 +1,48 @@
+"""Class-conditional EDM on Fashion-MNIST (28 x 28), with a small DDPM++ for two CPU cores.
+
+    python launch.py --config=configs/edm_fashion_mnist.py --config.data.path=DIR
+    python launch.py --config=configs/edm_fashion_mnist.py --config.data.path=DIR --mode=evaluate
+
+DIR: see configs/vp_fashion_mnist.py.
+"""
+
+from configs import common
+
+
+def get_config():
+    """Return the config."""
+    config = common.default()
+    config.data.name = "fashion_mnist"
+    config.data.image_size = 28
+    config.data.channels = 1
+    config.data.sigma_data = 0.7
+    config.sde.name = "edm"
+    config.model.preconditioning = "edm"
+    config.model.kwargs = {
+        "channels": 32,
+        "multipliers": (1, 2, 4),
+        "num_res_blocks": 1,
+        "attention_resolutions": (7,),
+        "dropout": 0.0,
+        "num_classes": 10,
+        "label_dropout": 0.1,
+    }
+    config.loss.weighting = "edm"
+    config.loss.time_sampler = "log_normal"
+    config.loss.time_sampler_kwargs = {"stratified": True}
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.warmup_steps = 200
+    config.optimizer.schedule = "cosine"
+    config.optimizer.schedule_kwargs = {"decay_steps": 12_000}
+    config.training.batch_size = 32
+    config.training.num_steps = 12_000
+    config.training.ema_decay = 0.998
+    config.training.log_every = 100
+    config.training.checkpoint_every = 500
+    config.training.sample_every = 2000
+    config.sampling.solver = "dpm_solver_pp"
+    config.sampling.num_steps = 20
+    config.sampling.spacing = "karras"
+    config.sampling.num_samples = 100
+    config.sampling.batch_size = 100
+    return config
