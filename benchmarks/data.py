@@ -1,11 +1,11 @@
-"""Images a second that the input pipeline delivers, beside what a train step on this machine needs.
+"""Images per second of the input pipeline, compared with those of a train step on this machine.
 
     python benchmarks/data.py [--rounds=5] [--batches=100] [--size=20000]
 
-In batches of 128: images in memory as CIFAR-10 has them (32x32x3), the same with random flips, PNG files in folders, an
-array_record file of PNG images as TensorFlow Datasets writes them, and one host's half of every batch. "over step" is
-the rate over that of digits-sized train steps (`configs/vp_digits.py`, batch 128) in the same run. Medians over rounds;
-the first batches of each, which start the threads, are excluded.
+The sources are 32x32x3 images in memory, an array_record file of PNG images as TensorFlow Datasets writes it, and PNG
+files in folders, in batches of 128; "one host of two" reads half of each batch. "over step" is the rate divided by that
+of train steps of `configs/vp_digits.py` in the same run. Values are medians over rounds. The first batches, which start
+the threads, are excluded.
 """
 
 import sys

@@ -3,8 +3,8 @@
 python benchmarks/few_steps.py --parent=runs/vp_digits --maps=runs/flow_map_digits,runs/flow_map_digits_distill
     [--picture=PATH] [--grid=PATH]
 
-The distance is in the features of the classifier that the training split trains, to the training split; that of the
-test split is in the title. The best of several time grids counts for each solver of the parent.
+The distance to the training split is in the features of the small classifier. The title has the distance of the test
+split. Each solver of the parent has its best of several time grids.
 """
 
 import sys

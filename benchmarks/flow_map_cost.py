@@ -2,8 +2,8 @@
 
 python benchmarks/flow_map_cost.py [--batch=64] [--rounds=5]
 
-The digits' network, with two times for the rules, and the gradient of the batch's mean loss; the median of interleaved
-rounds. Memory is that of the compiled program's temporary buffers.
+The network is that of the digits, with two times for the rules. Times are medians over interleaved rounds. Memory is
+that of the compiled program's temporary buffers.
 """
 
 import sys

@@ -1,13 +1,13 @@
-"""Fidelity and diversity of guided digits: does a machine trained on real images see the class that was asked for?
+"""Fidelity and diversity of guided digits, measured by a support vector machine that is trained on real images.
 
 python benchmarks/guidance.py --workdir=runs/vp_digits_conditional [--picture=PATH]
 python benchmarks/guidance.py --workdir=runs/vp_digits --guide=runs/vp_digits_classifier
 python benchmarks/guidance.py --scales=2 --particles=1,4,16 --solver=exponential_sde --steps=100
 
-The run must have been trained, and the guide exported. The machine is the support vector machine of `--mode=evaluate`.
-Diversity is the mean distance between two samples of a class, in pixels from -1 to 1, its mean over classes; the
-table's last rows are of real images. Precision and recall are of pixels, against the test images. `--picture` draws
-fidelity and diversity against the scale. With particles above 1 the samples are weighted (`score_sde/particles.py`).
+The run must be trained, and the guide exported. Fidelity ("seen as asked") is the fraction of samples that the machine
+assigns to their class. Diversity is the mean pixel distance between two samples of a class, averaged over classes.
+Precision and recall compare pixels with the test images. The last rows are for real images. `--picture` plots fidelity
+and diversity against the scale. With particles above 1 the samples are weighted (`score_sde/particles.py`).
 """
 
 import sys

@@ -1,12 +1,12 @@
-"""How far each method for inverse problems is from the posterior, where that is known.
+"""Error of each method for inverse problems against posteriors in closed form.
 
 python benchmarks/inverse_problems.py [--samples=4000] [--steps=400] [--dimensions=2,64] [--nomixture] [--methods=dps]
 
-Gaussian data in 2 and 64 dimensions, independent features of one variance ("isotropic") and correlated ones, of which
-half the features or means of pairs are seen with noise 0, 0.05 and 0.5: the error of the mean in standard deviations of
-the posterior, and of the covariance relative to its norm. Beside them the errors to expect of as many exact draws,
-sqrt(1 / n) and sqrt((trace^2 / norm^2 + 1) / n); "exact" is said of what is within 3 times these. Then a mixture in 2
-dimensions: the sliced Wasserstein distance to exact draws, beside that of two exact draws.
+Gaussian data have independent features of one variance ("isotropic") or correlated ones. Half of the features, or means
+of pairs, are measured with noise 0, 0.05 and 0.5. The errors are those of the mean, in standard deviations of the
+posterior, and of the covariance, relative to its norm. "exact draws" has the expected errors of as many exact samples,
+sqrt(1 / n) and sqrt((trace^2 / norm^2 + 1) / n); "exact" marks errors within 3 times these. A mixture in 2 dimensions
+has the sliced Wasserstein distance to exact samples, and that between two exact sets.
 """
 
 import sys

@@ -62,16 +62,16 @@ def run_scheduler(
     epsilon: bool = False,
     num_steps: int | None = None,
 ) -> np.ndarray:
-    """Every x of a scheduler of diffusers, over our noise levels in place of those of its integers.
+    """Return x after each step of a scheduler of diffusers, at given levels.
 
     Args:
-      scheduler: with prediction_type "sample", or "epsilon" where `epsilon`.
-      levels: sigma / alpha, descending, one more than there are calls of the scheduler.
-      x: (batch, d) at levels[0], of a variance-preserving process.
-      mixture: the data.
-      scaled: whether the scheduler keeps x of a variance-preserving process; otherwise x / alpha.
-      epsilon: whether it is given eps.
-      num_steps: what the scheduler is told; None: its calls.
+      scheduler: Scheduler with prediction_type "epsilon" if `epsilon`, otherwise "sample".
+      levels: Descending sigma / alpha, one more than steps.
+      x: Points at levels[0] of a variance-preserving process, (batch, d).
+      mixture: Distribution of the data.
+      scaled: Whether the scheduler steps x of a variance-preserving process, not x / alpha.
+      epsilon: Whether the scheduler takes eps.
+      num_steps: Argument of set_timesteps; None for the number of steps.
     """
     scheduler.set_timesteps(num_steps or len(levels) - 1)
     scheduler.sigmas = torch.tensor(np.asarray(levels, np.float64))

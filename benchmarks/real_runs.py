@@ -1,9 +1,9 @@
-"""The table of real runs in docs/likelihood.md, from what finished runs left behind.
+"""The table of real runs in docs/likelihood.md, from the files of finished runs.
 
     python benchmarks/real_runs.py runs/vp_digits_likelihood runs/vp_fashion_mnist_likelihood
 
-Each folder has been trained, and measured with --mode=evaluate and --mode=likelihood. Training time and images/s are of
-the steps that metrics.jsonl logs; "FD" is in the classifier's features, over the test split's own distance.
+Each run must be trained, and evaluated with --mode=evaluate and --mode=likelihood. Training time and images/s cover the
+steps that metrics.jsonl logs. "FD" is the Fréchet distance in the features of the small classifier.
 """
 
 import json

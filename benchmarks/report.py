@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved timing, the machine in words, a table and JSON."""
+"""Functions of the benchmarks: interleaved timing, the machine's name, tables and JSON."""
 
 import json
 import os

@@ -1,14 +1,13 @@
-"""Milliseconds of a network evaluation inside `solve`, beside the bare jitted network and host loops.
+"""Milliseconds per network evaluation in `solve`, compared with the bare network and with host loops.
 
     python benchmarks/sampling.py [--model=digits,small,cifar10] [--solver=...] [--num_steps=10] [--batch=0]
         [--dtype=float32|bfloat16] [--peer=torch] [--noadaptive] [--rounds=5] [--nocompile_ratio]
 
-Medians over rounds, everything in turn, the first call of every turn excluded. Solvers: all with one evaluation a step.
-"over network" is an evaluation in `solve` over one of the bare jitted network; "1000 / 10 steps" is the time to compile
-1,000 steps over that to compile 10, which `--nocompile_ratio` leaves out. The host loops: "scipy" is the probability
-flow as in the field's first codebase, SciPy's RK45 around a jitted drift, beside `solve_adaptive` (tsit5), both at
-rtol = atol = 1e-3; "diffusers" is its DDIMScheduler around the same network in PyTorch, "torch" the plain DDIM loop
-without a scheduler.
+Values are medians over interleaved rounds, without the first call of a turn. The solvers have one evaluation per step.
+"over network" is the time in `solve` divided by that of the jitted network. "1000 / 10 steps" is the compile time of
+1,000 steps divided by that of 10; `--nocompile_ratio` omits it. "scipy" is SciPy's RK45 around a jitted drift, as in
+Song et al.'s code, compared with `solve_adaptive` (tsit5) at rtol = atol = 1e-3. "diffusers" is its DDIMScheduler around
+the same network in PyTorch, and "torch" is a DDIM loop without a scheduler.
 """
 
 import sys

@@ -1,10 +1,10 @@
-"""The order of every solver, measured: error against the closed form on Gaussian data, in float64.
+"""Measured order of every solver: error against the closed form on Gaussian data, in float64.
 
 python benchmarks/solver_convergence.py [--picture=PATH]
 
-Data N(0.4, 0.6^2), vp. Of the deterministic solvers the error is of x, against the exact flow; of the stochastic ones
-that of mean and standard deviation, which are computed for the scheme, not drawn. The order is the slope over the four
-doublings. `--picture` draws error against evaluations.
+The data are N(0.4, 0.6^2) and the SDE is vp. Deterministic solvers have the error of x against the exact flow.
+Stochastic solvers have that of mean and standard deviation, which are computed without sampling. The order is the slope
+over four doublings. `--picture` plots error against evaluations.
 """
 
 import sys

@@ -1,13 +1,12 @@
-"""Samples of a Gaussian mixture at few evaluations: our solvers beside those of diffusers and k-diffusion.
+"""Samples of a Gaussian mixture with few evaluations, compared with solvers of diffusers and k-diffusion.
 
 python benchmarks/solver_quality.py [--nfe=5,10,20,50] [--samples=4000] [--all]
 
-The denoiser is exact, the process vp, the latents and the noise the same for all, the arithmetic float64 (inside
-diffusers float32). Two mixtures: 3 components in 2 dimensions, 5 in 64. Two measures: the sliced Wasserstein distance
-to as many draws of the mixture (64 directions), and how far the mean negative log-likelihood of the samples under the
-truth is from the mixture's own. Every solver has every grid that fits the budget, ours and theirs (Karras's, quadratic
-and even log-SNR, each ending at t_min or with a last step to 0; the peers' with and without lower orders at the end);
-the best counts.
+The denoiser is exact, the SDE is vp, and all solvers have the same latents and noise, in float64 (float32 within
+diffusers). The mixtures have 3 components in 2 dimensions and 5 in 64. The metrics are the sliced Wasserstein distance
+to exact samples (64 directions) and the difference of the mean negative log-likelihood from that of the mixture. Each
+solver has every grid that fits the budget: Karras's, quadratic and uniform in log-SNR, ending at t_min or with a last
+step to 0, and for the peers with and without lower orders at the end. The table has the best grid.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""A support vector machine on pixels: does it recognise samples as surely as real images, and is every class there?"""
+"""A support vector machine on pixels, with calibrated class probabilities."""
 
 import numpy as np
 from sklearn.calibration import CalibratedClassifierCV

@@ -1,17 +1,17 @@
-"""Milliseconds of a train step (loss, gradient, clipping, Adam, moving average), beside PyTorch where it is installed.
+"""Milliseconds per train step (loss, gradient, clipping, Adam, EMA), compared with PyTorch if it is installed.
 
     python benchmarks/train_step.py [--model=digits,small,cifar10,edm,adm64,ddpm,ncsnpp,adm,edm2,dit,ncsnv2] [--batch=0]
         [--dtype=float32|bfloat16] [--peer=torch,diffusers,compiled] [--rounds=10] [--steps_per_call=1] [--remat]
         [--doublings=0] [--compile_only]
 
-Medians over rounds, the first call of every turn excluded. The peers' steps alternate with ours, and "over" a peer is
-our time over the peer's, the median over rounds. "torch" is DDPM++ written in PyTorch, the same function, in both
-memory layouts; "diffusers" is UNet2DModel of the same channels, levels and blocks, for DDPM the same function;
-"compiled" is the last of these that there is, through torch.compile. Memory is XLA's own account of arguments and
-temporaries; FLOPs are those of the matrix products and convolutions. "of matmul" is their rate over that of a large
-matrix product in the same run. "peak GiB" is what the device's allocator reports, where it does. `--doublings` repeats
-each model at twice the batch, so many times or until memory is full, without the peers. `--compile_only` fills JAX's
-cache of compiled programs (JAX_COMPILATION_CACHE_DIR) for a later run, and times nothing.
+Values are medians over rounds, without the first call of a turn. The peers' steps alternate with ours, and "over" a
+peer is our time divided by the peer's. "torch" is the same DDPM++ written in PyTorch, in both memory layouts.
+"diffusers" is UNet2DModel with the same channels, levels and blocks; for DDPM it is the same function. "compiled" is
+the last available peer with torch.compile. Memory is XLA's size of arguments and temporaries. FLOPs are those of matrix
+products and convolutions, and "of matmul" is their rate divided by that of a large matrix product in the same run.
+"peak GiB" is from the device's allocator, if it reports it. `--doublings` repeats each model at twice the batch size,
+this many times or until memory is full, without peers. `--compile_only` only fills JAX's cache of compiled programs
+(JAX_COMPILATION_CACHE_DIR) for a later run.
 """
 
 import sys

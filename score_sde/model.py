@@ -22,13 +22,13 @@ from score_sde.sde import SDE
 
 
 class DiffusionModel(NamedTuple):
-    """A network that estimates x0 and eps, and all that gives its output this meaning.
+    """A network with the process and parameterization that define its output.
 
     Attributes:
       module: Flax module, called as `module.apply(variables, x, noise_level, labels=None, train=False)`.
       sde: Forward process.
       event_shape: Shape of one example.
-      prediction: What the network estimates, a key of `parameterization.PREDICTIONS`.
+      prediction: Output of the network, a key of `parameterization.PREDICTIONS`.
       preconditioning: Scaling of its input and output, a key of `parameterization.PRECONDITIONINGS`.
       sigma_data: Standard deviation of the data, for the preconditioning "edm".
       timesteps: Noise schedule of a network of discrete time, which can't be evaluated between its timesteps; None for

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-# Compilation is most of the tests' time, so LLVM takes its cheaper passes.
+# Compilation takes most of the tests' time, so LLVM runs fewer passes.
 CHEAP = "--xla_backend_optimization_level=1"
 # The older code generator compiles faster, but a scanned U-Net then differs from an unscanned one in the last bit.
 OLDER_GENERATOR = "--xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else ""
@@ -29,7 +29,7 @@ TINY = (
     "--config.sampling.batch_size=8",
 )
 
-POINTS = (  # the same of a perceptron on points, which compiles at once
+POINTS = (  # a perceptron on points, which compiles quickly
     "--config=configs/toy2d.py",
     "--config.model.kwargs.features=(8,)",
     "--config.training.batch_size=8",
@@ -41,7 +41,7 @@ POINTS = (  # the same of a perceptron on points, which compiles at once
 
 
 def environment(devices: int = 1) -> dict[str, str]:
-    """For a program of its own on so many virtual devices; it compiles as the tests do, and into their cache."""
+    """Return the environment of a process with virtual devices, and the tests' compiler flags and cache."""
     return dict(
         os.environ,
         JAX_PLATFORMS="cpu",
@@ -52,7 +52,7 @@ def environment(devices: int = 1) -> dict[str, str]:
 
 
 def start(workdir, *flags: str, devices: int = 1) -> subprocess.Popen:
-    """Starts launch.py with further flags, and with the tiny config unless they name another."""
+    """Start launch.py with the flags, and with the tiny config unless they name another."""
     config = () if any(flag.startswith("--config=") for flag in flags) else TINY
     command = [sys.executable, "launch.py", *config, f"--workdir={workdir}", *flags]
     return subprocess.Popen(
@@ -61,7 +61,7 @@ def start(workdir, *flags: str, devices: int = 1) -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen, expected: int = 0) -> str:
-    """Waits for the end; returns what was printed, after checking the exit status."""
+    """Wait for the end, check the exit status, and return the output."""
     out, error = process.communicate(timeout=600)
     assert process.returncode == expected, out + error
     return out + error
@@ -73,20 +73,20 @@ import launch
 from score_sde.errors import UserError
 for line in sys.stdin:
     sys.stdout.flush()
-    if os.fork() == 0:  # a process a command: an override is a flag of its own, defined once
+    if os.fork() == 0:  # one process per command, because an override defines a flag
         try:
             rest = launch.parse_flags(json.loads(line))
-            said = {"config": launch.FLAGS.config.to_dict(), "mode": launch.FLAGS.mode, "rest": rest}
+            found = {"config": launch.FLAGS.config.to_dict(), "mode": launch.FLAGS.mode, "rest": rest}
         except UserError as error:
-            said = {"error": str(error)}
-        print(json.dumps(said, default=str), flush=True)
+            found = {"error": str(error)}
+        print(json.dumps(found, default=str), flush=True)
         os._exit(0)
     os.wait()
 """
 
 
 def parse(commands: list[list[str]]) -> list[dict]:
-    """What launch.py understands of command lines: {"config", "mode", "rest"} or {"error"} of each."""
+    """Parse command lines with launch.py; return {"config", "mode", "rest"} or {"error"} for each."""
     done = subprocess.run(
         [sys.executable, "-c", PARSER],
         input="".join(f"{json.dumps(command)}\n" for command in commands),

@@ -1,4 +1,4 @@
-"""What every test runs under: eight virtual CPU devices, and no broadcasting between arrays of different rank."""
+"""Setup of all tests: eight virtual CPU devices, and no broadcasting between arrays of different rank."""
 
 import os
 
@@ -6,7 +6,7 @@ from tests.cli import CHEAP, OLDER_GENERATOR, ROOT
 
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 {CHEAP}"
 os.environ["JAX_PLATFORMS"] = "cpu"
-# What one worker or one call of pytest has compiled, no other compiles again.
+# Workers and later calls of pytest reuse compiled programs.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "compiled")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
@@ -42,7 +42,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_ignore_collect(collection_path, config):
-    """Tests of peers import them at the top: without `-m peers` they are not even collected."""
+    """Ignore the tests of peers without `-m peers`, because they import the peers."""
     return True if collection_path.name == "peers" and config.option.markexpr != "peers" else None
 
 

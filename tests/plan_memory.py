@@ -1,4 +1,4 @@
-"""Prints what a plan says of a train step's temporaries, and what its first run adds to this process' memory.
+"""Print the planned memory of a train step's temporaries, and the memory that its first run adds.
 
 python -m tests.plan_memory STRATEGY    (with eight virtual devices, on Linux)
 """

@@ -21,8 +21,8 @@ def gaussian_energy(x):
     return 0.5 * jnp.sum(x**2, axis=1) / S**2
 
 
-def test_the_normalising_constant_drops_out():
-    """E and E + log Z have one score, that of the normalised density, whether Z depends on nothing or on t."""
+def test_the_normalizing_constant_drops_out():
+    """E and E + log Z have the score of the normalized density, for a constant Z and for Z(t)."""
     x, t = jax.random.normal(jax.random.key(0), (5, 3)), jnp.linspace(0.1, 1, 5)
 
     def energy(x, t):

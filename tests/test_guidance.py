@@ -270,7 +270,7 @@ def test_a_shift_of_the_score_is_continuous_where_alpha_vanishes():
         (lambda d, s: classifier_free(d, d, 2.0, rescale=0.5), "requires the SDE"),
     ],
 )
-def test_what_makes_no_sense_is_refused(make, words):
+def test_invalid_arguments_raise(make, words):
     sde = vp()
     with pytest.raises(UserError, match=words):
         make(unconditional(sde), sde)

@@ -1,4 +1,4 @@
-"""What the program says to who doesn't know it yet: --help, no arguments, and a wrong file."""
+"""Messages for new users: --help, no arguments, and a wrong file."""
 
 import re
 

@@ -64,7 +64,7 @@ def test_pigdm_draws_from_the_posterior_of_isotropic_gaussian_data(name, noise):
 
 
 @pytest.mark.parametrize(("method", "how"), [("replacement", {}), ("repaint", {"repeats": 2}), ("ddrm", {"eta": 0.0})])
-def test_what_the_measurement_does_not_bear_on_is_drawn_from_the_prior(method, how):
+def test_independent_components_follow_the_prior(method, how):
     """Independent features, the first seen without noise: the second keeps its law, the first is y."""
     sde = vp()
     covariance = np.diag([0.4, 0.25]) ** 2
@@ -103,7 +103,7 @@ def test_a_replaced_denoiser_keeps_the_seen_part_of_x_t_at_its_marginal():
 
 @pytest.mark.slow
 def test_repeats_bring_replacement_nearer_to_the_posterior():
-    """Strongly correlated features, one seen: replacement alone hardly tells the other, RePaint's repeats do."""
+    """One of two correlated features is observed; RePaint's repeats halve the error of the other."""
     sde, covariance = vp(), 0.25 * np.array([[1.0, 0.9], [0.9, 1.0]])
     prior = analytic.correlated_gaussian_denoiser(sde, MEAN, covariance)
     a, y = np.array([[1.0, 0.0]]), np.array([1.0])
@@ -347,7 +347,7 @@ def tiny(method="pigdm", solver=None, asked=None, **kwargs):
         ),
     ],
 )
-def test_what_can_not_be_answered_is_refused(call, words):
+def test_invalid_inverse_problems_raise(call, words):
     with pytest.raises(UserError, match=words):
         call()
 

@@ -1,4 +1,4 @@
-"""The command line from end to end, and what it answers to wrong flags."""
+"""The command line from end to end, and its messages for wrong flags."""
 
 import errno
 import json
@@ -15,7 +15,7 @@ import launch
 from tests.cli import POINTS, ROOT, TINY, environment, finish, start
 from tests.tiny_cifar10 import write_cifar10
 
-# Refused flags, and words of the answer. One process imports everything once and forks for each.
+# Invalid flags, and words of the error messages.
 REFUSED = [
     (("--config.model.name=ncsnpp",), ("preconditioning=log_sigma", "not under 'none'")),
     (
@@ -44,7 +44,7 @@ REFUSED = [
         ),
         ("particles: expected a stochastic solver", "--config.sampling.solver=exponential_sde"),
     ),
-    (("--config.sampling.t_max=0.2",), ("the data are still seen", "--config.sampling.t_max")),
+    (("--config.sampling.t_max=0.2",), ("but the marginal at", "--config.sampling.t_max")),
     (("--config.likelihood.flow_map_steps=-1",), ("must be an integer of at least 0", "flow_map_steps")),
     (
         ("--config=configs/flow_map_digits.py", "--config.model.kwargs.outputs=2"),
@@ -69,7 +69,7 @@ REFUSED = [
     (("--config.sde.name=flow", "--config.model.preconditioning=edm"), ("alpha = 0",)),
     (("--config.model.preconditioning=edm", "--config.model.prediction=v"), ("'v' has no effect",)),
     (("--config.sde.kwargs.beta_max=3",), ("the prior is N(0, sigma(t_max)^2)", "log-SNR")),
-    (("--config.sde.name=ve", "--config.sde.kwargs.sigma_max=2"), ("the data are still seen",)),
+    (("--config.sde.name=ve", "--config.sde.kwargs.sigma_max=2"), ("but the marginal at",)),
     (("--config.loss.weighting=min_snr", "--config.loss.weighting_kwargs.gama=2"), ("Did you mean 'gamma'?",)),
     (
         ("--config.loss.time_sampler=log_normal", "--config.loss.time_sampler_kwargs.mean=big"),
@@ -117,7 +117,7 @@ REFUSED = [
     ),
     (
         ("--config.sde.name=ddpm_linear", "--config.loss.objective=ddpm", "--config.loss.time_sampler=importance"),
-        ("draws the steps of the chain evenly",),
+        ("requires uniform timesteps",),
     ),
     (("--config.sde.name=ddpm_linear", "--config.loss.objective=ddpm_hybrid"), ("takes 2 output(s)", "outputs=2")),
     (("--config.model.kwargs.outputs=2",), ("takes 1 output(s)",)),
@@ -145,7 +145,7 @@ REFUSED = [
         ("--config.model.pretrained=x.safetensors", "--config.sde.name=ve"),
         ("decided by the weights", "model.kwargs.channels", ", sde.name", "can be given", "model.kwargs.dtype"),
     ),
-    (("--config.loss.objective=classification",), ("a classifier, and it alone, is trained by classification",)),
+    (("--config.loss.objective=classification",), ("expected both or neither for classification",)),
     (("--config=configs/vp_digits_classifier.py", "--mode=sample"), ("a classifier has nothing to sample",)),
     (("--config.sampling.task_kwargs.share=0.5",), ("there is no task", "--config.sampling.task")),
     (
@@ -154,7 +154,7 @@ REFUSED = [
     ),
     (("--config.training.strategy=fsdb",), ("unknown strategy", "Did you mean 'fsdp'?")),
     (("--config.training.on_nonfinite=skp",), ("Did you mean 'skip'?",)),
-    (("--config.training.grad_accum_steps=3",), ("batch of 8 doesn't divide among 1 devices times 3 parts",)),
+    (("--config.training.grad_accum_steps=3",), ("batch of 8 doesn't divide among 1 devices times 3 microbatches",)),
     (("--config.training.keep_every=15",), ("keep_every=15 is not a multiple of checkpoint_every=10",)),
     (("--config.sampling.ema_decay=0.5",), ("no average of decay 0.5 is kept",)),
     (("--config.optimizer.schedule=cosin",), ("Did you mean 'cosine'?",)),
@@ -205,7 +205,7 @@ for line in sys.stdin:
 
 
 def base_of(flags):
-    """What is said of networks and data is said of images, all else of points, which are built in half the time."""
+    """Return the base flags: images for networks and data, otherwise points, which build in half the time."""
     if flags[0].startswith("--config=configs/"):
         return ()
     return TINY if any(flag.startswith(("--config.model.", "--config.data.")) for flag in flags) else POINTS
@@ -243,7 +243,7 @@ def test_wrong_flags_get_one_sentence(refused, tmp_path):
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
-def test_a_disk_that_is_full_anywhere_is_one_sentence_and_no_other_error_is(number, monkeypatch, capsys):
+def test_full_disk_is_reported_in_one_sentence(number, monkeypatch, capsys):
     def fail(*args, **kwargs):
         raise OSError(number, os.strerror(number), "runs/a/evaluation.json")
 
@@ -333,7 +333,7 @@ def test_samples_are_the_same_on_other_devices_and_of_exported_weights(tmp_path)
     again = np.load(stem.with_suffix(".npz"))["images"].astype(int)
     assert np.abs(drawn - again).max() <= 1
 
-    # The exported average, adopted elsewhere, draws the same; it says itself what network it is of.
+    # The exported EMA gives the same samples; its metadata describe the network.
     assert "ema_00000020.safetensors" in finish(start(tmp_path, *SHORT, "--mode=export"))
     other = ("--mode=sample", "--config=configs/flow_digits.py", *[flag for flag in TINY if ".sampling." in flag])
     weights = f"--config.model.pretrained={tmp_path / 'ema_00000020.safetensors'}"
@@ -433,10 +433,10 @@ def test_every_mode_runs_on_one_run(tmp_path):
         printed = finish(start(tmp_path, *flags, f"--mode={mode}"))
         if mode == "sample":
             assert (tmp_path / "samples" / "step_00000010_denoising.png").is_file()
-            assert "how they came about" in printed
+            assert "trajectories are in" in printed
     figures = json.loads((tmp_path / "evaluation.json").read_text())
     assert abs(sum(figures["class_shares"]) - 1) < 1e-6
     assert 0 < figures["likelihood"]["bits_per_dim"]["mean"] < 50
     assert {row["solver"] for row in figures["certify"]["deterministic"]} >= {"heun", "unipc 3", "deis 3"}
     adaptive = ("--config.sampling.solver=adaptive", "--config.sampling.kwargs.rtol=0.1", "--mode=sample")
-    assert "came about" not in finish(start(tmp_path, "--config.data.dequantize=True", *adaptive))
+    assert "trajector" not in finish(start(tmp_path, "--config.data.dequantize=True", *adaptive))

@@ -36,7 +36,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_an_operator_is_what_it_says_with_its_transpose_and_svd(name, x64):
+def test_operators_match_numpy_with_transpose_and_svd(name, x64):
     operator, written_out = CASES[name]
     x = RNG.standard_normal((2, *SHAPE))
     y = operator.forward(x)
@@ -93,7 +93,7 @@ def test_a_gaussian_kernel_sums_to_one():
         (lambda: operators.regularized_pinv(operators.function(jnp.tanh), jnp.ones((1, 3)), 1.0, 0.0), "method='dps'"),
     ],
 )
-def test_operators_that_are_none_are_refused_with_the_numbers(make, words):
+def test_invalid_operators_raise(make, words):
     with pytest.raises(UserError, match=words):
         make()
 

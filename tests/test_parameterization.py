@@ -50,13 +50,12 @@ def unclipped(name):
 
 @pytest.mark.parametrize("name", thinned(SDES, "vp", "flow"))
 def test_all_25_conversions_round_trip_in_float32(name):
-    """There and back within 1e-5 of the prediction's size (root mean square of 64 values), at log-SNR from -12 to 12.
+    """The relative error is at most 1e-5 (root mean square of 64 values), at log-SNR from -12 to 12.
 
-    But where the way leads through a number that hardly depends on the other half of the pair, what float32 holds of
-    it is all that can come back: eps (and the score, and with alpha = 1 the velocity) where the SNR is low, x0 where
-    it is high. There a single rounding, 2^-24 = 6e-8, comes back times e^(|log-SNR| / 2), up to 403, and times the
-    ratio of the pair's sizes, sqrt(3) here: each way takes a product, a difference and a quotient, of which five are
-    allowed.
+    Some targets hardly depend on one half of the pair: eps (and the score, and with alpha = 1 the velocity) at low SNR,
+    and x0 at high SNR. Through them a single rounding, 2^-24 = 6e-8, is amplified by e^(|log-SNR| / 2), up to 403, and
+    by the ratio of the pair's sizes, sqrt(3) here. Each direction has a product, a difference and a quotient, and the
+    tolerance allows five roundings.
     """
     sde = unclipped(name)
     x, t, pair = triple(sde)
@@ -223,7 +222,7 @@ def test_a_perfect_network_gives_back_the_pair(prediction, t):
 
 
 def seen_by(preconditioning, sde, t, x, output):
-    """What the network is shown and what becomes of its output."""
+    """Return the network inputs, and the pair from its output."""
     seen = {}
 
     def network(x, level):
@@ -296,7 +295,7 @@ def test_the_score_of_a_denoiser_is_that_of_the_mixture():
     np.testing.assert_allclose(score_fn(mixtures.denoiser(sde), sde)(x, t), mixtures.score(sde)(x, t), rtol=1e-5)
 
 
-def test_what_makes_no_sense_is_refused():
+def test_invalid_combinations_raise():
     check_parameterization(vp(), "epsilon", "edm")
     check_parameterization(flow(), "velocity", "none")
     zero_end = from_schedule(lambda t: 1 - t**2, lambda t: t, 1e-3, 1.0)
@@ -323,7 +322,7 @@ def test_unknown_names_are_refused():
 
 @pytest.mark.parametrize("sde", [ve(), vp(), flow()], ids=["ve", "vp", "flow"])
 def test_log_sigma_shows_x_and_the_logarithm_of_its_noise(sde):
-    """A network that divides by the sigma it is told gives the score of N(0, 0), -x / sigma^2."""
+    """With log sigma as input, -x / sigma^2 is the score of N(0, 0)."""
     x, t = jax.random.normal(jax.random.key(0), (3, 2)), jnp.array([0.1, 0.5, 0.9])
     network = lambda x, level: -x / jnp.exp(level)[:, None] ** 2  # noqa: E731
     pair = make_denoiser(network, sde, "score", "log_sigma")(x, t)

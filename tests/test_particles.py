@@ -292,7 +292,7 @@ def test_a_quadratic_reward_tilts_a_gaussian(gradient):
         check(np.mean(values), truth, np.std(values) / np.sqrt(40), 0.01)
 
 
-def test_what_has_no_weights_is_refused():
+def test_unsupported_solvers_raise():
     sde = SDES["vp"]()
     target = product(sde, [gaussian_denoiser(sde, *CONDITIONAL)], [1.0])
     reward = tilted(sde, target, lambda x, t, x0: x0[:, 0])

@@ -111,8 +111,8 @@ def make_losses(
 
     Returns:
       params -> {"train", "test", "least_train"}, each with a mean and a standard error over examples. least_train is
-      the loss of the training set's denoiser on the examples of "train". A large set has none (`fits_whole`), nor have
-      dequantized pixels, of which training draws new ones at each step.
+      the loss of the training set's denoiser on the examples of "train". It is omitted for large sets (`fits_whole`)
+      and for dequantized pixels, which training resamples at each step.
     """
     sde, conditional = model.sde, model.num_classes > 0
     sets, keys, empirical = diagnostic_sets(model, load, options, seed, dequantize_pixels)

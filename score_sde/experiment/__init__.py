@@ -1,6 +1,6 @@
 """From a config to the parts of an experiment, built and checked before anything is compiled.
 
-This package alone builds parts from the config and knows the flags of the command line.
+Only this package builds parts from the config and names command-line flags.
 """
 
 from collections.abc import Callable, Iterator

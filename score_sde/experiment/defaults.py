@@ -86,7 +86,7 @@ def default() -> ConfigDict:
                 "spacing_kwargs": {},  # arguments of the spacing
                 "t_max": 0.0,  # first time of sampling, at a log-SNR of at most -3; 0: t_max of the SDE
                 "end": "t_min",  # or "zero": the last step goes from t_min to 0 (Karras et al. 2022)
-                "threshold": "auto",  # of the predicted x0: none, clip or dynamic; auto: clip for tasks, otherwise none
+                "threshold": "auto",  # bound of x0: none, clip or dynamic; auto: clip for tasks, otherwise none
                 "threshold_kwargs": {},  # arguments of the threshold
                 "allow_off_grid_times": False,  # allow evaluating a discrete-time network between its timesteps
                 "label": -1,  # class of every sample; -1: cycle through the classes, or no class for a task

@@ -1,4 +1,4 @@
-"""The border between config and library: errors that name arguments come out naming flags."""
+"""Translation of library errors: the arguments to change become flags."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping

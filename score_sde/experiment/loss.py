@@ -134,7 +134,7 @@ def _check_chain(config: ConfigDict, model: Any, schedule: ddpm.Schedule | None)
     _check_simple(name, loss.weighting)
     if loss.time_sampler not in ("uniform", "stratified"):
         raise UserError(
-            f"objective {name!r} draws the steps of the chain evenly, time sampler {loss.time_sampler!r} doesn't",
+            f"objective {name!r} requires uniform timesteps, got time sampler {loss.time_sampler!r}",
             "time_sampler=uniform",
             "time_sampler=stratified",
         )

@@ -44,7 +44,7 @@ def check_prior(sde: SDE, t_max: float, name: str, *change: str) -> None:
     terminal = float(log_snr(sde, t_max))
     if terminal > MAX_TERMINAL_LOG_SNR:
         raise UserError(
-            f"{name}: the prior is N(0, sigma(t_max)^2), but at t_max = {t_max:g} the data are still seen: "
+            f"{name}: the prior is N(0, sigma(t_max)^2), but the marginal at t_max = {t_max:g} differs: "
             f"expected a log-SNR of at most {MAX_TERMINAL_LOG_SNR:g}, got {terminal:.2f}",
             *change,
         )

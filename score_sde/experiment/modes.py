@@ -17,7 +17,7 @@ from score_sde.sampling import mean_effective_sample_size
 
 
 def train(experiment: Experiment, workdir: Path) -> str:
-    """Train, or resume, and draw pictures on the way."""
+    """Train, or resume, and plot samples meanwhile."""
     from score_sde.training.loop import train
 
     return train(
@@ -40,9 +40,9 @@ def sample(experiment: Experiment, workdir: Path) -> str:
     path, strip = (sample_path(workdir, step, sampler, suffix) for suffix in ("", "_denoising"))
     size = sample_and_plot(path, sampler, model, params, partial(experiment.load, "train"))
     plotted = plot_trajectory(strip, sampler, model, params)
-    came_about = f"; how they came about, in {strip}" if plotted else ""
+    paths = f"; their trajectories are in {strip}" if plotted else ""
     weighted = "" if size is None else f"; effective sample size {size:.1f} of {sampler.particles} particles"
-    return f"{sampler.num_samples} samples of step {step} are in {path}{came_about}{weighted}"
+    return f"{sampler.num_samples} samples of step {step} are in {path}{paths}{weighted}"
 
 
 def evaluate(experiment: Experiment, workdir: Path) -> str:
@@ -111,7 +111,7 @@ def export(experiment: Experiment, workdir: Path) -> str:
     from score_sde.training.load import export
 
     path = export(experiment.training, experiment.config, workdir)
-    return f"the moving average is in {path}: --config.model.pretrained takes it"
+    return f"the EMA is in {path}; --config.model.pretrained loads it"
 
 
 MODES: dict[str, Callable[[Experiment, Path], str]] = {
@@ -134,7 +134,7 @@ GROUPS = {
 
 
 def run_mode(mode: Callable[[Experiment, Path], str], name: str, experiment: Experiment, workdir: Path) -> str:
-    """Return the text of a mode; errors that name arguments come out naming flags."""
+    """Return the text of a mode; its errors name flags instead of arguments."""
     classifies = isinstance(experiment.model, NoisyClassifier)
     if classifies and name in ("sample", "likelihood", "certify"):
         raise UserError(

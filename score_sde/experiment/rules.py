@@ -153,9 +153,8 @@ def check_objective(config: ConfigDict, module: nn.Module) -> None:
     """Raise UserError unless a classifier, and only a classifier, is trained by classification."""
     if isinstance(module, models.Classifier) != (config.loss.objective == "classification"):
         raise UserError(
-            f"model {config.model.name!r} and objective {config.loss.objective!r}: a classifier, and it alone, is "
-            "trained by classification (set --config.model.name=classifier and --config.loss.objective=classification, "
-            "or neither)"
+            f"model {config.model.name!r} and objective {config.loss.objective!r}: expected both or neither for "
+            "classification (set --config.model.name=classifier and --config.loss.objective=classification, or neither)"
         )
 
 

@@ -97,7 +97,7 @@ def check_divides(batch_size: int, num_devices: int, grad_accum_steps: int = 1) 
     """Raise UserError unless devices and microbatches share the global batch evenly."""
     divisor = num_devices * grad_accum_steps
     if batch_size < 1 or batch_size % divisor:
-        times = f" times {grad_accum_steps} parts" if grad_accum_steps > 1 else ""
+        times = f" times {grad_accum_steps} microbatches" if grad_accum_steps > 1 else ""
         raise UserError(
             f"training: the global batch of {batch_size} doesn't divide among {num_devices} devices{times}; take a "
             f"multiple of {divisor}",

@@ -1,4 +1,4 @@
-"""What an exact score fulfils is 0 of exact scores, and of wrong ones what the closed form says."""
+"""Score diagnostics are 0 for exact scores, and match closed forms for wrong ones."""
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +54,7 @@ def keys():
 
 
 @pytest.mark.parametrize("name", thinned(("vp", "ve", "flow"), "vp"))
-def test_an_exact_mixture_is_healthy_and_a_turned_one_shows_as_curl(name, keys, tmp_path, x64):
+def test_residuals_of_exact_and_rotated_scores(name, keys, tmp_path, x64):
     sde = SDES[name]()
     sets = {split: (mixtures.draw(N, seed), np.zeros(N, int)) for seed, split in enumerate(("train", "test"))}
     exact = mixtures.denoiser(sde)

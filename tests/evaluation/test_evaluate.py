@@ -1,4 +1,4 @@
-"""An evaluation that is killed ends with the same numbers; several checkpoints and averages make a curve."""
+"""Killed evaluations resume with the same results; several checkpoints and EMAs give a curve."""
 
 import json
 import signal
@@ -57,8 +57,8 @@ def test_a_killed_evaluation_ends_with_the_same_numbers(tmp_path):
     assert not parts.exists()  # the figures are whole: the samples are gone
 
 
-def test_what_decides_samples_decides_where_they_lie(tmp_path):
-    """A change of the solver, the seed or the guide draws anew; of the batch, the number or the metrics does not."""
+def test_folder_of_samples_depends_on_their_settings(tmp_path):
+    """Solver, steps, seed and parameters change the folder; batch size and numbers of samples do not."""
 
     def key(**changes):
         config = mixture.get_config()
@@ -79,7 +79,7 @@ def test_what_decides_samples_decides_where_they_lie(tmp_path):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """(A run of points of 30 steps with three checkpoints and two averages, how it is asked for)."""
+    """Return a run with three checkpoints and several EMAs, and the function that builds it."""
     workdir = tmp_path_factory.mktemp("points")
 
     def experiment(**evaluation):
@@ -144,8 +144,8 @@ def test_health_of_a_network_of_points(run):
 
 
 @pytest.mark.slow
-def test_images_are_held_against_another_run(tmp_path, monkeypatch):
-    """Of a network that draws noise: the same figures twice, no difference; other data, a refusal."""
+def test_images_are_compared_with_another_run(tmp_path, monkeypatch):
+    """Two evaluations of one network do not differ, and other data raise an error."""
     from configs import vp_digits
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

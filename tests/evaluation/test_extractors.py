@@ -1,4 +1,4 @@
-"""Networks that others trained: what they are shown, bit for bit, and files that are missing or hold something else."""
+"""Pretrained feature extractors: bit-exact preprocessing, and missing or wrong weights."""
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def test_the_resize_is_tensorflow_1s_bit_for_bit(shape, side):
 
 
 def test_the_corner_of_a_resized_image_is_its_corner():
-    """Corners are aligned at the top left alone, which a resize about pixels' centres does not do."""
+    """Only top left corners are aligned, unlike in a resize about pixel centers."""
     images = np.arange(4, dtype=np.uint8).reshape(1, 2, 2, 1)
     expected = np.array([[0, 0.5, 1, 1], [1, 1.5, 2, 2], [2, 2.5, 3, 3], [2, 2.5, 3, 3]], F)
     np.testing.assert_array_equal(inception.resize(images, 4)[0, ..., 0], expected)
@@ -52,7 +52,7 @@ def test_the_corner_of_a_resized_image_is_its_corner():
 
 
 def test_positions_are_kept_where_they_fit():
-    """Moved ones are held against PyTorch's in tests/peers; even ones stay even."""
+    """Constant positions stay constant; tests/peers compares with PyTorch."""
     same = np.random.default_rng(0).standard_normal((1, 1 + 16**2, 3)).astype(F)
     assert dinov2.positions(same) is same
     even = np.broadcast_to(np.float32((1, 2, 3)), (1, 1 + 37**2, 3))

@@ -1,4 +1,4 @@
-"""`--mode=likelihood`: its figures against what is known of the data."""
+"""`--mode=likelihood` against the known density of the data."""
 
 import json
 
@@ -60,7 +60,7 @@ def true_bits():
 
 
 def test_bits_of_rounded_gaussian_pixels(tmp_path):
-    """The bound is above the truth, and by little: a uniform spread costs what a level's density bends, under 1%."""
+    """The bound exceeds the true bits by less than 1%, the cost of uniform dequantization."""
     likelihood(gaussian_experiment(), tmp_path)
     figures = json.loads((tmp_path / "evaluation.json").read_text())["likelihood"]
     probability, entropy = true_bits()
@@ -199,6 +199,6 @@ def test_wrong_settings_are_refused_at_once(key, value, words):
 
 
 @pytest.mark.slow
-def test_an_example_that_does_not_arrive_is_said_so(tmp_path):
+def test_example_that_exceeds_max_steps_raises(tmp_path):
     with pytest.raises(UserError, match="max_steps"):
         likelihood(gaussian_experiment(max_steps=2, num_examples=3), tmp_path)

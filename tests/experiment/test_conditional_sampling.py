@@ -229,7 +229,7 @@ INPAINT = {"task": "inpaint", "samples_per_measurement": 5}
         ({}, INPAINT | {"solver": "adaptive"}, "steps along a grid"),
     ],
 )
-def test_what_can_not_be_asked_for_is_refused_before_anything_runs(kwargs, sampling, words):
+def test_invalid_options_raise_before_sampling(kwargs, sampling, words):
     config = config_of(**sampling)
     config.model.kwargs = SMALL | kwargs
     with pytest.raises(UserError, match=words):
@@ -237,8 +237,8 @@ def test_what_can_not_be_asked_for_is_refused_before_anything_runs(kwargs, sampl
 
 
 @pytest.mark.slow
-def test_a_task_on_several_devices_in_batches_of_any_size_asks_the_same_of_each_image(params):
-    """7 images with 2 completions in batches of 6 on 3 devices, and at once on one; their measurements are the same."""
+def test_task_does_not_depend_on_batches_or_devices(params):
+    """Compare 7 images with 2 completions in batches of 6 on 3 devices, and in one batch on one device."""
     asked = {
         "task": "inpaint",
         "task_noise": 0.1,

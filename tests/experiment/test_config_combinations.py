@@ -246,8 +246,8 @@ def test_labels_reach_the_network_in_training_and_are_hidden_by_option():
 
 
 @pytest.mark.slow
-def test_augmentations_reach_the_network_and_are_told_to_it():
-    """A train step on augmented images, whose labels change the network; without a place for them they are refused."""
+def test_network_is_conditioned_on_augmentations():
+    """A train step updates the embedding of every augmentation label; a network without one raises an error."""
     kwargs = {"channels": 4, "multipliers": (1,), "num_res_blocks": 1, "attention_resolutions": (), "dropout": 0.0}
     with pytest.raises(UserError, match=r"augment_dim=9"):
         make_experiment(small(model__name="ddpmpp", model__kwargs=kwargs, data__augment=0.5), jax.devices()[:1])

@@ -1,7 +1,6 @@
-"""Step by step the schedulers of diffusers, on an exact mixture, from the same x and the same noise.
+"""Comparison with the schedulers of diffusers, step by step on an exact mixture, from the same x and noise.
 
-Their steps upcast x to float32 at most, so 1e-4 of the scale of x is what can be asked of those; DDPM and DDIM keep
-float64.
+Most of their steps compute in float32, hence the tolerance of 1e-4 of the scale of x; DDPM and DDIM keep float64.
 """
 
 import diffusers

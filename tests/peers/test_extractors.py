@@ -68,8 +68,8 @@ def test_inception_is_pytorch_fids(theirs):
     assert np.abs(logits - expected_logits).max() < 1e-4 * np.abs(expected_logits).max()
 
 
-def test_grey_images_of_few_levels_are_shown_as_photographs(theirs):
-    """In the features of a whole evaluation: a digit of 17 levels is the same image in colour of 256."""
+def test_gray_images_with_17_levels_become_rgb_with_256(theirs):
+    """Both images have the same features in an evaluation."""
     *_, path = theirs
     grey = np.random.default_rng(0).integers(0, 17, (3, 8, 8, 1), np.uint8)
     colour = np.rint(grey.repeat(3, -1) * 255.0 / 16).astype(np.uint8)

@@ -114,7 +114,7 @@ def test_processes_that_never_meet_say_so(tmp_path, ports, numbers):
         assert "waited 40 s for the others at 127.0.0.1:" in finish(process, expected=2)
 
 
-def test_a_coordinator_that_cannot_be_is_refused():
+def test_invalid_coordinator_raises():
     with socket.socket() as server:
         server.bind(("", 0))
         server.listen()

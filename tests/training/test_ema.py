@@ -1,4 +1,4 @@
-"""Moving averages of a length, and their reconstruction from stored ones."""
+"""Power-function EMAs and their post-hoc reconstruction."""
 
 import numpy as np
 import pytest
@@ -87,7 +87,7 @@ def test_snapshots_go_out_and_back(tmp_path):
         snapshots.reconstruct_ema(tmp_path / "other", 350, 0.1)
 
 
-def test_averages_that_there_are_not_are_refused():
+def test_invalid_ema_settings_raise():
     with pytest.raises(UserError, match=r"0 <= ema_decays < 1, got 1\.0"):
         check_ema_config(EMAConfig(0.9, (1.0,)))
     with pytest.raises(UserError, match=r"0 < length <= 0.28, got 0.5.*ema_lengths"):

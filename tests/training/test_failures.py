@@ -1,4 +1,4 @@
-"""What can go wrong while training, and what is left: damaged checkpoints, a full disk, a loss that is not finite."""
+"""Failures in training: damaged checkpoints, a full disk, a nonfinite loss, changed data."""
 
 import errno
 import json
@@ -150,7 +150,7 @@ def broken_from(step):
     return made
 
 
-def test_a_loss_that_is_not_finite_names_its_step_and_leaves_what_reproduces_it(tmp_path):
+def test_nonfinite_loss_records_its_step_and_examples(tmp_path):
     made = broken_from(0)
     with pytest.raises(UserError, match=r"is not finite from step (1|2|3) on") as error:
         run(tmp_path, made)
@@ -165,7 +165,7 @@ def test_a_loss_that_is_not_finite_names_its_step_and_leaves_what_reproduces_it(
 
 
 @pytest.mark.slow
-def test_steps_that_are_left_out_are_counted_and_a_run_of_nothing_else_ends(tmp_path):
+def test_skipped_steps_are_counted_and_may_end_the_run(tmp_path):
     made = broken_from(0)
     made.training.update({"on_nonfinite": "skip", "num_steps": 200})
     with pytest.raises(UserError, match=r"every step is not finite from step (1|2|3) on"):

@@ -1,4 +1,4 @@
-"""A signal, a closed terminal or a reader that leaves: training saves, all else ends at once, in a sentence at most."""
+"""Signals, closed terminals and closed pipes: training saves, other modes end with at most one sentence."""
 
 import os
 import pty

@@ -1,4 +1,4 @@
-"""What an optimizer leaves as it is."""
+"""Optimizers and schedules."""
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ def test_frequencies_stay_and_magnitude_preserving_kernels_keep_their_size():
 
 
 def rates(schedule, kwargs, warmup=0, steps=(0, 1, 5, 10, 20, 40, 80)):
-    """What Lion's steps are the size of: every element of its update is the rate."""
+    """Return learning rates by step, the size of each element of Lion's update."""
     optimizer = make_optimizer("lion", 0.5, warmup, 1.0, {"weight_decay": 0.0}, schedule, kwargs)
     params = {"dense": {"kernel": jnp.ones((2, 2))}}
     state, found, update = optimizer.init(params), [], jax.jit(optimizer.update)

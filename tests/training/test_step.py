@@ -75,7 +75,7 @@ def run(start, num_devices, calls, steps_per_call=1, **options):
 
 
 def relative_difference(first, second, origin):
-    """Of what the parameters moved by: |first - second| / |first - origin|."""
+    """Return |first - second| / |first - origin|."""
     difference = jax.tree.map(lambda a, b: jnp.sum((a - b) ** 2), first, second)
     moved = jax.tree.map(lambda a, b: jnp.sum((a - b) ** 2), first, origin)
     return float(jnp.sqrt(sum(jax.tree.leaves(difference)) / sum(jax.tree.leaves(moved))))
@@ -128,7 +128,7 @@ def test_parts_of_a_batch_add_up_to_it(on_points):
 
 
 @pytest.mark.slow
-def test_a_step_without_a_finite_loss_is_left_out_or_stays_for_good(on_points):
+def test_nonfinite_step_is_skipped_on_request(on_points):
     params = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.inf), on_points.params)
     broken = on_points._replace(params=params)
     left_out, metrics = run(broken, 1, calls=2, points=True, on_nonfinite="skip", **AVERAGES)
