@@ -6,7 +6,7 @@
 Values are medians over interleaved rounds, without the first call of a turn. The solvers have one evaluation per step.
 "over network" is the time in `solve` divided by that of the jitted network. "1000 / 10 steps" is the compile time of
 1,000 steps divided by that of 10; `--nocompile_ratio` omits it. "scipy" is SciPy's RK45 around a jitted drift, as in
-Song et al.'s code, compared with `solve_adaptive` (tsit5) at rtol = atol = 1e-3. "diffusers" is its DDIMScheduler around
+Song et al., compared with `solve_adaptive` (tsit5) at rtol = atol = 1e-3. "diffusers" is its DDIMScheduler around
 the same network in PyTorch, and "torch" is a DDIM loop without a scheduler.
 """
 

@@ -112,7 +112,7 @@ def mixture_flow_map_1d(
     The flow keeps the distribution function of the marginal: Phi = F_r^-1(F_t(x)). The inverse is found by bisection,
     and by two steps of Newton's method, which also give its derivatives.
     """
-    share = np.asarray(weights or np.ones(len(means)), float)
+    share = np.asarray(weights if len(weights) else np.ones(len(means)), float)
 
     def moments(t, x):
         alpha, sigma = lift(sde.alpha(t), x), lift(sde.sigma(t), x)
@@ -122,23 +122,27 @@ def mixture_flow_map_1d(
         values = (function(x, *component) for component in moments(t, x))
         return sum(weight * value for weight, value in zip(share / share.sum(), values, strict=True))
 
-    distribution = partial(average, jax.scipy.stats.norm.cdf)
+    distribution, survival = (partial(average, f) for f in (jax.scipy.stats.norm.cdf, jax.scipy.stats.norm.sf))
     density = partial(average, jax.scipy.stats.norm.pdf)
 
     def predict(x, t, r):
-        value = distribution(t, x)
+        def excess(y):
+            """Return F_r(y) - F_t(x), from the smaller tail, which keeps its digits."""
+            left = distribution(r, y) - distribution(t, x)
+            return jnp.where(distribution(t, x) < 0.5, left, survival(t, x) - survival(r, y))
+
         low = jnp.min(jnp.stack([center - 12 * std + 0 * x for center, std in moments(r, x)]), axis=0)
         high = jnp.max(jnp.stack([center + 12 * std + 0 * x for center, std in moments(r, x)]), axis=0)
 
         def halve(_, ends):
             low, high = ends
             between = 0.5 * (low + high)
-            below = distribution(r, between) < value
+            below = excess(between) < 0
             return jnp.where(below, between, low), jnp.where(below, high, between)
 
         root = jax.lax.stop_gradient(0.5 * sum(jax.lax.fori_loop(0, 60, halve, (low, high))))
         for _ in range(2):
-            root = root - (distribution(r, root) - value) / density(r, root)
+            root = root - excess(root) / density(r, root)
         return chord(sde, x, root, t, r)
 
     return predict

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from score_sde.conditioned import Conditioned, conditioned
-from score_sde.parameterization import Denoiser, DivergencePrediction, Prediction, from_prediction, velocity_fn
+from score_sde.parameterization import Denoiser, DivergencePrediction, Prediction, from_prediction
 from score_sde.sde import SDE, add_noise, lift, prior_log_prob, sum_event, t_from_log_snr, time_derivative
 
 DETAIL = 0.03  # standard deviation of the finest structure of images, such as the dequantization of a few levels
@@ -109,7 +109,7 @@ def denoising(
 
 
 def lagrangian(flow_map: FlowMap, sde: SDE, x: jax.Array, t: jax.Array, r: jax.Array, denoiser: Denoiser) -> jax.Array:
-    """Return the error of the Lagrangian identity, d/dr Phi_{t->r}(x) = v(Phi_{t->r}(x), r), (batch,).
+    """Return the error of the Lagrangian identity, d Phi^ / d theta_r = v^(Phi, r), (batch,).
 
     Boffi et al. 2025, eq. 12. The gradient is that of the left side.
 
@@ -121,10 +121,14 @@ def lagrangian(flow_map: FlowMap, sde: SDE, x: jax.Array, t: jax.Array, r: jax.A
       r: Times of the images, (batch,).
       denoiser: Denoiser of the velocity v: a teacher, or `diagonal(flow_map)`.
     """
-    phi, derivative = jax.jvp(lambda r: jump(flow_map, sde, x, t, r), (r,), (jnp.ones_like(r),))
-    velocity = velocity_fn(denoiser, sde)(jax.lax.stop_gradient(phi), r)
+
+    def image(r):
+        return jump(flow_map, sde, x, t, r) / _scale(sde, r, x)
+
+    phi, derivative = jax.jvp(image, (r,), (jnp.ones_like(r),))
     rate = lift(time_derivative(lambda r: angle(sde, r), r), x)
-    return sum_event(((derivative - jax.lax.stop_gradient(velocity)) / (rate * _scale(sde, r, x))) ** 2)
+    pair: Any = denoiser(jax.lax.stop_gradient(phi * _scale(sde, r, x)), r)
+    return sum_event((derivative / rate - jax.lax.stop_gradient(_v(pair, sde, r))) ** 2)
 
 
 def progressive(flow_map: FlowMap, sde: SDE, x: jax.Array, t: jax.Array, r: jax.Array) -> jax.Array:
@@ -166,7 +170,7 @@ def velocity_divergence(denoiser: Denoiser, sde: SDE, x: jax.Array, t: jax.Array
     return sum_event(probe * jax.jvp(v_hat, (x,), (scaled,))[1])
 
 
-def mean_divergence(pair: DivergencePrediction, sde: SDE, t: ArrayLike, r: ArrayLike) -> jax.Array:
+def log_prob_change(pair: DivergencePrediction, sde: SDE, t: ArrayLike, r: ArrayLike) -> jax.Array:
     """Return Delta A of a jump from t to r, which is log p^_t(x^) - log p^_r(Phi^), (batch,)."""
     return pair.x0[0].size * (angle(sde, r) - angle(sde, t)) * _kappa(sde, t, r) * pair.divergence
 
@@ -191,7 +195,7 @@ def log_likelihood(
         x, total = carry
         t, r = (jnp.broadcast_to(time, x.shape[:1]) for time in interval)
         pair = flow_map(x, t, r)
-        return (add_noise(sde, pair.x0, pair.epsilon, r), total + mean_divergence(pair, sde, t, r)), None
+        return (add_noise(sde, pair.x0, pair.epsilon, r), total + log_prob_change(pair, sde, t, r)), None
 
     (latent, total), _ = jax.lax.scan(advance, (x, jnp.zeros(len(x), x.dtype)), (times[:-1], times[1:]))
     scales = [jnp.log(sde.alpha(time) ** 2 + sde.sigma(time) ** 2) for time in (times[0], times[-1])]

@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 from score_sde.conditioned import NULL_LABEL, Conditioned, conditioned, count_evaluations
 from score_sde.errors import UserError, not_none
 from score_sde.parameterization import Denoiser, Prediction, shift_x0
-from score_sde.sde import SDE, lift, t_from_log_snr
+from score_sde.sde import NO_SIGNAL, SDE, lift, log_snr, t_from_log_snr
 
 LogProb = Callable[[jax.Array, jax.Array], jax.Array]  # (x, t) -> (batch,), differentiable in x
 Interval = tuple[float, float] | None
@@ -79,7 +79,7 @@ def shift_score(
 def time_with_signal(sde: SDE, t: jax.Array) -> jax.Array:
     """Return t, or the time of `MIN_LOG_SNR` where the SDE reaches alpha = 0 after it."""
     with jax.ensure_compile_time_eval():
-        vanishes = float(sde.alpha(jnp.float32(sde.t_max))) == 0.0
+        vanishes = float(log_snr(sde, jnp.float32(sde.t_max))) <= NO_SIGNAL
     return jnp.minimum(t, t_from_log_snr(sde, jnp.asarray(MIN_LOG_SNR, t.dtype))) if vanishes else t
 
 

@@ -32,7 +32,7 @@ class VariancePrediction(NamedTuple):
 
 
 class DivergencePrediction(NamedTuple):
-    """The chord pair of a flow map with a learned mean divergence (`flow_map.mean_divergence`)."""
+    """The chord pair of a flow map with a learned mean divergence (`flow_map`)."""
 
     x0: jax.Array
     epsilon: jax.Array

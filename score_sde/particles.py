@@ -18,6 +18,7 @@ Particles are resampled where the effective sample size is small. Samples are ex
 particles.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -31,7 +32,7 @@ from score_sde.errors import UserError
 from score_sde.guidance import time_with_signal, together
 from score_sde.parameterization import Denoiser, Prediction, shift_x0
 from score_sde.randomness import fold_each, noise, sample_keys
-from score_sde.sde import SDE, lift, log_snr, sum_event
+from score_sde.sde import NO_SIGNAL, SDE, lift, log_snr, sum_event
 from score_sde.solvers import Solution, Solver, check_one_step, check_times
 from score_sde.solvers.base import check_finite, ends_at_data
 from score_sde.solvers.exponential import combine
@@ -71,12 +72,16 @@ def product(sde: SDE, denoisers: Sequence[Denoiser] | Callable, exponents: Seque
     Raises:
       UserError: if the sum of the exponents is not positive.
     """
-    total = float(sum(exponents))
+    total = round(math.fsum(exponents), 12)  # of (w, 1 - w) it is 1
     if not total > 0:
         raise UserError(f"product: expected exponents with a positive sum, got {tuple(exponents)}", "exponents")
+    if not callable(denoisers) and len(denoisers) != len(exponents):
+        raise UserError(f"product: got {len(denoisers)} denoisers and {len(exponents)} exponents", "exponents")
 
     def evaluate(x, t, predict):
         pairs = predict(x, t)
+        if isinstance(pairs, Prediction):
+            raise UserError("product: expected a sequence of denoisers, got one", "denoisers")
         epsilons = [pair.epsilon for pair in pairs]
         x0 = combine(exponents, [pair.x0 for pair in pairs])
         if total != 1.0:
@@ -223,7 +228,7 @@ def solve_weighted(
 
     def composition(before, after, t, t_next):
         """Return the change of log W by the trapezoidal rule; from alpha = 0 the rate is proportional to the SNR."""
-        start = sde.alpha(t) == 0
+        start = log_snr(sde, t) <= NO_SIGNAL
         width = log_snr(sde, t_next) - log_snr(sde, jnp.where(start, t_next, t))
         return jnp.where(start, after.rate, 0.5 * (before.rate + after.rate) * width)
 
@@ -281,9 +286,10 @@ def solve_weighted(
 
 def check_weighted(solver: Solver, tilted: bool) -> None:
     """Raise UserError unless `solve_weighted` supports the solver, for a target with or without a potential."""
-    if solver.jumps or solver.langevin:
+    if solver.jumps or not solver.reverse_sde:
         raise UserError(
-            "particles: the weights are for the reverse SDE, which flow_map_steps and Langevin dynamics don't follow",
+            "particles: the weights are for the reverse SDE, which flow_map_steps, Langevin dynamics and s_noise other "
+            "than 1 don't follow",
             "solver=exponential_sde",
         )
     if not solver.stochastic:

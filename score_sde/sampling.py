@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from score_sde.conditioned import conditioned
+from score_sde.conditioned import NULL_LABEL, conditioned
 from score_sde.errors import UserError, build, not_none
 from score_sde.guidance import (
     autoguided,
@@ -194,14 +194,19 @@ def weighted_target(
     """Return the target of weighted particles for guidance and an inverse problem; see `sample` for the arguments."""
     sde, scale, guide = model.sde, guidance.scale, guidance.guide
     model_labels = labels if model.num_classes else None
+    denoiser: Denoiser = model.denoiser(params, labels=model_labels)
+    both: Any = None
     if isinstance(guide, DiffusionModel):
         weaker = guide.denoiser(guide_params, labels=labels if guide.num_classes else None)
-        target = product(sde, [model.denoiser(params, labels=model_labels), weaker], (scale, 1 - scale))
-    elif guide is None and model_labels is not None and scale != 1:
+        denoiser, both = (weaker, None) if scale == 0 else (denoiser, [denoiser, weaker])
+    elif guide is None and model_labels is not None:
+        if scale == 0:
+            denoiser = model.denoiser(params, labels=jnp.full_like(model_labels, NULL_LABEL))
         both = together_labeled(lambda labels: model.denoiser(params, labels=labels), model_labels)
-        target = product(sde, both, (scale, 1 - scale))
+    if both is None or scale in (0, 1):
+        target = product(sde, [threshold(denoiser, sde)], [1.0])
     else:
-        target = product(sde, [threshold(model.denoiser(params, labels=model_labels), sde)], [1.0])
+        target = product(sde, both, (scale, 1 - scale))
     if isinstance(guide, NoisyClassifier):
         log_prob_fn = class_log_prob(guide.logits(guide_params), not_none(labels))
         potential = conditioned(lambda x, t, x0, log_prob_fn: scale * log_prob_fn(x, t), log_prob_fn)

@@ -262,20 +262,24 @@ def from_schedule(alpha: Callable, sigma: Callable, t_min: float, t_max: float) 
     """
     if not 0 <= t_min < t_max:
         raise UserError(f"from_schedule: expected 0 <= t_min < t_max, got t_min={t_min}, t_max={t_max}")
+
+    def signal(t):  # alpha, but 0 where rounding makes it negative, as cos(pi / 2) in float32
+        return alpha(t) - jax.lax.stop_gradient(jnp.minimum(alpha(t), 0.0))
+
     with jax.ensure_compile_time_eval():
         grid = jnp.linspace(t_min, t_max, 101)[1:]
-        ratio = np.asarray(jnp.broadcast_to(alpha(grid) / sigma(grid), grid.shape))
+        ratio = np.asarray(jnp.broadcast_to(signal(grid) / sigma(grid), grid.shape))
     if not (np.diff(ratio) <= 0).all():
         where = float(grid[int(np.argmax(~(np.diff(ratio) <= 0)))])
         raise UserError(f"from_schedule: expected alpha / sigma to decrease, got an increase at t = {where:.3g}")
 
     def log_alpha_slope(t):
-        return time_derivative(alpha, t) / alpha(t)
+        return time_derivative(alpha, t) / signal(t)
 
     def diffusion(t):
         return jnp.sqrt(2 * sigma(t) * (time_derivative(sigma, t) - log_alpha_slope(t) * sigma(t)))
 
-    return SDE(alpha, sigma, lambda x, t: lift(log_alpha_slope(t), x) * x, diffusion, t_min, t_max)
+    return SDE(signal, sigma, lambda x, t: lift(log_alpha_slope(t), x) * x, diffusion, t_min, t_max)
 
 
 SDES = {"vp": vp, "vp_cosine": vp_cosine, "sub_vp": sub_vp, "ve": ve, "edm": edm, "flow": flow}
@@ -311,6 +315,9 @@ def prior_log_prob(sde: SDE, x: jax.Array) -> jax.Array:
     """Return log N(x; 0, sigma(t_max)^2 I) in nats, (batch,), for x: (batch, *event)."""
     scale = sde.sigma(sde.t_max)
     return sum_event(-0.5 * (x / scale) ** 2 - jnp.log(scale) - 0.5 * jnp.log(2 * jnp.pi))
+
+
+NO_SIGNAL = -30.0  # log-SNR below which alpha counts as 0, because 1 / alpha amplifies rounding errors
 
 
 def log_snr(sde: SDE, t: ArrayLike) -> jax.Array:

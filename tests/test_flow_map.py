@@ -23,7 +23,7 @@ from score_sde.flow_map import (
     jump,
     lagrangian,
     log_likelihood,
-    mean_divergence,
+    log_prob_change,
     middle,
     progressive,
     t_from_angle,
@@ -94,6 +94,32 @@ def test_angles(name):
     _, t, r = points(sde)
     close(t_from_angle(sde, angle_of(sde, t)), t)
     close(angle_of(sde, middle(sde, t, r)), 0.5 * (angle_of(sde, t) + angle_of(sde, r)))
+
+
+def test_gradients_do_not_depend_on_the_sde():
+    """At the same angles, and with the same x / sqrt(alpha^2 + sigma^2), every SDE has the losses of vp."""
+    theta = jnp.array([[1.5, 0.3], [1.2, 0.9], [0.8, 0.2]])
+    x_hat = jnp.linspace(-1, 1, 9).reshape(3, 3)
+    wrong = jnp.array([MEAN + 0.3, 1.2 * STD])
+    found = []
+    for name in ("vp", "flow", "edm"):
+        sde = ALL[name]
+        t, r = (t_from_angle(sde, theta[:, i]) for i in range(2))
+        x = x_hat * jnp.hypot(sde.alpha(t), sde.sigma(t))[:, None]
+
+        def losses(parameters, sde=sde, x=x, t=t, r=r):
+            flow_map, denoiser = gaussian_flow_map(sde, *parameters), gaussian_denoiser(sde, MEAN, STD)
+            return jnp.stack(
+                [
+                    eulerian(flow_map, sde, x, t, r, denoiser(x, t)),
+                    lagrangian(flow_map, sde, x, t, r, denoiser),
+                    progressive(flow_map, sde, x, t, r),
+                ]
+            )
+
+        found.append((losses(wrong), jax.jacrev(losses)(wrong)))
+    for others in found[1:]:
+        jax.tree.map(close, others, found[0])
 
 
 @every_sde
@@ -330,6 +356,8 @@ def test_a_run_is_distilled(tmp_path):
         "--config.sampling.batch_size=10",
     )
     assert "trained 20 steps" in finish(start(student, *flags))
+    augmented = (*flags, "--config.data.augment=0.1", "--config.model.kwargs.augment_dim=9")
+    assert "takes no augmentation labels" in finish(start(student, *augmented), expected=2)
     for steps in (1, 4):
         said = finish(start(student, *flags, "--mode=sample", f"--config.sampling.num_steps={steps}"))
         assert "10 samples of step 20" in said
@@ -354,7 +382,7 @@ def test_the_mean_divergence_of_a_gaussian(name):
         mean = jnp.where(width == 0, rate(t), (log_tau(r) - log_tau(t)) / jnp.where(width == 0, 1.0, width))
         return DivergencePrediction(*flow_map(x, t, r), mean / _kappa(sde, t, r))
 
-    close(mean_divergence(exact(x, t, r), sde, t, r), 3 * (log_tau(r) - log_tau(t)))
+    close(log_prob_change(exact(x, t, r), sde, t, r), 3 * (log_tau(r) - log_tau(t)))
     probe = jnp.asarray(np.random.default_rng(3).choice([-1.0, 1.0], x.shape))
     divergence = velocity_divergence(denoiser, sde, x, t, probe)
     close(divergence, 3 * rate(t), 1e-8)
@@ -396,6 +424,38 @@ def test_guidance_in_the_target(scale):
     unlabeled = model._replace(module=create("mlp", features=(8,), two_times=True))
     with pytest.raises(UserError, match="guidance_scale requires a class-conditional network"):
         flow_map_loss(unlabeled, "progressive", uniform(), 1e-3, guidance_scale=2.0)
+
+
+def test_the_map_of_a_mixture_keeps_digits_in_both_tails():
+    sde, x = SDES["flow"](), np.array([[-12.0], [-9.0], [0.5], [9.0], [12.0]])
+    t, r = jnp.full(5, 0.9), jnp.full(5, 0.1)
+    of_parts = mixture_flow_map_1d(sde, np.zeros(2), np.ones(2), np.array([0.3, 0.7]))
+    x = x * float(jnp.hypot(0.9, 0.1))
+    close(jump(of_parts, sde, x, t, r), jump(gaussian_flow_map(sde, 0.0, 1.0), sde, x, t, r))
+
+
+def test_teachers_that_do_not_fit_raise():
+    """Of other classes, without an unconditional prediction, or of discrete time."""
+    sde, times = SDES["flow"](), uniform(stratified=True)
+
+    def model(num_classes, label_dropout=0.1, **changes):
+        module = create("dit", width=8, depth=1, heads=1, num_classes=num_classes, label_dropout=label_dropout)
+        return DiffusionModel(module, sde, (8, 8, 1), **changes)
+
+    def train(student, teacher, **options):
+        flow_map_loss(student, "progressive", times, 1e-3, teacher=teacher and Teacher(teacher, {}), **options)
+
+    for student, teacher in ((model(10), model(5)), (model(0), model(10, 0.0)), (model(10), model(0))):
+        with pytest.raises(UserError, match="classes and this network"):
+            train(student, teacher)
+    for student, teacher in ((model(10), model(10, 0.0)), (model(0), model(10)), (model(0), model(0))):
+        train(student, teacher)
+    with pytest.raises(UserError, match="trained at the timesteps of a chain only"):
+        train(model(0), model(0, timesteps=object()))
+    for scale in (0.0, -1.0):
+        with pytest.raises(UserError, match="trains nothing"):
+            train(model(10), None, guidance_scale=scale)
+        train(model(10), model(10), guidance_scale=scale)
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ from score_sde.parameterization import (
     make_denoiser,
     round_trip_prediction,
 )
-from score_sde.sde import SDES, lift, log_snr, prior_sample, vp
+from score_sde.sde import SDES, from_schedule, lift, log_snr, prior_sample, vp
 from score_sde.solvers import SOLVERS, solve, time_grid
 from tests import mixtures
 from tests.thinned import WITH_DENOISERS, thinned
@@ -246,15 +246,16 @@ def test_an_energy_on_clean_data_pulls_samples_to_where_it_is_low():
     assert after < 0.2 * before
 
 
-def test_a_shift_of_the_score_is_continuous_where_alpha_vanishes():
-    """Of flow x0 at t = 1 is that of the class, though sigma^2 / alpha is infinite there and the gradient 0."""
-    sde = SDES["flow"]()
+@pytest.mark.parametrize("sde", [SDES["flow"](), from_schedule(jnp.cos, jnp.sin, 1e-3, float(np.pi / 2))])
+def test_a_shift_of_the_score_is_continuous_where_alpha_vanishes(sde):
+    """At t_max x0 is that of the class, although sigma^2 / alpha is infinite there and the gradient 0."""
+    assert sde.alpha(jnp.float32(sde.t_max)) == 0 and sde.diffusion(jnp.float32(sde.t_max)) == jnp.inf
     x = jax.random.normal(jax.random.key(0), (4, 2))
     guided = classifier_guided(unconditional(sde), class_log_prob(classifier(sde), labels(4)), sde, 1.0)
-    end = guided(x, 1.0)
+    end = guided(x, sde.t_max)
     np.testing.assert_allclose(end.x0, np.broadcast_to(mixtures.MEANS[CLASS], (4, 2)), atol=5e-3)  # alpha is 1e-3 there
     np.testing.assert_allclose(end.epsilon, x, atol=1e-6)
-    still = shift_score(Prediction(x, x), lambda x, t: jnp.zeros_like(x), x, 1.0, sde)
+    still = shift_score(Prediction(x, x), lambda x, t: jnp.zeros_like(x), x, sde.t_max, sde)
     np.testing.assert_array_equal(still.x0, x)
 
 

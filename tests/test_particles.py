@@ -20,7 +20,7 @@ from score_sde.particles import (
     systematic_resample,
     tilted,
 )
-from score_sde.sampling import Guidance, InverseTask, sample
+from score_sde.sampling import Guidance, InverseTask, sample, weighted_target
 from score_sde.sde import SDES, prior_sample
 from score_sde.solvers import (
     adaptive,
@@ -303,8 +303,8 @@ def test_unsupported_solvers_raise():
         run(euler(), target)
     with pytest.raises(UserError, match="a potential requires a solver whose step is normal"):
         run(stochastic_runge_kutta(), reward)
-    for other in (flow_map_steps(1.0), predictor_corrector(), langevin(0.1)):
-        with pytest.raises(UserError, match="which flow_map_steps and Langevin dynamics don't follow"):
+    for other in (flow_map_steps(1.0), predictor_corrector(), langevin(0.1), edm_stochastic(40.0, s_noise=1.05)):
+        with pytest.raises(UserError, match="which flow_map_steps, Langevin dynamics and s_noise other than 1"):
             run(other, target)
     with pytest.raises(UserError, match="a multistep method recomputes x from its history"):
         run(dpm_solver_pp_sde(2), reward)
@@ -312,6 +312,12 @@ def test_unsupported_solvers_raise():
         run(ancestral(), target, 3)
     with pytest.raises(UserError, match="expected exponents with a positive sum, got"):
         product(sde, [gaussian_denoiser(sde, *CONDITIONAL)], [-1.0])
+    with pytest.raises(UserError, match="got 1 denoisers and 2 exponents"):
+        product(sde, [gaussian_denoiser(sde, *CONDITIONAL)], [2.0, -1.0])
+    with pytest.raises(UserError, match="expected a sequence of denoisers, got one"):
+        run(ancestral(), product(sde, gaussian_denoiser(sde, *CONDITIONAL), [1.0]))
+    denoisers = [gaussian_denoiser(sde, *CONDITIONAL)] * 2
+    assert all(product(sde, denoisers, (w, 1 - w)).total == 1.0 for w in np.arange(-40, 41) / 10)
 
 
 DIT = {"width": 16, "depth": 1, "heads": 2, "num_classes": 3, "label_dropout": 0.1}
@@ -354,6 +360,20 @@ def test_what_particles_are_not_sampled_with(guided):
     for message, changed in refused.items():
         with pytest.raises(UserError, match=message):
             jax.eval_shape(lambda of=changed: guided(slice(None), **of))
+
+
+def test_the_scale_zero_is_one_bounded_unconditional_model():
+    model = DiffusionModel(create("dit", **DIT), SDES["vp"](), (8, 8, 1))
+    params = jax.tree.map(lambda leaf: leaf + 0.1, model.init(jax.random.key(0)))
+    x, t = jax.random.normal(jax.random.key(1), (2, 8, 8, 1)), jnp.full(2, 0.9)
+
+    def predicted(labels, scale):
+        target = weighted_target(model, params, jnp.array(labels), Guidance(scale), threshold=clip_x0())
+        return target.evaluate(x, t).composed.x0
+
+    found = predicted([0, 2], 0.0)
+    np.testing.assert_array_equal(found, predicted([-1, -1], 1.0))
+    assert jnp.abs(found).max() <= 1 < jnp.abs(model.denoiser(params, labels=jnp.array([-1, -1]))(x, t).x0).max()
 
 
 def test_a_task_by_another_method_has_no_weights():

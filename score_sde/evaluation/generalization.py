@@ -96,6 +96,7 @@ def make_losses(
     options: EvaluationOptions,
     seed: int,
     dequantize_pixels: bool,
+    mirrored: bool = False,
 ) -> Callable[[Any], dict[str, Any]]:
     """Return the function from parameters to the losses of a model.
 
@@ -108,14 +109,14 @@ def make_losses(
       options: Options of evaluation.
       seed: Seed of the noise.
       dequantize_pixels: Whether the network was trained on dequantized pixels.
+      mirrored: Whether the network was also trained on horizontally flipped images.
 
     Returns:
       params -> {"train", "test", "least_train"}, each with a mean and a standard error over examples. least_train is
-      the loss of the training set's denoiser on the examples of "train". It is omitted for large sets (`fits_whole`)
-      and for dequantized pixels, which training resamples at each step.
+      the loss of the training set's denoiser (`diagnostic_sets`), if there is one, on the examples of "train".
     """
     sde, conditional = model.sde, model.num_classes > 0
-    sets, keys, empirical = diagnostic_sets(model, load, options, seed, dequantize_pixels)
+    sets, keys, empirical = diagnostic_sets(model, load, options, seed, dequantize_pixels, mirrored)
     times = jax.vmap(partial(t_from_log_snr, sde))(jnp.asarray(log_snr_levels(sde, options.diagnostics_levels)))
 
     @jax.jit
@@ -144,5 +145,5 @@ def make_losses(
             errors.append(per_dimension((float(sde.alpha(t) / sde.sigma(t)) * (memorized - x0)) ** 2))
         return mean_of(np.mean(errors, axis=0))
 
-    least = {} if empirical is None or dequantize_pixels else {"least_train": least_loss(*sets["train"])}
+    least = {} if empirical is None else {"least_train": least_loss(*sets["train"])}
     return lambda params: {name: mean_of(losses(params, *rows)) for name, rows in sets.items()} | least

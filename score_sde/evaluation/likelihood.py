@@ -75,8 +75,7 @@ def likelihood(
             "outputs=2 in training",
         )
     if model.timesteps is None:
-        in_jumps = options.flow_map_steps > 0
-        flow_parts = over_batches(_flow_parts(model, options, source.levels, in_jumps), "likelihood")
+        flow_parts = over_batches(_flow_parts(model, options, source.levels), "likelihood")
         measured = flow_parts(labels)
         log_prob = measured["log_prob"]
         results |= breakdown(measured, model.event_shape, source.levels)
@@ -85,12 +84,10 @@ def likelihood(
             results["unconditional"] = breakdown(unlabeled, model.event_shape, source.levels)
     if options.flow_map_steps:
         # The integral on the first examples, with the same name and hence the same dequantization and noise.
-        first = slice(NUM_COMPARED)
-        integral = partial(_over_batches, params=params, images=images[first], options=options, seed=seed)
-        exact = integral(_flow_parts(model, options, source.levels, in_jumps=False), "likelihood")(labels[first])[
-            "log_prob"
-        ]
-        difference = (log_prob[first] - exact) / math.prod(model.event_shape)
+        first, no_jumps = slice(NUM_COMPARED), options._replace(flow_map_steps=0)
+        integral = partial(_over_batches, params=params, images=images[first], options=no_jumps, seed=seed)
+        exact = integral(_flow_parts(model, no_jumps, source.levels), "likelihood")(labels[first])
+        difference = (log_prob[first] - exact["log_prob"]) / math.prod(model.event_shape)
         difference = difference if source.levels is None else -difference / math.log(2)
         results["minus_integral_per_dim"] = mean_of(difference) | {"num_examples": len(difference)}
     if source.levels is not None:
@@ -103,10 +100,10 @@ def likelihood(
     return results
 
 
-def _flow_parts(model: DiffusionModel, options: LikelihoodOptions, levels: int | None, in_jumps: bool) -> Callable:
+def _flow_parts(model: DiffusionModel, options: LikelihoodOptions, levels: int | None) -> Callable:
     """Return (params, images (n, *event), labels (n,), keys (n,)) -> parts of log p per example, (n,) each, in nats."""
     sde = model.sde._replace(t_min=options.t_min) if options.t_min else model.sde
-    flow_parts = _by_jumps(sde, options.flow_map_steps) if in_jumps else _by_integral(sde, options)
+    flow_parts = _by_jumps(sde, options.flow_map_steps) if options.flow_map_steps else _by_integral(sde, options)
 
     def once(denoiser, images, keys):
         first, second, third = (fold_each(keys, n) for n in range(3))

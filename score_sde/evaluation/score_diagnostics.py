@@ -168,6 +168,7 @@ def score_diagnostics(
     options: EvaluationOptions,
     seed: int,
     dequantize_pixels: bool,
+    mirrored: bool,
     workdir: Path,
     truth: Denoiser | None = None,
 ) -> dict[str, Any]:
@@ -180,6 +181,7 @@ def score_diagnostics(
       options: Options of evaluation.
       seed: Seed of noise and probes.
       dequantize_pixels: Whether the network was trained on dequantized pixels.
+      mirrored: Whether the network was also trained on horizontally flipped images.
       workdir: Folder of the run.
       truth: Exact denoiser of the data; None if it is unknown.
 
@@ -190,7 +192,7 @@ def score_diagnostics(
       UserError: if the network was trained at discrete timesteps only.
     """
     check_continuous_time(model, "health")
-    sets, keys, empirical = diagnostic_sets(model, load, options, seed, dequantize_pixels)
+    sets, keys, empirical = diagnostic_sets(model, load, options, seed, dequantize_pixels, mirrored)
 
     def denoiser(labels):
         return model.denoiser(params, labels=labels if model.num_classes > 0 else None)
@@ -203,7 +205,10 @@ def score_diagnostics(
 
 
 def fits_whole(number: int, event_shape: tuple[int, ...], options: EvaluationOptions) -> bool:
-    """Return whether a whole training set is used: at most `num_real` examples, and at most 4 GiB in float64."""
+    """Return whether a whole training set is used: at most `num_real` examples, and at most 4 GiB in float64.
+
+    Flipped images come on top.
+    """
     return number <= options.num_real and 8 * number * math.prod(event_shape) <= MAX_TRAINING_SET
 
 
@@ -213,10 +218,12 @@ def diagnostic_sets(
     options: EvaluationOptions,
     seed: int,
     dequantize_pixels: bool,
+    mirrored: bool,
 ) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], jax.Array, Any]:
     """Return the first examples of both splits with their labels, a key for each, and the training set's denoiser.
 
-    The denoiser is None if the training set is too large (`fits_whole`).
+    The denoiser includes flipped images if `mirrored`. It is None if the training set is too large (`fits_whole`), and
+    for dequantized pixels, which training resamples at each step.
 
     Raises:
       UserError: if there are fewer than two examples.
@@ -230,7 +237,11 @@ def diagnostic_sets(
     if num_images < 2:
         raise UserError(f"evaluation: expected at least two images, got {num_images}", "diagnostics_images")
     train, classes = sets["train"]
-    empirical = empirical_denoiser(model.sde, train, classes if model.num_classes > 0 else None) if whole else None
+    if mirrored:
+        train, classes = np.concatenate([train, train[:, :, ::-1]]), np.concatenate([classes, classes])
+    empirical = None
+    if whole and not dequantize_pixels:
+        empirical = empirical_denoiser(model.sde, train, classes if model.num_classes > 0 else None)
     keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(num_images))
     return {split: (x0[:num_images], labels[:num_images]) for split, (x0, labels) in sets.items()}, keys, empirical
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from score_sde import ddpm
+from score_sde.data.augmentation import AUGMENT_DIM
 from score_sde.errors import UserError, call, lookup
 from score_sde.experiment.flags import build_part, naming_flags, plain
 from score_sde.experiment.guides import load_network
@@ -52,7 +53,8 @@ def build_loss(
     defaults = {"sigma_data": config.data.sigma_data} if loss.weighting == "edm" else {}
     weighting = build_part(config, "weighting", WEIGHTINGS, "loss.weighting", "loss.weighting_kwargs", defaults)
     paths = {key: f"loss.{key}" for key in loss} | {"sde": "sde.name", "prediction": "model.prediction"}
-    paths |= {"outputs": "model.kwargs.outputs"}
+    paths |= {key: f"model.kwargs.{key}" for key in ("outputs", "num_classes")}
+    paths |= {"allow_off_grid_times": "sampling.allow_off_grid_times", "augment": "data.augment"}
     paths |= {"pretrained": "loss.objective_kwargs.teacher", "family": "loss.objective_kwargs.teacher"}
     sample_times = build_part(config, "time sampler", TIME_SAMPLERS, "loss.time_sampler", "loss.time_sampler_kwargs")
     with naming_flags(config, "loss.objective_kwargs", **paths):
@@ -80,6 +82,8 @@ def build_loss(
                     trained, trained_params = load_network(config, teacher, "", model, schedule, "teacher", "teacher")
                     if isinstance(trained, NoisyClassifier):
                         raise UserError(f"the teacher {teacher} is a classifier", "teacher")
+                    if config.data.augment and getattr(trained.module, "augment_dim", 0) != AUGMENT_DIM:
+                        raise UserError(f"the teacher {teacher} takes no augmentation labels", "augment=0", "teacher")
                     kwargs["teacher"] = Teacher(trained, trained_params)
                 function = partial(flow_map_loss, model, name, sample_times, loss.t_min)
                 loss_fn = call("objective", name, function, kwargs)
@@ -95,7 +99,7 @@ def _check_trace(config: ConfigDict, model: DiffusionModel | NoisyClassifier, lo
     """Raise UserError if the loss can't be computed, as with a word in place of a number, by tracing it."""
     x0 = jax.ShapeDtypeStruct((2, *model.event_shape), jnp.float32)
     draw = make_example_rngs(jax.random.key(0), 0, jnp.arange(2), 2)
-    labels = jnp.zeros(2, int) if isinstance(model, NoisyClassifier) else None
+    labels = jnp.zeros(2, int) if model.num_classes else None
     try:
         # Any number of levels serves, since only shapes are traced.
         jax.eval_shape(lambda params, x0: loss_fn(params, x0, draw, labels=labels, levels=256), params, x0)

@@ -62,7 +62,8 @@ def evaluate(experiment: Experiment, workdir: Path) -> str:
     elif not_none(experiment.sampler).task is not None:
         results = _restorations(experiment, workdir)
     else:
-        model, data = _diffusion_model(experiment), (experiment.load, options, config["seed"])
+        model, pixels = _diffusion_model(experiment), (experiment.training.dequantize, config["data"]["random_flip"])
+        data = experiment.load, options, config["seed"], *pixels
         results = evaluate(
             not_none(experiment.sampler),
             experiment.load,
@@ -71,7 +72,7 @@ def evaluate(experiment: Experiment, workdir: Path) -> str:
             options,
             config,
             workdir,
-            None if model.timesteps is not None else make_losses(model, *data, experiment.training.dequantize),
+            None if model.timesteps is not None else make_losses(model, *data),
         )
     return f"{json.dumps(results, indent=2)}\nwritten to {workdir / 'evaluation.json'}"
 
@@ -216,6 +217,7 @@ def _score_diagnostics(experiment: Experiment, workdir: Path) -> dict[str, Any]:
         experiment.evaluation,
         experiment.config["seed"],
         experiment.training.dequantize,
+        experiment.config["data"]["random_flip"],
         workdir,
         experiment.exact_denoiser,
     )

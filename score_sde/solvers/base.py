@@ -11,9 +11,8 @@ from score_sde.conditioned import count_evaluations
 from score_sde.errors import UserError
 from score_sde.parameterization import Denoiser, Prediction
 from score_sde.randomness import fold_each, sample_keys
-from score_sde.sde import SDE, log_snr
+from score_sde.sde import NO_SIGNAL, SDE, log_snr
 
-NO_SIGNAL = -30.0  # log-SNR below which alpha counts as 0, because 1 / alpha amplifies rounding errors
 MAX_STEPS_EXCEEDED = -1.0  # value of `Solution.nonfinite_at`
 
 
@@ -27,7 +26,7 @@ class Solver(NamedTuple):
     stochastic: bool = False  # whether a step draws noise
     requires_nonzero_alpha: bool = False  # whether a step divides by alpha or evaluates drift and diffusion
     jumps: bool = False  # whether the denoiser is a flow map, called at (x, t, t_next)
-    langevin: bool = False  # whether a step moves x at t_next, by Langevin dynamics
+    reverse_sde: bool = True  # whether a stochastic step follows the reverse SDE, as the weights of particles require
 
 
 class Solution(NamedTuple):

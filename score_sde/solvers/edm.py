@@ -66,4 +66,5 @@ def edm_stochastic(s_churn: float = 0.0, s_min: float = 0.0, s_max: float = math
         x_hat = scale * state.x + std * noise(rng, state.x)
         return OneStepState(heun_step(sde, denoiser, x_hat, t_hat, t_next))
 
-    return Solver(init=OneStepState, step=step, nfe_per_step=2, stochastic=s_churn > 0)
+    followed = s_noise == 1
+    return Solver(init=OneStepState, step=step, nfe_per_step=2, stochastic=s_churn > 0, reverse_sde=followed)

@@ -21,8 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from score_sde.errors import UserError
-from score_sde.sde import SDE, log_snr, t_from_log_snr
-from score_sde.solvers.base import NO_SIGNAL
+from score_sde.sde import NO_SIGNAL, SDE, log_snr, t_from_log_snr
 
 DEFAULT_REACH = 4.0  # limit of extrapolation, see `dpm_solver_pp`
 FLOOR = -20.0  # lower bound of lambda; there x0 is constant up to e^-20 = 2e-9, and at alpha = 0 lambda is -inf

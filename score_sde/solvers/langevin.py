@@ -80,7 +80,7 @@ def _dynamics(step_size, num_steps: int) -> Solver:
             x = x + epsilon * score + jnp.sqrt(2 * epsilon) * z
         return OneStepState(x)
 
-    return Solver(init=OneStepState, step=step, nfe_per_step=num_steps, stochastic=True, langevin=True)
+    return Solver(init=OneStepState, step=step, nfe_per_step=num_steps, stochastic=True, reverse_sde=False)
 
 
 def _check(name: str, snr: float, num_steps: int) -> None:

@@ -71,7 +71,7 @@ def predictor_corrector(
         nfe_per_step=predict.nfe_per_step + correct.nfe_per_step,
         stochastic=predict.stochastic or correct.stochastic,
         requires_nonzero_alpha=predict.requires_nonzero_alpha or correct.requires_nonzero_alpha,
-        langevin=True,
+        reverse_sde=False,
     )
 
 

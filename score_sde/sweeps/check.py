@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from score_sde import models
 from score_sde.errors import UserError, did_you_mean
 from score_sde.evaluation.generalization import loss_names
 from score_sde.evaluation.metric_names import metric_names
@@ -152,10 +153,12 @@ def _network_traced_once(config: ConfigDict, shapes: dict[str, tuple[int, ...]],
       reuse: Whether zeros may replace the network; if false, it is traced again.
     """
     key = json.dumps([config.data.to_dict(), config.model.to_dict(), config.loss.objective], default=str)
-    known = reuse and key in shapes and not config.model.pretrained and not config.sampling.guidance_weights
+    network = models.MODELS.get(config.model.name, ())
+    others = config.model.pretrained, config.sampling.guidance_weights, config.loss.objective_kwargs.get("teacher")
+    known = reuse and key in shapes and not any(others)
 
     def intercept(call, args, kwargs, context):
-        if context.method_name != "__call__" or isinstance(context.module.parent, nn.Module):
+        if context.method_name != "__call__" or not isinstance(context.module, network):
             return call(*args, **kwargs)
         if known:
             return jnp.zeros((args[0].shape[0], *shapes[key]))

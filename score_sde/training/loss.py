@@ -19,7 +19,7 @@ from score_sde import flow_map as flow_maps
 from score_sde.conditioned import NULL_LABEL
 from score_sde.errors import UserError
 from score_sde.guidance import classifier_free
-from score_sde.model import DiffusionModel, NoisyClassifier
+from score_sde.model import DiffusionModel, NoisyClassifier, check_continuous_time
 from score_sde.parameterization import Denoiser, Prediction
 from score_sde.randomness import fold_each, noise, rademacher
 from score_sde.sde import add_noise, log_snr
@@ -158,6 +158,14 @@ def flow_map_loss(
             "of this network if there is none",
             "guidance_scale=1",
         )
+    if teacher is not None:
+        check_teacher(model, teacher.model)
+    elif guidance_scale <= 0:
+        raise UserError(
+            f"without a teacher the unconditional target is the network's own, so a guidance_scale of {guidance_scale} "
+            "trains nothing",
+            "guidance_scale above 0",
+        )
     if not 0.0 < diagonal <= 1.0:
         raise UserError(f"expected 0 < diagonal <= 1, got {diagonal}; the rules need the diagonal", "diagonal")
     if not improved and (rule != "eulerian" or teacher is not None):
@@ -207,6 +215,19 @@ def flow_map_loss(
         return factor * losses / jax.lax.stop_gradient(losses + 1e-3) ** adaptive
 
     return loss
+
+
+def check_teacher(student: DiffusionModel, teacher: DiffusionModel) -> None:
+    """Raise UserError unless a teacher gives the velocity at all times for the labels of its student."""
+    check_continuous_time(teacher, "the teacher of a flow map")
+    known = teacher.has_null_label or not teacher.num_classes
+    if not (teacher.num_classes == student.num_classes or (student.num_classes == 0 and known)):
+        raise UserError(
+            f"the teacher has {teacher.num_classes} classes and this network {student.num_classes}: expected the same "
+            "number, or none here and label dropout in the training of the teacher",
+            "teacher",
+            "num_classes",
+        )
 
 
 def _unlabeled(model: DiffusionModel, params: Any, x: jax.Array, augment: jax.Array | None) -> Denoiser:

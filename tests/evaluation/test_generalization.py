@@ -84,6 +84,19 @@ def test_a_network_that_memorizes_has_the_least_loss_and_draws_copies(name):
     assert make_count_copies(train, test)(np.asarray(samples))["copies"]["mean"] == 1.0
 
 
+def test_a_network_that_memorizes_flipped_images_has_the_least_loss():
+    sde, rng = SDES["vp"](), np.random.default_rng(0)
+    images = rng.uniform(-1, 1, (2, 10, 2, 3, 1))
+    both = np.concatenate([images[0], images[0][:, :, ::-1]]).reshape(20, -1)
+    model = mixture(sde, tuple(map(tuple, both)), (0.0,) * 20)._replace(event_shape=(2, 3, 1))
+    chosen = options(diagnostics_levels=6)
+    found, without = (make_losses(model, loader(*images), chosen, 0, False, mirrored)({}) for mirrored in (True, False))
+    assert found["train"]["mean"] == pytest.approx(found["least_train"]["mean"], rel=1e-4)
+    assert without["least_train"]["mean"] < 0.99 * found["least_train"]["mean"]
+    dequantized = make_losses(model, loader(*images), chosen, 0, True)({})
+    assert set(dequantized) == {"train", "test"}
+
+
 def test_copies_are_a_third_as_far_as_the_second_nearest():
     train = np.array([[0, 0], [12, 0], [100, 100]], np.uint8)
     samples = np.array([[0, 0], [2, 0], [3, 0], [4, 0], [6, 0], [99, 100]], np.uint8)

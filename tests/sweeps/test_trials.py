@@ -237,6 +237,21 @@ def test_neither_the_sde_nor_the_prediction_changes_the_cost_of_a_step(tmp_path)
     assert len(costs) == 1
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sde.name": "ddpm_linear", "loss.objective": "ddpm_hybrid"},
+        {"model.kwargs.two_times": True, "sampling.solver": "flow_map_steps", "loss.objective": "progressive"},
+    ],
+    ids=lambda changes: changes["loss.objective"],
+)
+def test_trials_share_a_network_with_two_outputs(tmp_path, changes):
+    rates = axis("optimizer.learning_rate", (1e-4, 2e-4, 3e-4))
+    changes = {"model.kwargs.outputs": 2, "sampling.denoise": False} | changes
+    trials, settings = made(product([changes], rates), tmp_path)
+    check(trials, settings)
+
+
 def counted(call, calls):
     def count(*args, **kwargs):
         calls.append(call)
