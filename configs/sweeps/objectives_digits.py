@@ -3,7 +3,7 @@
     python launch.py --mode=sweep --config=configs/sweeps/objectives_digits.py --dry_run
     python launch.py --mode=sweep --config=configs/sweeps/objectives_digits.py
 
-docs/sweeps.md shows the results. ddpm has discrete times. The last three objectives train flow maps, which sample by
+docs/sweeps.md shows the results. The objective ddpm has discrete times. The last three train flow maps, which sample by
 jumps.
 """
 
