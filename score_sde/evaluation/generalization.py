@@ -4,9 +4,11 @@ The least loss on a training set is that of the set's own denoiser, which memori
 network that does not memorize stays above it, and has about the same loss on both splits.
 """
 
+import json
 from collections.abc import Callable
 from functools import partial
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,6 +17,7 @@ import numpy as np
 
 from score_sde.data import Dataset
 from score_sde.evaluation.options import EvaluationOptions
+from score_sde.evaluation.plots import save_losses
 from score_sde.evaluation.results import mean_of
 from score_sde.evaluation.score_diagnostics import (
     diagnostic_sets,
@@ -25,7 +28,9 @@ from score_sde.evaluation.score_diagnostics import (
 )
 from score_sde.model import DiffusionModel, NoisyClassifier
 from score_sde.randomness import fold_each, noise
+from score_sde.runtime.disk import write_atomically
 from score_sde.sde import add_noise, t_from_log_snr
+from score_sde.training.metrics import read_log
 
 COPY_RATIO = 1 / 3  # Yoon et al. 2023, "Diffusion Probabilistic Models Generalize when They Fail to Memorize"
 ROWS = 256  # samples, and training examples, at a time
@@ -147,3 +152,12 @@ def make_losses(
 
     least = {} if empirical is None else {"least_train": least_loss(*sets["train"])}
     return lambda params: {name: mean_of(losses(params, *rows)) for name, rows in sets.items()} | least
+
+
+def record_losses(workdir: Path, step: int, losses: dict[str, Any]) -> None:
+    """Add the losses of a training step to DIR/losses.jsonl, in place of those of later steps; plot DIR/losses.png."""
+    path = workdir / "losses.jsonl"
+    earlier = [row for row in read_log(path)[0] if row["step"] < step]
+    rows = [*earlier, {"step": step, **losses}]
+    write_atomically(path, "".join(f"{json.dumps(row)}\n" for row in rows))
+    save_losses(path.with_suffix(".png"), rows)

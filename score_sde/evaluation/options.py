@@ -22,6 +22,7 @@ class EvaluationOptions(NamedTuple):
     score_diagnostics: bool
     diagnostics_levels: int
     diagnostics_images: int
+    losses_in_training: bool
 
 
 class LikelihoodOptions(NamedTuple):

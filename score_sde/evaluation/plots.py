@@ -24,6 +24,7 @@ from score_sde.sde import t_from_log_snr
 
 NUM_FRAMES = 11  # maximum number of times in a denoising plot
 NUM_ROWS = 6  # maximum number of samples in a denoising plot
+LOSSES = {"train": "training loss", "test": "test loss", "least_train": "least training loss"}
 LEVELS = (4.0, 0.0)  # log-SNRs of the plotted score fields: sigma / alpha = 0.14 and 1
 
 
@@ -229,13 +230,29 @@ def save_curve(path: Path, rows: list[dict[str, Any]]) -> None:
     save_figure(path, figure)
 
 
+def save_losses(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write a PNG of the losses of `generalization.make_losses` against training steps, with standard errors.
+
+    Args:
+      path: Path of the PNG.
+      rows: {"step", "train", "test", "least_train"} of each step.
+    """
+    figure, (panel,) = new_figure(width=6.0)
+    for n, (name, label) in enumerate(LOSSES.items()):
+        line = [(row["step"], row[name]["mean"], row[name]["standard_error"]) for row in rows if name in row]
+        if line:
+            panel.errorbar(*zip(*line, strict=True), capsize=3, label=label, **series(n))
+    panel.set(xlabel="training step", ylabel="squared error of eps per dimension")
+    place_legend(panel)
+    save_figure(path, figure)
+
+
 def _panels(row: dict[str, Any]) -> list[_Panel]:
     """Return the panels of a curve for what its rows hold."""
     names = [name for name in row if name.startswith(("fd_", "sliced_")) and name.endswith("_ratio")]
     panels = [_Panel(in_words(name), {"": partial(_ratio, name=name)}, relative=True) for name in names]
     panels.append(_Panel("fraction of copies", {"": lambda row: tuple(row["copies"].values())}))
-    labels = {"train": "training loss", "test": "test loss", "least_train": "least training loss"}
-    lines = {label: partial(_loss, name=name) for name, label in labels.items() if name in row.get("losses", {})}
+    lines = {label: partial(_loss, name=name) for name, label in LOSSES.items() if name in row.get("losses", {})}
     return panels + ([_Panel("squared error of eps per dimension", lines)] if lines else [])
 
 

@@ -125,6 +125,7 @@ def default() -> ConfigDict:
                 "score_diagnostics": False,  # score diagnostics per noise level instead of sample metrics
                 "diagnostics_levels": 12,  # number of noise levels, also of the losses
                 "diagnostics_images": 256,  # maximum number of images per split, also of the losses
+                "losses_in_training": False,  # measure the losses on both splits at each sample grid of a training
             },
             "likelihood": {
                 "t_min": 0.0,  # start of the flow; 0: t_min of the SDE. The network is untrained below loss.t_min

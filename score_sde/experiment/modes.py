@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,6 @@ def sample(experiment: Experiment, workdir: Path) -> str:
 def evaluate(experiment: Experiment, workdir: Path) -> str:
     """Evaluate the samples of a run; or its score, its inverse problem, or its classifier."""
     from score_sde.evaluation.evaluate import checkpoints_to_evaluate, evaluate
-    from score_sde.evaluation.generalization import make_losses
     from score_sde.evaluation.results import check_results_file
     from score_sde.training.load import default_spec
 
@@ -62,8 +61,6 @@ def evaluate(experiment: Experiment, workdir: Path) -> str:
     elif not_none(experiment.sampler).task is not None:
         results = _restorations(experiment, workdir)
     else:
-        model, pixels = _diffusion_model(experiment), (experiment.training.dequantize, config["data"]["random_flip"])
-        data = experiment.load, options, config["seed"], *pixels
         results = evaluate(
             not_none(experiment.sampler),
             experiment.load,
@@ -72,7 +69,7 @@ def evaluate(experiment: Experiment, workdir: Path) -> str:
             options,
             config,
             workdir,
-            None if model.timesteps is not None else make_losses(model, *data),
+            None if _diffusion_model(experiment).timesteps is not None else _losses(experiment),
         )
     return f"{json.dumps(results, indent=2)}\nwritten to {workdir / 'evaluation.json'}"
 
@@ -126,7 +123,7 @@ MODES: dict[str, Callable[[Experiment, Path], str]] = {
 
 # Groups of the config in which the arguments that a mode's errors name are looked for, in order.
 GROUPS = {
-    "train": ("training", "optimizer", "data", "loss", "sampling"),
+    "train": ("training", "optimizer", "data", "loss", "sampling", "evaluation"),
     "sample": ("sampling",),
     "evaluate": ("evaluation", "sampling"),
     "likelihood": ("likelihood",),
@@ -155,13 +152,24 @@ def _diffusion_model(experiment: Experiment) -> DiffusionModel:
 
 def make_pictures(experiment: Experiment, workdir: Path) -> Any:
     """Return the callback of training that draws samples, or plots the accuracy of a classifier."""
+    from score_sde.evaluation.generalization import loss_names, record_losses
     from score_sde.evaluation.plots import measure_and_plot, sample_and_plot, sample_path
     from score_sde.training.catch_up import Pictures
 
     path = partial(sample_path, workdir, sampler=experiment.sampler)
     model, sampler = experiment.model, experiment.sampler
+    measures = experiment.evaluation.losses_in_training
+    if measures and not loss_names(model, experiment.load("train"), experiment.evaluation, False):
+        raise UserError(
+            "losses_in_training: classifiers and networks of discrete time have no such losses", "losses_in_training"
+        )
+    losses = cache(partial(_losses, experiment))
 
     def draw(params, step, interrupted):
+        if measures:
+            measured = losses()(params)
+            if distributed.is_main_process():
+                record_losses(workdir, step, measured)
         if isinstance(model, NoisyClassifier):
             measure_and_plot(path(step), model, params, experiment.load("test"), **_accuracy_options(experiment))
         else:
@@ -186,6 +194,20 @@ def _save(experiment: Experiment, workdir: Path, section: str, step: int, result
     results = {**record, **results}
     save_results(workdir, {section: results})
     return results
+
+
+def _losses(experiment: Experiment) -> Callable[[Any], dict[str, Any]]:
+    """Return the function from parameters to the losses on both splits."""
+    from score_sde.evaluation.generalization import make_losses
+
+    return make_losses(
+        _diffusion_model(experiment),
+        experiment.load,
+        experiment.evaluation,
+        experiment.config["seed"],
+        experiment.training.dequantize,
+        experiment.config["data"]["random_flip"],
+    )
 
 
 def _accuracy_options(experiment: Experiment) -> dict[str, int]:

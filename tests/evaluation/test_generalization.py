@@ -1,20 +1,28 @@
 """Losses and copies: of Gaussian and mixture data in closed form, of a network that memorizes, of copied samples."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import ddpm_digits, toy2d
 from score_sde import models
 from score_sde.data import Dataset
 from score_sde.data.examples import Arrays
-from score_sde.evaluation.generalization import copies, loss_names, make_count_copies, make_losses
+from score_sde.errors import UserError
+from score_sde.evaluation.generalization import copies, loss_names, make_count_copies, make_losses, record_losses
 from score_sde.evaluation.options import EvaluationOptions
 from score_sde.evaluation.score_diagnostics import log_snr_levels
+from score_sde.experiment import make_experiment
 from score_sde.experiment.defaults import default
+from score_sde.experiment.modes import evaluate, make_pictures
 from score_sde.model import DiffusionModel
 from score_sde.sde import SDES, prior_sample, t_from_log_snr
 from score_sde.solvers import ddim, solve, time_grid
+from score_sde.training.metrics import read_log
+from tests.runs import train
 from tests.thinned import thinned
 
 MEANS, STDS = np.array([-0.6, 0.7]), np.array([0.2, 0.4])
@@ -122,3 +130,32 @@ def test_a_large_training_set_has_no_least_loss():
     assert set(loss_names(model, data("train"), options(), False)) == {"train", "test", "least_train"}
     assert "least_train" not in loss_names(model, data("train"), options(), True)
     assert loss_names(model._replace(timesteps=object()), data("train"), options(), False) == ()
+
+
+@pytest.mark.slow
+def test_losses_are_recorded_at_every_sample_grid(tmp_path):
+    config = toy2d.get_config()
+    config.model.kwargs = {"features": (8,)}
+    config.training.update(batch_size=8, num_steps=20, steps_per_call=1, log_every=10, checkpoint_every=10)
+    config.training.sample_every = 10
+    config.sampling.update(num_steps=4, num_samples=10, batch_size=50)
+    config.evaluation.update(losses_in_training=True, num_samples=50, diagnostics_images=40)
+    experiment = make_experiment(config, jax.devices()[:1])
+    train(experiment, tmp_path, jax.devices()[:1])
+    rows, _ = read_log(tmp_path / "losses.jsonl")
+    assert [set(row) for row in rows] == [{"step", "train", "test", "least_train"}] * 2
+    assert rows[0]["train"]["mean"] > rows[1]["train"]["mean"] > rows[1]["least_train"]["mean"]
+    assert (tmp_path / "losses.png").is_file()
+    evaluate(experiment, tmp_path)
+    losses = json.loads((tmp_path / "evaluation.json").read_text())["losses"]
+    assert losses["test"]["mean"] == pytest.approx(rows[1]["test"]["mean"], rel=1e-5)
+    record_losses(tmp_path, 10, losses)  # a run resumed from step 5 measures them again
+    assert read_log(tmp_path / "losses.jsonl")[0] == [{"step": 10, **losses}]
+
+
+def test_networks_of_discrete_time_record_no_losses(tmp_path):
+    config = ddpm_digits.get_config()
+    config.model.kwargs.update(channels=8, multipliers=(1,), num_res_blocks=1, attention_resolutions=())
+    config.evaluation.losses_in_training = True
+    with pytest.raises(UserError, match="networks of discrete time have no such losses"):
+        make_pictures(make_experiment(config, jax.devices()[:1]), tmp_path)
