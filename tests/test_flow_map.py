@@ -356,8 +356,8 @@ def test_a_run_is_distilled(tmp_path):
         "--config.sampling.batch_size=10",
     )
     assert "trained 20 steps" in finish(start(student, *flags))
-    augmented = (*flags, "--config.data.augment=0.1", "--config.model.kwargs.augment_dim=9")
-    assert "takes no augmentation labels" in finish(start(student, *augmented), expected=2)
+    augmented = ("--config.model.pretrained=", "--config.data.augment=0.1", "--config.model.kwargs.augment_dim=9")
+    assert "takes no augmentation labels" in finish(start(student, *flags, *augmented), expected=2)
     for steps in (1, 4):
         said = finish(start(student, *flags, "--mode=sample", f"--config.sampling.num_steps={steps}"))
         assert "10 samples of step 20" in said
