@@ -75,7 +75,8 @@ def _noise_levels(sde: SDE, t_min: float) -> np.ndarray:
 
 
 def _times_of(sde: SDE, level: np.ndarray) -> np.ndarray:
-    return _on_host(lambda level: t_from_log_snr(sde, level), level)
+    padded = np.pad(level, (0, -len(level) % 256), mode="edge")  # grids of different lengths share compiled operations
+    return _on_host(lambda level: t_from_log_snr(sde, level), padded)[: len(level)]
 
 
 def _on_host(function, argument: np.ndarray | float) -> np.ndarray:
