@@ -122,14 +122,16 @@ def mixture_flow_map_1d(
         values = (function(x, *component) for component in moments(t, x))
         return sum(weight * value for weight, value in zip(share / share.sum(), values, strict=True))
 
-    distribution, survival = (partial(average, f) for f in (jax.scipy.stats.norm.cdf, jax.scipy.stats.norm.sf))
-    density = partial(average, jax.scipy.stats.norm.pdf)
+    def tail(sign, t, x):
+        """Return F_t(x) for the sign 1, and 1 - F_t(x) for -1."""
+        return average(lambda x, mean, std: jax.scipy.stats.norm.cdf(sign * (x - mean) / std), t, x)
 
     def predict(x, t, r):
+        sign = jnp.where(tail(1, t, x) < 0.5, 1, -1)  # of the smaller tail, which keeps its digits
+        value = tail(sign, t, x)
+
         def excess(y):
-            """Return F_r(y) - F_t(x), from the smaller tail, which keeps its digits."""
-            left = distribution(r, y) - distribution(t, x)
-            return jnp.where(distribution(t, x) < 0.5, left, survival(t, x) - survival(r, y))
+            return sign * (tail(sign, r, y) - value)
 
         low = jnp.min(jnp.stack([center - 12 * std + 0 * x for center, std in moments(r, x)]), axis=0)
         high = jnp.max(jnp.stack([center + 12 * std + 0 * x for center, std in moments(r, x)]), axis=0)
@@ -142,7 +144,7 @@ def mixture_flow_map_1d(
 
         root = jax.lax.stop_gradient(0.5 * sum(jax.lax.fori_loop(0, 60, halve, (low, high))))
         for _ in range(2):
-            root = root - excess(root) / density(r, root)
+            root = root - excess(root) / average(jax.scipy.stats.norm.pdf, r, root)
         return chord(sde, x, root, t, r)
 
     return predict
