@@ -3,8 +3,8 @@
     python launch.py --mode=sweep --config=configs/sweeps/objectives_digits.py --dry_run
     python launch.py --mode=sweep --config=configs/sweeps/objectives_digits.py
 
-docs/sweeps.md shows the results. The objective ddpm has discrete times. The last three train flow maps, which sample by
-jumps.
+The objective ddpm has discrete times. The last three objectives train flow maps, which sample by jumps. The sweep has not
+been run here.
 """
 
 from configs.sweeps.parameterization_digits import SHORT_RUN
