@@ -3,8 +3,8 @@
     python launch.py --mode=sweep --config=configs/sweeps/objectives_digits.py --dry_run
     python launch.py --mode=sweep --config=configs/sweeps/objectives_digits.py
 
-The objective ddpm has discrete times. The last three objectives train flow maps, which sample by jumps. The sweep has not
-been run here.
+The objective ddpm has discrete times. The last three objectives train flow maps, which sample by jumps. The sweep was
+not run here.
 """
 
 from configs.sweeps.parameterization_digits import SHORT_RUN
