@@ -35,7 +35,10 @@ def lower(name):
         config.model.preconditioning = "edm"
     experiment = make_experiment(config, jax.devices()[:1])
     state = jax.eval_shape(experiment.training.init_state)
-    batch = {"image": jax.ShapeDtypeStruct((2, 8, 8, 8, 1), jnp.uint8), "index": jax.ShapeDtypeStruct((2, 8), int)}
+    batch = {
+        "image": jax.ShapeDtypeStruct((2, 8, 8, 8, 1), jnp.uint8),
+        "index": jax.ShapeDtypeStruct((2, 8), jnp.int32),
+    }
     step = partial(scan_steps, build_train_step(experiment.training, 17, None))
     traced = jax.jit(step, donate_argnums=0).trace(state, batch)
     platforms = ("cuda", "tpu")
