@@ -4,7 +4,7 @@ from ml_collections import ConfigDict
 
 from score_sde.experiment.defaults import default
 
-__all__ = ["default", "digits", "toy"]
+__all__ = ["default", "digits", "fashion_mnist", "toy"]
 
 
 def digits() -> ConfigDict:
@@ -31,6 +31,28 @@ def digits() -> ConfigDict:
     config.sampling.num_steps = 50
     config.sampling.num_samples = 100
     config.sampling.batch_size = 100
+    return config
+
+
+def fashion_mnist() -> ConfigDict:
+    """Return a config for a small network on Fashion-MNIST (28 x 28), which trains in hours on two CPU cores."""
+    config = default()
+    config.data.name = "fashion_mnist"
+    config.data.image_size = 28
+    config.data.channels = 1
+    config.data.sigma_data = 0.7
+    config.model.preconditioning = "edm"
+    config.loss.time_sampler_kwargs = {"stratified": True}
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.warmup_steps = 200
+    config.training.batch_size = 32
+    config.training.num_steps = 12_000
+    config.training.ema_decay = 0.998
+    config.training.log_every = 100
+    config.training.checkpoint_every = 500
+    config.training.sample_every = 3000
+    config.sampling.solver = "dpm_solver_pp"
+    config.sampling.num_steps = 20
     return config
 
 

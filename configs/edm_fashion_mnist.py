@@ -11,13 +11,8 @@ from configs import common
 
 def get_config():
     """Return the config."""
-    config = common.default()
-    config.data.name = "fashion_mnist"
-    config.data.image_size = 28
-    config.data.channels = 1
-    config.data.sigma_data = 0.7
+    config = common.fashion_mnist()
     config.sde.name = "edm"
-    config.model.preconditioning = "edm"
     config.model.kwargs = {
         "channels": 32,
         "multipliers": (1, 2, 4),
@@ -29,19 +24,8 @@ def get_config():
     }
     config.loss.weighting = "edm"
     config.loss.time_sampler = "log_normal"
-    config.loss.time_sampler_kwargs = {"stratified": True}
-    config.optimizer.learning_rate = 1e-3
-    config.optimizer.warmup_steps = 200
     config.optimizer.schedule = "cosine"
     config.optimizer.schedule_kwargs = {"decay_steps": 12_000}
-    config.training.batch_size = 32
-    config.training.num_steps = 12_000
-    config.training.ema_decay = 0.998
-    config.training.log_every = 100
-    config.training.checkpoint_every = 500
-    config.training.sample_every = 2000
-    config.sampling.solver = "dpm_solver_pp"
-    config.sampling.num_steps = 20
     config.sampling.spacing = "karras"
     config.sampling.num_samples = 100
     config.sampling.batch_size = 100

@@ -11,24 +11,16 @@ Bits/dim of 297 test images in 1, 2, 4 and 8 jumps: 1.850, 1.787, 1.826 and 1.86
 jobs ran.
 """
 
-from configs import common
+from configs import flow_map_digits
 
 
 def get_config():
     """Return the config."""
-    config = common.digits()
+    config = flow_map_digits.get_config()
     config.data.dequantize = True
-    config.sde.name = "flow"
-    config.model.preconditioning = "angle"
-    config.model.kwargs.update(two_times=True, outputs=2)
-    config.loss.objective = "progressive"
+    config.model.kwargs.outputs = 2
+    config.loss.objective, config.loss.objective_kwargs = "progressive", {}
     config.loss.time_sampler = "log_normal"
     config.loss.time_sampler_kwargs = {"mean": -1.5, "std": 2.0, "stratified": True}
     config.loss.t_min = 1e-3  # the start of the likelihood
-    config.optimizer.schedule = "cosine"
-    config.optimizer.schedule_kwargs = {"decay_steps": 3000}
-    config.training.num_steps = 3000
-    config.sampling.solver = "flow_map_steps"
-    config.sampling.num_steps = 4
-    config.sampling.denoise = False
     return config

@@ -160,7 +160,15 @@ def progressive(flow_map: FlowMap, sde: SDE, x: jax.Array, t: jax.Array, r: jax.
 
 
 def velocity_divergence(denoiser: Denoiser, sde: SDE, x: jax.Array, t: jax.Array, probe: jax.Array) -> jax.Array:
-    """Return Hutchinson's estimate probe^T (d v^ / d x^) probe of the divergence of v^ at (x, t), (batch,)."""
+    """Return Hutchinson's estimate probe^T (d v^ / d x^) probe of the divergence of v^ at (x, t), (batch,).
+
+    Args:
+      denoiser: Denoiser of the velocity v.
+      sde: Forward process.
+      x: Points x_t, (batch, *event).
+      t: Times, (batch,).
+      probe: Random signs, of the shape of x.
+    """
     scaled = probe * _scale(sde, t, x)
 
     def v_hat(x):
@@ -188,6 +196,15 @@ def log_likelihood(
     """Return log p(x) in nats and the latent, by jumps from x along ascending times, the first one that of x.
 
     log p_t(x) = log N(z; 0, sigma(t_max)^2) + d log(scale_T / scale_t) + sum of Delta A,  scale^2 = alpha^2 + sigma^2
+
+    Args:
+      flow_map: Flow map with a learned mean divergence.
+      sde: Forward process.
+      x: Points, (batch, *event).
+      times: Ascending times to t_max, (num_steps + 1,), such as `angle_grid`.
+
+    Returns:
+      Pair (log p (batch,), z (batch, *event)).
     """
     times = jnp.asarray(times, x.dtype)
 

@@ -58,7 +58,7 @@ class DiffusionModel(NamedTuple):
 
     @property
     def learned_divergence(self) -> bool:
-        """Whether the network is a flow map whose second output is the mean divergence (`flow_map`)."""
+        """Whether the network is a flow map with the mean divergence as its second output (`flow_map`)."""
         return getattr(self.module, "two_times", False) and getattr(self.module, "outputs", 1) == 2
 
     @property

@@ -435,7 +435,7 @@ def test_the_map_of_a_mixture_keeps_digits_in_both_tails():
 
 
 def test_teachers_that_do_not_fit_raise():
-    """Of other classes, without an unconditional prediction, or of discrete time."""
+    """Teachers with other classes, without an unconditional prediction, or with discrete times."""
     sde, times = SDES["flow"](), uniform(stratified=True)
 
     def model(num_classes, label_dropout=0.1, **changes):

@@ -21,6 +21,7 @@ from score_sde.evaluation.plots import save_losses
 from score_sde.evaluation.results import mean_of
 from score_sde.evaluation.score_diagnostics import (
     diagnostic_sets,
+    epsilon_error,
     fits_whole,
     log_snr_levels,
     padded_batches,
@@ -85,11 +86,16 @@ def make_count_copies(train: np.ndarray, test: np.ndarray, mirrored: bool = Fals
     return lambda samples: {"copies": mean_of(copies(samples, pool)), "copies_test_train": reference}
 
 
+def has_losses(model: DiffusionModel | NoisyClassifier) -> bool:
+    """Return whether a model has the losses of `make_losses`: a network of continuous time."""
+    return isinstance(model, DiffusionModel) and model.timesteps is None
+
+
 def loss_names(
     model: DiffusionModel | NoisyClassifier, train: Dataset, options: EvaluationOptions, dequantize_pixels: bool
 ) -> tuple[str, ...]:
-    """Return the keys of what `make_losses` computes; () for a network of discrete time, which has no losses."""
-    if not isinstance(model, DiffusionModel) or model.timesteps is not None:
+    """Return the keys of what `make_losses` computes; () for a model without losses."""
+    if not has_losses(model):
         return ()
     least = not dequantize_pixels and fits_whole(len(train.examples), model.event_shape, options)
     return ("train", "test", *(["least_train"] if least else []))
@@ -146,8 +152,7 @@ def make_losses(
     def least_loss(x0, labels):
         errors = []
         for t in times:
-            memorized = empirical(np.asarray(noised(x0, t)), t, labels)
-            errors.append(per_dimension((float(sde.alpha(t) / sde.sigma(t)) * (memorized - x0)) ** 2))
+            errors.append(epsilon_error(sde, t, x0, empirical(np.asarray(noised(x0, t)), t, labels)))
         return mean_of(np.mean(errors, axis=0))
 
     least = {} if empirical is None else {"least_train": least_loss(*sets["train"])}

@@ -207,7 +207,7 @@ def score_diagnostics(
 def fits_whole(number: int, event_shape: tuple[int, ...], options: EvaluationOptions) -> bool:
     """Return whether a whole training set is used: at most `num_real` examples, and at most 4 GiB in float64.
 
-    Flipped images come on top.
+    Flipped images double its memory.
     """
     return number <= options.num_real and 8 * number * math.prod(event_shape) <= MAX_TRAINING_SET
 
@@ -310,11 +310,11 @@ def measure(
                     for name, parts in zip(("curl", "fokker_planck"), zip(*batches, strict=True), strict=True):
                         row[name] = mean_of(np.concatenate(parts)[: len(x)])
                 if empirical is not None:
-                    inverse_noise, memorized = float(sde.alpha(t) / sde.sigma(t)), empirical(np.asarray(x), t, labels)
-                    error = per_dimension((inverse_noise * (np.asarray(predicted_x0) - memorized)) ** 2)
+                    memorized = empirical(np.asarray(x), t, labels)
+                    error = epsilon_error(sde, t, predicted_x0, memorized)
                     row["memorization" if split == "train" else "memorization_test"] = mean_of(error)
                     if split == "train":
-                        row["least_train"] = mean_of(per_dimension((inverse_noise * (x0 - memorized)) ** 2))
+                        row["least_train"] = mean_of(epsilon_error(sde, t, x0, memorized))
             rows.append(row)
             bar.update(1)
     return rows
@@ -343,6 +343,11 @@ def save_health(path: Path, rows: list[dict[str, Any]]) -> None:
         if name != "loss":
             panel.set_yscale("symlog", linthresh=1e-4)
     save_figure(path, figure)
+
+
+def epsilon_error(sde: SDE, t: jax.Array, x0: Any, other: np.ndarray) -> jax.Array:
+    """Return |eps - eps'|^2 / d of two values of x0 at one x, (alpha / sigma)^2 |x0 - x0'|^2 / d, (batch,)."""
+    return per_dimension((float(sde.alpha(t) / sde.sigma(t)) * (np.asarray(x0) - other)) ** 2)
 
 
 def log_snr_levels(sde: SDE, num_levels: int) -> np.ndarray:

@@ -48,6 +48,7 @@ def sample(experiment: Experiment, workdir: Path) -> str:
 def evaluate(experiment: Experiment, workdir: Path) -> str:
     """Evaluate the samples of a run; or its score, its inverse problem, or its classifier."""
     from score_sde.evaluation.evaluate import checkpoints_to_evaluate, evaluate
+    from score_sde.evaluation.generalization import has_losses
     from score_sde.evaluation.results import check_results_file
     from score_sde.training.load import default_spec
 
@@ -69,7 +70,7 @@ def evaluate(experiment: Experiment, workdir: Path) -> str:
             options,
             config,
             workdir,
-            None if _diffusion_model(experiment).timesteps is not None else _losses(experiment),
+            _losses(experiment) if has_losses(experiment.model) else None,
         )
     return f"{json.dumps(results, indent=2)}\nwritten to {workdir / 'evaluation.json'}"
 
@@ -152,16 +153,17 @@ def _diffusion_model(experiment: Experiment) -> DiffusionModel:
 
 def make_pictures(experiment: Experiment, workdir: Path) -> Any:
     """Return the callback of training that draws samples, or plots the accuracy of a classifier."""
-    from score_sde.evaluation.generalization import loss_names, record_losses
+    from score_sde.evaluation.generalization import has_losses, record_losses
     from score_sde.evaluation.plots import measure_and_plot, sample_and_plot, sample_path
     from score_sde.training.catch_up import Pictures
 
     path = partial(sample_path, workdir, sampler=experiment.sampler)
     model, sampler = experiment.model, experiment.sampler
     measures = experiment.evaluation.losses_in_training
-    if measures and not loss_names(model, experiment.load("train"), experiment.evaluation, False):
+    if measures and not has_losses(model):
         raise UserError(
-            "losses_in_training: classifiers and networks of discrete time have no such losses", "losses_in_training"
+            "losses_in_training: expected a network of continuous time, got a classifier or one of discrete time",
+            "losses_in_training=False",
         )
     losses = cache(partial(_losses, experiment))
 

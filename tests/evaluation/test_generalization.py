@@ -157,5 +157,5 @@ def test_networks_of_discrete_time_record_no_losses(tmp_path):
     config = ddpm_digits.get_config()
     config.model.kwargs.update(channels=8, multipliers=(1,), num_res_blocks=1, attention_resolutions=())
     config.evaluation.losses_in_training = True
-    with pytest.raises(UserError, match="networks of discrete time have no such losses"):
+    with pytest.raises(UserError, match="expected a network of continuous time"):
         make_pictures(make_experiment(config, jax.devices()[:1]), tmp_path)
