@@ -33,6 +33,7 @@ from score_sde.flow_map import angle as angle_of
 from score_sde.model import DiffusionModel
 from score_sde.models import create
 from score_sde.parameterization import DivergencePrediction, Prediction, velocity_fn
+from score_sde.planning.flops import count_flops
 from score_sde.randomness import make_example_rngs, noise
 from score_sde.sampling import sample
 from score_sde.sde import SDES, from_schedule, lift, prior_log_prob, t_from_log_snr, time_derivative
@@ -319,6 +320,20 @@ def test_objectives_of_the_exact_network_on_the_diagonal_are_denoising(objective
     if objective != "eulerian":
         with pytest.raises(UserError, match="improved=False has no effect"):
             flow_map_loss(model, objective, uniform(), 1e-3, improved=False)
+
+
+def test_the_progressive_loss_evaluates_the_long_jump_once():
+    """The gradient of a loss takes three forward passes; two more are for the short jumps, which have no gradient."""
+    model = DiffusionModel(create("mlp", features=(64, 64), two_times=True), SDES["flow"](), (2,))
+    params = model.init(jax.random.key(0))
+    x0, times = jax.random.normal(jax.random.key(2), (4, 2)), jnp.full(4, 0.5)
+    rngs = make_example_rngs(jax.random.key(1), 0, jnp.arange(4), 4)
+
+    def flops_of_gradient(loss_fn):
+        return count_flops(jax.grad(lambda params: jnp.sum(loss_fn(params, x0, rngs))), params)
+
+    forward = count_flops(lambda params: model.denoiser(params)(x0, times, times), params)
+    assert flops_of_gradient(flow_map_loss(model, "progressive", uniform(), 1e-3)) <= 5 * forward
 
 
 def test_a_denoiser_of_one_time_is_refused():

@@ -205,11 +205,17 @@ def flow_map_loss(
             if model.learned_divergence:
                 probe = rademacher(fold_each(rngs.noise_keys, 1), x)
                 divergence = flow_maps.velocity_divergence(denoiser, sde, x, t, probe)
-            denoising = flow_maps.denoising(flow_map, sde, x, t, target, divergence)
             if rule == "lagrangian":
+                denoising = flow_maps.denoising(flow_map, sde, x, t, target, divergence)
                 losses = flow_maps.lagrangian(flow_map, sde, x, t, r, denoiser)
             else:
-                losses = flow_maps.progressive(flow_map, sde, x, t, r)
+                long = flow_map(x, t, r)  # evaluated once: denoising counts only where r = t
+
+                def reused(y, s, u):
+                    return long if y is x and u is r else flow_map(y, s, u)
+
+                denoising = flow_maps.denoising(lambda *_: long, sde, x, t, target, divergence)
+                losses = flow_maps.progressive(reused, sde, x, t, r)
             losses = jnp.where(on_diagonal, denoising, losses)
         losses = losses / _dimension(model)
         return factor * losses / jax.lax.stop_gradient(losses + 1e-3) ** adaptive
