@@ -8,10 +8,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-# Compilation takes most of the tests' time, so LLVM runs fewer passes.
-CHEAP = "--xla_backend_optimization_level=1"
+# Compilation takes most of the tests' time, so LLVM runs fewer passes on a single module.
+CHEAP = "--xla_backend_optimization_level=1 --xla_cpu_parallel_codegen_split_count=1"
 # The older code generator compiles faster, but a scanned U-Net then differs from an unscanned one in the last bit.
 OLDER_GENERATOR = "--xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else ""
+QUICK = f"{CHEAP} {OLDER_GENERATOR}"
 TINY = (
     "--config=configs/vp_digits.py",
     "--config.model.kwargs.channels=8",
@@ -40,23 +41,23 @@ POINTS = (  # a perceptron on points, which compiles quickly
 )
 
 
-def environment(devices: int = 1) -> dict[str, str]:
+def environment(devices: int = 1, compiler: str = QUICK) -> dict[str, str]:
     """Return the environment of a process with virtual devices, and the tests' compiler flags and cache."""
     return dict(
         os.environ,
         JAX_PLATFORMS="cpu",
-        XLA_FLAGS=f"--xla_force_host_platform_device_count={devices} {CHEAP}",
+        XLA_FLAGS=f"--xla_force_host_platform_device_count={devices} {compiler}",
         JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
         XDG_CACHE_HOME=str(ROOT / ".pytest_cache"),
     )
 
 
-def start(workdir, *flags: str, devices: int = 1) -> subprocess.Popen:
+def start(workdir, *flags: str, devices: int = 1, compiler: str = QUICK) -> subprocess.Popen:
     """Start launch.py with the flags, and with the tiny config unless they name another."""
     config = () if any(flag.startswith("--config=") for flag in flags) else TINY
     command = [sys.executable, "launch.py", *config, f"--workdir={workdir}", *flags]
     return subprocess.Popen(
-        command, cwd=ROOT, env=environment(devices), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, cwd=ROOT, env=environment(devices, compiler), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 

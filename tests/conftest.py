@@ -2,24 +2,18 @@
 
 import os
 
-from tests.cli import CHEAP, OLDER_GENERATOR, ROOT
+from tests.cli import QUICK, ROOT
 
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 {CHEAP}"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 {QUICK}"
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Workers and later calls of pytest reuse compiled programs.
+# Workers and later calls of pytest reuse compiled programs, the slow tests also those of the fast ones.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "compiled")
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-
-
-def pytest_configure(config):
-    """Compile faster in the fast tests; the flags are read when a test first uses JAX."""
-    if "not slow" in config.option.markexpr:
-        os.environ["XLA_FLAGS"] += f" {OLDER_GENERATOR}"
 
 
 # Tests of half a minute and more. They run first, so that on several workers the others fill the rest of the time.

@@ -13,7 +13,7 @@ import pytest
 
 import launch
 from docs import generate
-from tests.cli import CHEAP, OLDER_GENERATOR, ROOT, environment, parse
+from tests.cli import QUICK, ROOT, environment, parse
 
 # README first: its commands train the run that the pages use. The pages of its own runs come in any order.
 PAGES = {path: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
@@ -280,7 +280,7 @@ def run_once(words, folder):
 
 def run(command, folder, flags):
     words = [sys.executable, *words_of(command)[1:], *flags]
-    plain = environment() | {"XLA_FLAGS": f"{CHEAP} {OLDER_GENERATOR}"}  # a plan for several devices asks for them
+    plain = environment() | {"XLA_FLAGS": QUICK}  # a plan for several devices asks for them
     done = subprocess.run(words, cwd=folder, env=plain, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, (command, done.stdout[-500:] + done.stderr[-1500:])
     return done.stdout + done.stderr

@@ -4,6 +4,7 @@ import json
 import random
 import signal
 import time
+from functools import partial
 
 import jax
 import numpy as np
@@ -12,8 +13,10 @@ import pytest
 from score_sde.errors import UserError
 from score_sde.training.checkpoints import restore_newest
 from score_sde.training.workdir import check_config, prepare
-from tests.cli import POINTS, finish, start
+from tests import cli
+from tests.cli import CHEAP, POINTS, finish
 
+start = partial(cli.start, compiler=CHEAP)  # scanned steps have the bits of single ones
 STEPS = 2000  # of a run on points
 RARE = (*POINTS, f"--config.training.checkpoint_every={STEPS}")
 
