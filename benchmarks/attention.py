@@ -31,7 +31,7 @@ SHAPES = {  # (batch, tokens, heads, channels of a head)
 
 
 def measure(name, shape, dtype, implementation):
-    """Return a row of the table, with a note in place of figures if the implementation refuses."""
+    """Return a row of the table; an unsupported implementation gets a note instead of times."""
     shape = (max(1, shape[0] // FLAGS.scale), *shape[1:])
     inputs = [jax.random.normal(jax.random.key(n), shape).astype(dtype) for n in range(3)]
     row = {"attention": name, "batch": shape[0], "dtype": dtype, "implementation": implementation}

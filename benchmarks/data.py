@@ -36,7 +36,7 @@ BATCH = 128
 
 
 class Records:
-    """PNG images in an array_record file, decoded as they are asked for."""
+    """PNG images in an array_record file, decoded on access."""
 
     def __init__(self, path: str):
         self._source = ArrayRecordDataSource([path])
@@ -57,7 +57,7 @@ def encoded(image: np.ndarray) -> bytes:
 
 
 def sources(folder: Path, size: int) -> dict[str, Dataset]:
-    """The same images in memory, in one file of records and in a folder of files."""
+    """Return the same images in memory, in one record file, and in a folder of files."""
     rng = np.random.default_rng(0)
     # Smooth, as photographs are, so that they decode as fast.
     coarse = rng.integers(0, 256, (size, 8, 8, 3), np.uint8)
@@ -80,7 +80,7 @@ def sources(folder: Path, size: int) -> dict[str, Dataset]:
 
 
 def rate(source: Dataset, number: int, **options) -> float:
-    """Images a second."""
+    """Return the images per second."""
     iterator = batches(source, 0, BATCH, **options)
     rows = 0
     for _ in range(5):

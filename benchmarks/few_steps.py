@@ -40,7 +40,7 @@ flags.DEFINE_string("grid", None, "where to write samples of the first map and t
 
 
 class Run:
-    """A trained run, which samples by any solver."""
+    """A trained run that can be sampled with any solver."""
 
     def __init__(self, workdir):
         self.workdir, self.config, self.params = Path(workdir), saved_config(workdir), None
@@ -48,7 +48,7 @@ class Run:
         self.config.sampling = default().sampling  # not what the run was last called with
 
     def samples(self, solver, nfe, spacing="uniform", t_max=None):
-        """Pixels, (n, *event), at the levels of the data."""
+        """Return sampled pixels, (n, *event), at the levels of the data."""
         t_max = self.t_max if t_max is None else t_max
         self.config.sampling.update(
             solver=solver,
@@ -66,7 +66,7 @@ class Run:
 
 
 def make_distance(run):
-    """The function from pixels to their distance, and that of the test split."""
+    """Return a function from pixels to their Fréchet distance, and the distance of the test split."""
     data = run.config.data.to_dict()
     load = make_experiment(run.config, jax.local_devices()).load
     train, test = (make_split(load(name), data, name, 50_000) for name in ("train", "test"))

@@ -35,7 +35,7 @@ RULES = {  # name -> (objective, outputs, arguments)
 
 
 def gradient_of(objective, outputs, kwargs):
-    """The compiled gradient as a function without arguments, and its bytes."""
+    """Return the compiled gradient as a function without arguments, and its memory in bytes."""
     config = flow_map_digits.get_config()
     config.model.kwargs.outputs, config.loss.objective, config.loss.objective_kwargs = outputs, objective, kwargs
     if objective == "denoising":

@@ -47,7 +47,7 @@ def scaled(source):
 
 
 def draw(config, scale, particles, levels):
-    """Samples of a scale at the data's levels, their labels, and what they took."""
+    """Return samples of a guidance scale at the data's levels, their labels, and their cost."""
     config.sampling.guidance_scale, config.sampling.particles = scale, particles
     experiment = make_experiment(config, jax.local_devices())
     params, _ = load_params(experiment.training, experiment.config, Path(FLAGS.workdir))
@@ -62,7 +62,7 @@ def draw(config, scale, particles, levels):
 
 
 def diversity(images, labels):
-    """Of each class the mean distance of two of its images."""
+    """Return the mean distance between two images of a class, averaged over classes."""
     spread = []
     for label in np.unique(labels):
         own = images[labels == label].reshape(-1, images[0].size)

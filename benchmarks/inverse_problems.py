@@ -55,7 +55,7 @@ def selected():
 
 
 def covariance_of(kind, dimension):
-    """Of features of variance STD^2; correlated ones fall off by 0.9 a place."""
+    """Return the covariance of features of variance STD^2; the correlation decays by 0.9 per position."""
     if kind == "isotropic":
         return STD**2 * np.eye(dimension)
     places = np.arange(dimension)
@@ -63,7 +63,7 @@ def covariance_of(kind, dimension):
 
 
 def run(method, solver, how, denoiser, problem, x):
-    """Samples as rows; a population of particles gives one, drawn by weight."""
+    """Return samples as rows; from each population of particles, one is drawn by weight."""
     sde, particles = vp(), how.get("num_particles", 1)
     times, key = time_grid(sde, FLAGS.steps), jax.random.key(1)
     x = prior_sample(sde, jax.random.key(0), (len(x) * particles, x.shape[1]))
@@ -112,7 +112,7 @@ def _cell(errors):
 
 
 def mixture_posterior(a, y, noise, n, rng):
-    """Draws of p(x0 | y) of the mixture: components with their posteriors and their evidence."""
+    """Return exact samples of p(x0 | y) of the mixture, whose components are weighted by their evidence."""
     parts, weights = [], []
     for mean, std, weight in zip(MEANS, STDS, WEIGHTS, strict=True):
         covariance = std**2 * np.eye(2)

@@ -48,7 +48,7 @@ CLASS = mixture_denoiser(SDE, MEANS[:2], STDS[:2])
 
 
 def exact(number: int, seed: int) -> np.ndarray:
-    """Samples of p_c^w / p^(w - 1), drawn from a fine grid."""
+    """Return samples of p_c^w / p^(w - 1), drawn from a fine grid."""
     ticks = np.linspace(-3, 3, 601)
     plane = np.stack(np.meshgrid(ticks, ticks), -1).reshape(-1, 2)
     points = jnp.asarray(plane, jnp.float32)
@@ -60,7 +60,7 @@ def exact(number: int, seed: int) -> np.ndarray:
 
 
 def guided(particles: int) -> tuple[np.ndarray, float]:
-    """Samples, and the mean effective sample size; without weights for one particle."""
+    """Return samples and the mean effective sample size; one particle has no weights."""
     target = product(SDE, [CLASS, EVERYTHING], (FLAGS.scale, 1 - FLAGS.scale))
     x = prior_sample(SDE, jax.random.key(0), (FLAGS.samples * particles, 2))
     times, key = time_grid(SDE, FLAGS.steps), jax.random.key(1)

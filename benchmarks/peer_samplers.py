@@ -13,7 +13,7 @@ import torch
 
 
 class Mixture(NamedTuple):
-    """sum_k weights_k N(means_k, stds_k^2 I)."""
+    """Gaussian mixture sum_k weights_k N(means_k, stds_k^2 I)."""
 
     means: np.ndarray
     stds: np.ndarray
@@ -25,7 +25,7 @@ PLANE = Mixture(np.array([[-0.8, -0.5], [0.7, -0.2], [0.1, 0.9]]), np.array([0.1
 
 
 def x0(x: torch.Tensor, alpha: float, sigma: float, mixture: Mixture = PLANE) -> torch.Tensor:
-    """E[x0 | x_t = x], (batch, d) in float64."""
+    """Return E[x0 | x_t = x], (batch, d) in float64."""
     means, stds, weights = (torch.tensor(a, dtype=torch.float64) for a in mixture)
     variance = (alpha * stds) ** 2 + sigma**2
     offset = x[:, None] - alpha * means
@@ -37,7 +37,7 @@ def x0(x: torch.Tensor, alpha: float, sigma: float, mixture: Mixture = PLANE) ->
 
 @functools.cache
 def k_diffusion_sampling():
-    """k_diffusion.sampling without the packages that the rest of k-diffusion imports and it doesn't use."""
+    """Import k_diffusion.sampling without the packages that only the rest of k-diffusion uses."""
     folder = Path(importlib.util.find_spec("k_diffusion").origin).parent
     package = types.ModuleType("k_diffusion")
     package.__path__ = [str(folder)]
@@ -48,7 +48,7 @@ def k_diffusion_sampling():
 
 
 def given_noise(noise: np.ndarray) -> Callable:
-    """Noise for k-diffusion's noise_sampler and for torch.randn_like: the next array at every call."""
+    """Return a noise sampler for k-diffusion and torch.randn_like that yields the next array at every call."""
     left = iter(torch.tensor(np.asarray(noise)))
     return lambda *args, **kwargs: next(left)
 

@@ -18,7 +18,7 @@ from score_sde.evaluation.results import load_results
 
 
 def row(folder: Path) -> dict[str, Any]:
-    """A run's line of the table."""
+    """Return the row of a run."""
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     config = json.loads((folder / "config.json").read_text())
     figures = load_results(folder)
@@ -46,8 +46,10 @@ def row(folder: Path) -> dict[str, Any]:
 
 
 def _seconds(records: list[dict[str, Any]]) -> float:
-    """How long the logged steps took; those between two logs at the rate of the second, or, where the first log is of
-    a single call and so has none, at the next one's."""
+    """Return the seconds of the logged steps, from the rate of each log.
+
+    If the first log covers a single call it has no rate, and the next one's is used.
+    """
     known = [record["steps_per_second"] for record in records if "steps_per_second" in record]
     if not known:
         sys.exit("a run of a single call has logged no rate: train for longer (set --config.training.num_steps)")

@@ -34,7 +34,7 @@ ARCHITECTURES = {
 
 
 def load_config(name: str, batch_size: int = 0, dtype: str = "float32"):
-    """The config of a benchmark's model, with the batch size it is timed at, 0 for the model's own."""
+    """Return the config of a benchmark's model; the batch size 0 selects the model's default."""
     import importlib
 
     module, overrides, usual = MODELS.get(name, MODELS["cifar10"])
@@ -42,7 +42,7 @@ def load_config(name: str, batch_size: int = 0, dtype: str = "float32"):
     config.data.update(overrides)
     if name in ARCHITECTURES:
         config.model.name, config.model.kwargs = name, ConfigDict(ARCHITECTURES[name])
-    if name == "ncsnv2":  # it gives the score, told log sigma
+    if name == "ncsnv2":  # its output is the score, conditioned on log sigma
         config.model.prediction, config.model.preconditioning = "score", "log_sigma"
     if dtype != "float32":
         with config.unlocked():
@@ -52,24 +52,24 @@ def load_config(name: str, batch_size: int = 0, dtype: str = "float32"):
 
 
 def saved_config(workdir: str) -> ConfigDict:
-    """The config of a run, with the defaults of options that are newer than the run."""
+    """Return the config of a run; options that are newer than the run get their defaults."""
     path = Path(workdir) / "config.json"
     if not path.is_file():
-        sys.exit(f"{workdir} holds no run: train one first, or name another")
+        sys.exit(f"{workdir} has no run: train one first, or name another folder")
     saved = _as_tuples(json.loads(path.read_text()))
     newer = {name: group | saved[name] for name, group in default().to_dict().items() if isinstance(group, dict)}
     return ConfigDict(saved | newer)
 
 
 def _as_tuples(value):
-    """The value with its lists as tuples, which JSON has not."""
+    """Return the value with lists replaced by tuples, which JSON can't store."""
     if isinstance(value, dict):
         return {key: _as_tuples(part) for key, part in value.items()}
     return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
 
 
 def matmul_rate(dtype: str) -> float:
-    """FLOP/s of a large matrix product on one device: what the rest is measured against."""
+    """Return the FLOP/s of a large matrix product on one device, the reference for other rates."""
     size = 2048 if jax.default_backend() == "cpu" else 8192
     x = jax.random.normal(jax.random.key(0), (size, size)).astype(dtype)
     product = jax.jit(jnp.dot)
@@ -78,10 +78,10 @@ def matmul_rate(dtype: str) -> float:
 
 
 def interleaved(runs: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each of several functions, in turn A B A B ..., because the speed of a shared machine drifts.
+    """Return the seconds of each function over rounds A B A B ..., because the speed of a shared machine drifts.
 
-    A function must wait for its own result. Each turn starts with a call that isn't counted: it warms up what the turn
-    before has cooled down, and lets the threads of another library, which spin for a while, go to sleep.
+    A function must wait for its own result. Each turn starts with an uncounted call, which refills the caches and lets
+    the threads of another library, which spin for a while, go to sleep.
     """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
@@ -94,14 +94,14 @@ def interleaved(runs: dict[str, Callable[[], None]], rounds: int) -> dict[str, l
 
 
 def machine() -> str:
-    """The device, its host's cores, and the versions that decide a speed."""
+    """Return the device, the number of cores of its host, and the version of JAX."""
     device = jax.devices()[0]
     cores = len(os.sched_getaffinity(0))
     return f"{device.device_kind} ({jax.device_count()}), {cores} cores, {platform.machine()}, jax {jax.__version__}"
 
 
 def peak_gib() -> float | None:
-    """The most memory that this process has used on its first device, in GiB; None where the device doesn't say."""
+    """Return the peak memory of this process on its first device in GiB; None if the device doesn't report it."""
     peak = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     return None if peak is None else peak / 2**30
 
@@ -111,7 +111,7 @@ def median(values: list[float]) -> float:
 
 
 def show(title: str, rows: list[dict]) -> None:
-    """Prints a Markdown table of the rows, and the same as one line of JSON."""
+    """Print the rows as a Markdown table and as one line of JSON."""
     print(f"\n{title}; {machine()}\n")
     columns = list(rows[0])
     print("| " + " | ".join(columns) + " |\n|" + " --- |" * len(columns))
@@ -121,7 +121,7 @@ def show(title: str, rows: list[dict]) -> None:
 
 
 def emit(row: dict) -> None:
-    """Prints one finding as a line of JSON at once, so that a killed run keeps what it had."""
+    """Print one result as a line of JSON, so that a killed run keeps it."""
     print(json.dumps(row), flush=True)
 
 

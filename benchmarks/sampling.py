@@ -43,7 +43,7 @@ flags.DEFINE_enum("peer", "torch", ["torch", "none"], "what to compare with on a
 
 
 def ours(config, num_steps: int):
-    """Functions by name, each running num_steps evaluations, and the compile seconds and memory of each solver."""
+    """Return functions by name that run num_steps evaluations, and each solver's compile seconds and memory."""
     model = create(config.model.name, **config.model.kwargs.to_dict())
     shape = (config.sampling.batch_size, config.data.image_size, config.data.image_size, config.data.channels)
     x, level = jax.random.normal(jax.random.key(0), shape), jnp.full(shape[:1], 500.0)
@@ -83,7 +83,7 @@ def ours(config, num_steps: int):
 
 
 def adaptive(sde, make_denoiser_of, params, x, tolerance: float = 1e-3):
-    """The probability flow in one compiled loop, and by SciPy around a jitted drift: name -> () -> evaluations."""
+    """Return the probability flow in a compiled loop and by SciPy around a jitted drift: name -> () -> evaluations."""
     ours = jax.jit(lambda params, x: solve_adaptive(sde, make_denoiser_of(params), x, tolerance, tolerance))
 
     @jax.jit
@@ -104,7 +104,7 @@ def adaptive(sde, make_denoiser_of, params, x, tolerance: float = 1e-3):
 
 
 def torchs(config, num_steps: int):
-    """DDIM as PyTorch users write it: a Python loop over the network, with and without a scheduler of diffusers."""
+    """Return DDIM in PyTorch, a Python loop over the network, with and without a scheduler of diffusers."""
     import diffusers
     import torch
 

@@ -96,7 +96,7 @@ def sixty_four() -> Mixture:
 
 
 def steps_within(nfe: int, each: int, end: str) -> int:
-    """The steps whose evaluations fit the budget; the last, to 0, takes one."""
+    """Return the number of steps within a budget of evaluations; the last step, to 0, takes one."""
     return 1 + (nfe - 1) // each if end == "zero" else nfe // each
 
 

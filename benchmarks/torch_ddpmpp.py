@@ -54,7 +54,7 @@ class Attention(nn.Module):
 
 
 class DDPMpp(nn.Module):
-    """(batch, channels, height, width) images and (batch,) noise levels to an output of the images' shape."""
+    """DDPM++ for images, (batch, channels, height, width), and noise levels, (batch,)."""
 
     def __init__(
         self, image_size, image_channels, channels, multipliers, num_res_blocks, attention_resolutions, dropout
@@ -126,14 +126,14 @@ class DDPMpp(nn.Module):
 
 
 def from_config(config) -> DDPMpp:
-    """The network of an experiment's config."""
+    """Return the network of an experiment's config."""
     data, module = config.data, create(config.model.name, **config.model.kwargs.to_dict())
     names = ("channels", "multipliers", "num_res_blocks", "attention_resolutions", "dropout")
     return DDPMpp(data.image_size, data.channels, *(getattr(module, name) for name in names))
 
 
 def load(module: DDPMpp, params) -> None:
-    """Copies our parameters, a nested dictionary of arrays, into the PyTorch network."""
+    """Copy our parameters, a nested dictionary of arrays, into the PyTorch network."""
     layouts = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
     names = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 

@@ -47,7 +47,7 @@ flags.DEFINE_integer("steps_per_call", 1, "train steps scanned in a call")
 
 
 def ours(config, steps_per_call: int):
-    """A function that runs a call of train steps, and what is known of it: parameters, compile seconds, memory."""
+    """Return a function that runs a call of train steps, and its parameters, compile seconds, memory and FLOPs."""
     experiment = make_experiment(config, jax.devices()[:1])
     step = build_train_step(experiment.training, 256, axis_name=None)
     state = experiment.training.init_state()
@@ -77,7 +77,7 @@ def ours(config, steps_per_call: int):
 
 
 def torchs(config, network):
-    """The same step around a PyTorch network, on the device that JAX uses."""
+    """Return the same step with a PyTorch network, on the device that JAX uses."""
     import torch
 
     device = "cuda" if jax.default_backend() == "gpu" and torch.cuda.is_available() else "cpu"
@@ -110,7 +110,7 @@ def torchs(config, network):
 
 
 def peers(name: str, config) -> dict:
-    """PyTorch networks by the name of a column, those that --peer asks for and that are installed."""
+    """Return the PyTorch networks of --peer that are installed, by column name."""
     wanted = [peer for peer in FLAGS.peer if peer != "none"]
     if not wanted or not importlib.util.find_spec("torch"):
         return {}
@@ -130,7 +130,7 @@ def peers(name: str, config) -> dict:
 
 
 def diffusers_unet(config):
-    """UNet2DModel with the channels, levels and blocks of a config; for "ddpm" the same function."""
+    """Return a UNet2DModel with the channels, levels and blocks of a config; for "ddpm" it is the same function."""
     from diffusers import UNet2DModel
 
     from score_sde.models import create
@@ -156,7 +156,7 @@ def diffusers_unet(config):
 
 
 def measure(config, name: str, rate: float, with_peers: bool) -> dict:
-    """A row: our step and, if asked for, the peers' at the batch size of the config."""
+    """Return a row with our step and those of the selected peers, at the batch size of the config."""
     run, facts = ours(config, FLAGS.steps_per_call)
     if FLAGS.compile_only:
         return {"model": name, "batch": config.training.batch_size, "dtype": FLAGS.dtype, **facts}

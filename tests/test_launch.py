@@ -136,10 +136,10 @@ REFUSED = [
     (("--config.loss.t_min=0.0", "--config.loss.time_sampler=importance"), ("infinite at t = 0.0",)),
     (("--config.data.sigma_data=0.0",), ("need sigma_data > 0",)),
     (("--config.data.image_size=0",), ("can't be built", "data of the shape (1,)")),
-    (("--config.sampling.label=3",), ("label 3: the network knows no classes",)),
+    (("--config.sampling.label=3",), ("label 3: the network is unconditional",)),
     (
         ("--config.model.kwargs.num_classes=10", "--config.sampling.label=10"),
-        ("label 10: the network knows the classes 0 to 9",),
+        ("label 10: the network has the classes 0 to 9",),
     ),
     (
         ("--config.model.pretrained=x.safetensors", "--config.sde.name=ve"),

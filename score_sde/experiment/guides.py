@@ -81,8 +81,8 @@ def load_network(
     sde, _ = build_sde(config, target.sde, target.sde_kwargs)
     if not _same_process(sde, model.sde):
         raise UserError(
-            f"the {role} {path} was trained on another SDE, {target.sde} {target.sde_kwargs or ''}: it knows other "
-            "noise",
+            f"the {role} {path} was trained on another SDE with other noise levels: {target.sde} "
+            f"with kwargs {target.sde_kwargs or {}}",
             argument,
             "--config.sde",
         )

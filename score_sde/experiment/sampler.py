@@ -85,10 +85,12 @@ def sample_labels(config: ConfigDict, num_classes: int, in_turn: bool) -> Callab
     """
     label = config.sampling.label
     if label != -1 and not 0 <= label < num_classes:
-        known = (
-            f"the classes 0 to {num_classes - 1} (-1: each in turn, of a task none)" if num_classes else "no classes"
+        classes = (
+            f"has the classes 0 to {num_classes - 1}; -1 samples each in turn, or for a task none"
+            if num_classes
+            else "is unconditional"
         )
-        raise UserError(f"label {label}: the network knows {known}", "--config.sampling.label")
+        raise UserError(f"label {label}: the network {classes}", "--config.sampling.label")
     if not num_classes:
         return lambda indices: None
     if label < 0 and in_turn:
@@ -165,7 +167,7 @@ def _num_classes(model: DiffusionModel, guide: Any) -> int:
     guided = 0 if guide is None else guide.num_classes
     if model.num_classes and guided and model.num_classes != guided:
         raise UserError(
-            f"the network knows {model.num_classes} classes and the guide {guided}: they can't mean the same",
+            f"the network has {model.num_classes} classes and the guide {guided}: expected the same number",
             "--config.sampling.guidance_weights",
         )
     return model.num_classes or guided

@@ -88,7 +88,7 @@ def check_data(setup: TrainingSetup, source: Dataset, num_devices: int) -> None:
         )
     if 0 < setup.num_classes < source.num_classes:
         raise UserError(
-            f"the network knows {setup.num_classes} classes, the data have {source.num_classes}",
+            f"the network has {setup.num_classes} classes, the data have {source.num_classes}",
             f"num_classes={source.num_classes}",
         )
 

@@ -173,11 +173,11 @@ def test_a_guide_of_another_process_shape_or_kind_is_refused(tmp_path):
     classifier = small_classifier()
     params = classifier.training.init_params()
     write_weights(tmp_path / "ema_00000000.safetensors", params, classifier.config)
-    assert "was trained on another SDE, vp" in words(other_process)
+    assert "another SDE with other noise levels: vp" in words(other_process)
     assert "data of the shape (8, 8, 1), these are (16, 16, 1)" in words(other_size)
     assert "classifier guidance: need scale >= 0, got -1.0" in words(guidance_scale=-1.0)
     assert "have no effect on guidance by a classifier" in words(guidance_rescale=0.5)
-    assert "the network knows 5 classes and the guide 10" in words(
+    assert "the network has 5 classes and the guide 10" in words(
         lambda config: config.model.kwargs.update(num_classes=5)
     )
     assert "label 10" in words(label=10)
@@ -209,7 +209,7 @@ INPAINT = {"task": "inpaint", "samples_per_measurement": 5}
         (CONDITIONAL, {"guidance_scale": 2.0, "guidance_interval": (3.0, 1.0)}, r"0 <= low < high, got \(3.0, 1.0\)"),
         (CONDITIONAL, {"guidance_scale": 2.0, "guidance_interval": (1e3, 1e4)}, "goes from 0.0105 to 152"),
         (CONDITIONAL, {"guidance_scale": 2.0, "guidance_rescale": 2.0}, "0 <= rescale <= 1, got 2.0"),
-        (CONDITIONAL, {"label": 10}, "label 10: the network knows the classes 0 to 9"),
+        (CONDITIONAL, {"label": 10}, "label 10: the network has the classes 0 to 9"),
         ({}, {"guidance_weights": "nowhere"}, "no weights at nowhere .set --config.sampling.guidance_weights"),
         ({}, {"task": "inpant"}, "unknown task 'inpant'.*Did you mean 'inpaint'"),
         ({}, {"task_noise": 0.1}, "there is no task, so its settings have no effect"),
