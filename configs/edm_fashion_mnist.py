@@ -15,7 +15,7 @@ def get_config():
     config.sde.name = "edm"
     config.model.kwargs = {
         "channels": 32,
-        "multipliers": (1, 2, 4),
+        "multipliers": (1, 2, 2),
         "num_res_blocks": 1,
         "attention_resolutions": (7,),
         "dropout": 0.0,
@@ -25,7 +25,10 @@ def get_config():
     config.loss.weighting = "edm"
     config.loss.time_sampler = "log_normal"
     config.optimizer.schedule = "cosine"
-    config.optimizer.schedule_kwargs = {"decay_steps": 12_000}
+    config.optimizer.schedule_kwargs = {"decay_steps": 8000}
+    config.training.num_steps = 8000
+    config.training.steps_per_call = 10
+    config.training.sample_every = 2000
     config.sampling.spacing = "karras"
     config.sampling.num_samples = 100
     config.sampling.batch_size = 100

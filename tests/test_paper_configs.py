@@ -30,7 +30,8 @@ MILLIONS = {  # of parameters
     "vp_cifar10:ddpm": 35.7,
     "vp_cifar10:ddpmpp": 61.8,
 }
-OTHERS = ("common", "__", "flow_map_digits_distill")  # the last needs a run, see tests/test_flow_map.py
+# The last two need a run, see tests/test_flow_map.py.
+OTHERS = ("common", "__", "flow_map_digits_distill", "flow_map_fashion_mnist")
 FILES = [path.stem for path in sorted((ROOT / "configs").glob("*.py")) if not path.stem.startswith(OTHERS)]
 CASES = [name if variant is None else f"{name}:{variant}" for name in FILES for variant in VARIANTS.get(name, (None,))]
 

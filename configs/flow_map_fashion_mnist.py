@@ -1,0 +1,33 @@
+"""Flow map distilled from the run of `configs/edm_fashion_mnist.py`: samples in 1, 2, 4 or 8 steps.
+
+python launch.py --config=configs/edm_fashion_mnist.py --config.data.path=DIR
+python launch.py --config=configs/edm_fashion_mnist.py --config.data.path=DIR --mode=export
+python launch.py --config=configs/flow_map_fashion_mnist.py --config.data.path=DIR
+
+DIR: see configs/vp_fashion_mnist.py. The run is the teacher, and its weights are the initial ones, as in
+`configs/flow_map_digits_distill.py`. Sampling starts at sigma = 20, where the prior differs little from the noisy data.
+In training log sigma is normal with a standard deviation of 2, which covers all noise levels.
+"""
+
+from configs import edm_fashion_mnist
+
+TEACHER = "runs/edm_fashion_mnist"
+
+
+def get_config():
+    """Return the config."""
+    config = edm_fashion_mnist.get_config()
+    config.model.pretrained = TEACHER
+    config.model.kwargs.two_times = True
+    config.loss.weighting = "simple"
+    config.loss.objective = "progressive"
+    config.loss.objective_kwargs = {"teacher": TEACHER}
+    config.loss.time_sampler_kwargs = {"mean": 0.0, "std": 2.0, "stratified": True}
+    config.optimizer.learning_rate = 5e-4
+    config.optimizer.schedule_kwargs = {"decay_steps": 1200}
+    config.training.num_steps = 1200
+    config.sampling.solver = "flow_map_steps"
+    config.sampling.num_steps = 4
+    config.sampling.t_max = 20.0
+    config.sampling.denoise = False
+    return config
