@@ -7,6 +7,10 @@ python launch.py --config=configs/flow_map_fashion_mnist.py --config.data.path=D
 DIR: see configs/vp_fashion_mnist.py. The run is the teacher, and its weights are the initial ones, as in
 `configs/flow_map_digits_distill.py`. Sampling starts at sigma = 20, where the prior differs little from the noisy data.
 In training log sigma is normal with a standard deviation of 2, which covers all noise levels.
+
+Fréchet distance of 1,000 samples in the classifier's features, with `--mode=evaluate --config.evaluation.num_real=1000`
+and `--config.sampling.num_steps=1` to 8: 0.635, 0.500, 0.234 and 0.208 in 1, 2, 4 and 8 steps. The teacher with 20
+steps: 0.134; test images: 0.106. Training took 37 minutes on two CPU cores while other jobs ran.
 """
 
 from configs import edm_fashion_mnist
