@@ -13,8 +13,8 @@ from tests.cli import ROOT, environment
 def test_every_part_keeps_what_it_found(tmp_path):
     """Results of complete and of stopped benchmarks are in both files, and the program itself succeeds."""
     command = [sys.executable, "benchmarks/accelerator.py", "--tiny", f"--output={tmp_path}"]
-    options = ["--minutes=2", "--parts=attention,larger"]
-    subprocess.run([*command, *options], cwd=ROOT, env=environment(), check=True, timeout=400, capture_output=True)
+    options = ["--minutes=3", "--parts=attention,larger"]
+    subprocess.run([*command, *options], cwd=ROOT, env=environment(), check=True, timeout=500, capture_output=True)
     findings = [json.loads(line) for line in (tmp_path / "findings.jsonl").read_text().splitlines()]
     attention = [finding for finding in findings if finding["part"] == "attention"]
     assert {row["forward mode"] for row in attention if "forward mode" in row} == {"yes"}
