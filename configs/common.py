@@ -4,7 +4,7 @@ from ml_collections import ConfigDict
 
 from score_sde.experiment.defaults import default
 
-__all__ = ["default", "digits", "fashion_mnist", "toy"]
+__all__ = ["default", "digits", "distill", "fashion_mnist", "toy"]
 
 
 def digits() -> ConfigDict:
@@ -53,6 +53,29 @@ def fashion_mnist() -> ConfigDict:
     config.training.sample_every = 3000
     config.sampling.solver = "dpm_solver_pp"
     config.sampling.num_steps = 20
+    return config
+
+
+def distill(config: ConfigDict, teacher: str, num_steps: int, t_max: float) -> ConfigDict:
+    """Return the config of a run, changed to that of a flow map which is distilled from it.
+
+    Args:
+      config: Config of the teacher.
+      teacher: Folder of the teacher's run, whose weights are the initial ones.
+      num_steps: Number of train steps.
+      t_max: Time at which sampling starts.
+    """
+    config.model.pretrained = teacher
+    config.model.kwargs.two_times = True
+    config.loss.objective = "progressive"
+    config.loss.objective_kwargs = {"teacher": teacher}
+    config.optimizer.schedule = "cosine"
+    config.optimizer.schedule_kwargs = {"decay_steps": num_steps}
+    config.training.num_steps = num_steps
+    config.sampling.solver = "flow_map_steps"
+    config.sampling.num_steps = 4
+    config.sampling.t_max = t_max
+    config.sampling.denoise = False
     return config
 
 

@@ -15,21 +15,7 @@ took 38 minutes on two CPU cores while other jobs ran.
 
 from configs import common
 
-TEACHER = "runs/vp_digits"
-
 
 def get_config():
     """Return the config."""
-    config = common.digits()
-    config.model.pretrained = TEACHER
-    config.model.kwargs.two_times = True
-    config.loss.objective = "progressive"
-    config.loss.objective_kwargs = {"teacher": TEACHER}
-    config.optimizer.schedule = "cosine"
-    config.optimizer.schedule_kwargs = {"decay_steps": 6000}
-    config.training.num_steps = 6000
-    config.sampling.solver = "flow_map_steps"
-    config.sampling.num_steps = 4
-    config.sampling.t_max = 0.7
-    config.sampling.denoise = False
-    return config
+    return common.distill(common.digits(), "runs/vp_digits", num_steps=6000, t_max=0.7)

@@ -13,25 +13,15 @@ and `--config.sampling.num_steps=1` to 8: 0.635, 0.500, 0.234 and 0.208 in 1, 2,
 steps: 0.134; test images: 0.106. Training took 37 minutes on two CPU cores while other jobs ran.
 """
 
-from configs import edm_fashion_mnist
-
-TEACHER = "runs/edm_fashion_mnist"
+from configs import common, edm_fashion_mnist
 
 
 def get_config():
     """Return the config."""
-    config = edm_fashion_mnist.get_config()
-    config.model.pretrained = TEACHER
-    config.model.kwargs.two_times = True
+    config = common.distill(edm_fashion_mnist.get_config(), "runs/edm_fashion_mnist", num_steps=1200, t_max=20.0)
     config.loss.weighting = "simple"
-    config.loss.objective = "progressive"
-    config.loss.objective_kwargs = {"teacher": TEACHER}
     config.loss.time_sampler_kwargs = {"mean": 0.0, "std": 2.0, "stratified": True}
     config.optimizer.learning_rate = 5e-4
-    config.optimizer.schedule_kwargs = {"decay_steps": 1200}
-    config.training.num_steps = 1200
-    config.sampling.solver = "flow_map_steps"
-    config.sampling.num_steps = 4
-    config.sampling.t_max = 20.0
-    config.sampling.denoise = False
+    config.training.checkpoint_every = 200
+    config.training.sample_every = 600
     return config

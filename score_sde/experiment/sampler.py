@@ -86,7 +86,7 @@ def sample_labels(config: ConfigDict, num_classes: int, in_turn: bool) -> Callab
     label = config.sampling.label
     if label != -1 and not 0 <= label < num_classes:
         classes = (
-            f"has the classes 0 to {num_classes - 1}; -1 samples each in turn, or for a task none"
+            f"has the classes 0 to {num_classes - 1}; -1 selects each in turn, or no class for a task"
             if num_classes
             else "is unconditional"
         )

@@ -16,7 +16,7 @@ from score_sde.training.workdir import check_config, prepare
 from tests import cli
 from tests.cli import CHEAP, POINTS, finish
 
-start = partial(cli.start, compiler=CHEAP)  # scanned steps have the bits of single ones
+start = partial(cli.start, compiler=CHEAP)  # the default generator: scanned steps have the bits of single ones
 STEPS = 2000  # of a run on points
 RARE = (*POINTS, f"--config.training.checkpoint_every={STEPS}")
 
