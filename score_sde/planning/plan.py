@@ -18,7 +18,7 @@ from score_sde.errors import UserError, not_none
 from score_sde.experiment import Experiment
 from score_sde.planning.collectives import collectives
 from score_sde.planning.flops import count_repeated_flops
-from score_sde.planning.topology import Topology, parse_topology
+from score_sde.planning.topology import Topology, hide_host_flags, parse_topology
 from score_sde.runtime.disk import report
 from score_sde.runtime.periodic import call_periodically
 from score_sde.training.devices import make_strategy
@@ -96,7 +96,8 @@ def compile_step(experiment: Experiment, target: Topology, batch_per_device: int
     try:
         with _log_stage(f"tracing the train step of {batch_per_device} examples per device"):
             traced = parallel.lower(step, state, batches)
-        with _log_stage(f"compiling the train step of {batch_per_device} examples per device for {target.name}"):
+        stage = f"compiling the train step of {batch_per_device} examples per device for {target.name}"
+        with _log_stage(stage), hide_host_flags(target):
             compiled = traced.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error) or "Ran out of memory" in str(error):

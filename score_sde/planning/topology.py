@@ -97,6 +97,20 @@ def _slice(topology: str, chip: Chip) -> list[jax.Device]:
 
 
 @contextmanager
+def hide_host_flags(target: Topology) -> Iterator[None]:
+    """Hide XLA_FLAGS from the compiler of a TPU; they are for this machine's XLA.
+
+    libtpu reads them at its first compilation, and ends the process at a flag that it does not know.
+    """
+    flags = os.environ.pop("XLA_FLAGS", None) if target.chip else None
+    try:
+        yield
+    finally:
+        if flags is not None:
+            os.environ["XLA_FLAGS"] = flags
+
+
+@contextmanager
 def _silence() -> Iterator[None]:
     """Discard what libtpu writes to stderr when it finds no TPU; it bypasses Python's sys.stderr."""
     sys.stderr.flush()
