@@ -147,4 +147,6 @@ class NoisyClassifier(NamedTuple):
 
 
 def _init(module: nn.Module, event_shape: tuple[int, ...], key: jax.Array) -> Any:
-    return module.init(key, jnp.zeros((1, *event_shape)), jnp.zeros((1,))).get("params", {})
+    # Compiled, so that the forward pass is dropped: no parameter depends on it.
+    init = jax.jit(lambda key: module.init(key, jnp.zeros((1, *event_shape)), jnp.zeros((1,))))
+    return init(key).get("params", {})

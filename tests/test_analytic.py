@@ -21,14 +21,21 @@ def test_gaussian_and_mixture_agree(name, x64):
     mixed = analytic.mixture_denoiser(sde, [[0.3, 0.3]], [0.7])
     full = analytic.correlated_gaussian_denoiser(sde, np.full(2, 0.3), 0.49 * np.eye(2))
     x = jnp.array([[0.1, -2.0], [1.5, 0.4]])
+
+    @jax.jit
+    def evaluate(t):
+        log_probs = [denoiser.log_prob(x, t) for denoiser in (one, mixed)]
+        scores = [jax.grad(lambda x, of=of: of.log_prob(x, t).sum())(x) for of in (one, mixed)]
+        return [denoiser(x, t) for denoiser in (one, mixed, full)], log_probs, scores
+
     for t in TIMES.get(name, (0.01, 0.4, 0.9)):
-        for denoiser in (mixed, full):
-            np.testing.assert_allclose(denoiser(x, t).x0, one(x, t).x0, rtol=1e-9, atol=1e-10)
-            np.testing.assert_allclose(denoiser(x, t).epsilon, one(x, t).epsilon, rtol=1e-9, atol=1e-10)
-        np.testing.assert_allclose(mixed.log_prob(x, t), one.log_prob(x, t), rtol=1e-9)
-        for exact in (one, mixed):
-            score = jax.grad(lambda x, exact=exact, t=t: exact.log_prob(x, t).sum())(x)
-            np.testing.assert_allclose(score, -exact(x, t).epsilon / sde.sigma(t), rtol=1e-8, atol=1e-9)
+        (expected, *others), log_probs, scores = evaluate(t)
+        for found in others:
+            np.testing.assert_allclose(found.x0, expected.x0, rtol=1e-9, atol=1e-10)
+            np.testing.assert_allclose(found.epsilon, expected.epsilon, rtol=1e-9, atol=1e-10)
+        np.testing.assert_allclose(log_probs[1], log_probs[0], rtol=1e-9)
+        for score in scores:
+            np.testing.assert_allclose(score, -expected.epsilon / sde.sigma(t), rtol=1e-8, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", thinned(SDES, "vp"))
@@ -51,14 +58,14 @@ def test_the_denoiser_in_a_subspace_is_the_gradient_of_its_density(name, x64):
         return jax.nn.logsumexp(jnp.stack(components))
 
     x = sigma * jax.random.normal(jax.random.key(0), (7, 5))
-    found = denoiser(x, jnp.full(7, t))
-    np.testing.assert_allclose(-found.epsilon / sigma, jax.vmap(jax.grad(log_prob))(x), rtol=1e-9, atol=1e-10)
+    found, score = jax.jit(lambda x: (denoiser(x, jnp.full(7, t)), jax.vmap(jax.grad(log_prob))(x)))(x)
+    np.testing.assert_allclose(-found.epsilon / sigma, score, rtol=1e-9, atol=1e-10)
     np.testing.assert_allclose(alpha * found.x0 + sigma * found.epsilon, x, rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(found.x0, found.x0 @ basis @ basis.T, atol=1e-12)
     clean = jnp.array([[0.3, -0.2]]) @ basis.T
     at_data = analytic.subspace_denoiser(SDES["flow"](), analytic.mixture_denoiser(SDES["flow"](), means, stds), basis)
     np.testing.assert_allclose(at_data(clean, jnp.zeros(1)).x0, clean, rtol=1e-12)
-    assert jnp.isfinite(at_data(clean, jnp.zeros(1)).epsilon).all()
+    assert np.isfinite(at_data(clean, jnp.zeros(1)).epsilon).all()
 
 
 def test_mixture_density_integrates_to_one(x64):

@@ -1,5 +1,7 @@
 """The discrete chain against Bayes' rule, the true likelihood of Gaussian data, and the SDE it passes into."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -67,18 +69,17 @@ def test_the_posterior_is_bayes_rule(make, x64):
     """p(x_{n-1} | x_n, x0) on a grid: likelihood times prior, normalised, against the closed form's moments."""
     schedule, x0, x_n = make(), 0.4, -0.3
     grid = np.linspace(-6, 6, 60_001)
+    posterior = jax.jit(partial(q_posterior, schedule))
     for n in (1, 5, 18):
         signal, variance = schedule.alphas_cumprod[n - 1] ** 0.5, 1 - schedule.alphas_cumprod[n - 1]
         prior = stats.norm(signal * x0, variance**0.5).pdf(grid)
         likelihood = stats.norm(np.sqrt(1 - schedule.betas[n]) * grid, schedule.betas[n] ** 0.5).pdf(x_n)
         weight = prior * likelihood / np.sum(prior * likelihood)
         mean = np.sum(weight * grid)
-        found_mean, found_log_variance = q_posterior(
-            schedule, jnp.full((1, 1), x0), jnp.full((1, 1), x_n), jnp.array([n])
-        )
+        found_mean, found_log_variance = posterior(np.full((1, 1), x0), np.full((1, 1), x_n), np.array([n]))
         np.testing.assert_allclose(found_mean[0, 0], mean, rtol=1e-8)
         np.testing.assert_allclose(np.exp(found_log_variance[0]), np.sum(weight * (grid - mean) ** 2), rtol=1e-6)
-    first_mean, first_log_variance = q_posterior(schedule, jnp.full((1, 1), x0), jnp.full((1, 1), x_n), jnp.array([0]))
+    first_mean, first_log_variance = posterior(np.full((1, 1), x0), np.full((1, 1), x_n), np.array([0]))
     np.testing.assert_allclose(first_mean[0, 0], x0, rtol=1e-12)  # x_{-1} is x0
     np.testing.assert_allclose(first_log_variance, np.log(coefficients(schedule).posterior_variance[1:2]))
 
@@ -95,11 +96,14 @@ def test_q_sample_and_the_simple_loss():
     np.testing.assert_allclose(losses, jnp.sum(x_n**2, axis=1), rtol=1e-5)
 
 
+decoder_log_prob = jax.jit(discretized_normal_log_prob)
+
+
 @pytest.mark.parametrize("std", [0.003, 0.05, 2.0])
 @pytest.mark.parametrize("mean", thinned((-1.5, -0.99, 0.1, 1.0), -0.99, 1.0))
 def test_the_decoder_sums_to_one_over_the_levels(mean, std):
     values = jnp.linspace(-1, 1, 256)
-    log_prob = discretized_normal_log_prob(values, jnp.float32(mean), jnp.log(jnp.float32(std)))
+    log_prob = np.asarray(decoder_log_prob(values, jnp.float32(mean), jnp.log(jnp.float32(std))))
     np.testing.assert_allclose(np.exp(np.asarray(log_prob, np.float64)).sum(), 1.0, rtol=2e-5)
     middle = (np.asarray(values[1:], np.float64) + np.asarray(values[:-1], np.float64)) / 2
     edges = np.concatenate([[-np.inf], middle, [np.inf]])
@@ -110,11 +114,13 @@ def test_the_decoder_sums_to_one_over_the_levels(mean, std):
 
 
 def test_the_decoder_has_a_finite_gradient_however_wrong_the_mean_is():
+    @jax.jit
+    @partial(jax.value_and_grad, argnums=(0, 1))
     def total(mean, log_std):
         return jnp.sum(discretized_normal_log_prob(jnp.array([-1.0, 0.5, 1.0]), mean, log_std))
 
     for mean in (-300.0, 0.0, 300.0):
-        value, gradients = jax.value_and_grad(total, (0, 1))(jnp.float32(mean), jnp.float32(-5.0))
+        value, gradients = total(jnp.float32(mean), jnp.float32(-5.0))
         assert np.isfinite(value)
         assert np.isfinite(gradients).all()
 
@@ -207,8 +213,14 @@ def test_decoder_term_vanishes_for_perfect_epsilon(v):
     """A pixel of 17 levels is 0.0625 from its level's ends, more than six standard deviations of the first step."""
     x0 = jnp.asarray(np.random.default_rng(0).integers(0, 17, (32, 64)) / 8 - 1, "float32")
     epsilon, n = jax.random.normal(jax.random.key(1), x0.shape), jnp.zeros(32, int)
-    x_n = q_sample(linear_schedule(), x0, n, epsilon)
-    terms = vlb_term(linear_schedule(), x0, x_n, n, epsilon, jnp.full_like(x0, v), levels=17)
+    schedule = linear_schedule()
+
+    @jax.jit
+    def compute_terms(x0, n, epsilon):
+        x_n = q_sample(schedule, x0, n, epsilon)
+        return vlb_term(schedule, x0, x_n, n, epsilon, jnp.full_like(x0, v), levels=17)
+
+    terms = compute_terms(x0, n, epsilon)
     np.testing.assert_allclose(terms, 0.0, atol=64 * 1e-8)  # nats
 
 

@@ -42,10 +42,14 @@ def exact_denoiser(model, sde):
 
 def exact_log_prob(model, sde, x, t):
     """log p_t(x); the network knows it of c = x / radius, radius^2 = alpha^2 + sigma^2."""
-    t = jnp.full(len(x), t)
-    radius = jnp.sqrt(sde.alpha(t) ** 2 + sde.sigma(t) ** 2)
-    known = model.apply({}, x / radius[:, None], log_snr(sde, t), method="log_prob")
-    return known - x.shape[1] * jnp.log(radius)
+
+    @jax.jit
+    def log_prob(x, t):
+        radius = jnp.sqrt(sde.alpha(t) ** 2 + sde.sigma(t) ** 2)
+        known = model.apply({}, x / radius[:, None], log_snr(sde, t), method="log_prob")
+        return known - x.shape[1] * jnp.log(radius)
+
+    return log_prob(x, np.full(len(x), t))
 
 
 def data(model, sde, n):

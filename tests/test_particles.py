@@ -327,10 +327,9 @@ DIT = {"width": 16, "depth": 1, "heads": 2, "num_classes": 3, "label_dropout": 0
 def guided():
     """A class-conditional network, and the options of sampling it with particles."""
     model = DiffusionModel(create("dit", **DIT), SDES["vp"](), (8, 8, 1))
-    params = jax.tree.map(
-        lambda leaf: leaf + 0.05 * jax.random.normal(jax.random.key(leaf.size), leaf.shape),
-        model.init(jax.random.key(0)),
-    )
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: np.float32(0.1 * rng.normal(size=leaf.shape)), shapes)
     keys, labels = jax.random.split(jax.random.key(1), 3), jnp.array([0, 2, 1])
     options = {"solver": exponential_sde(), "times": time_grid(model.sde, 4), "guidance": Guidance(2.0), "particles": 4}
     return lambda rows, **changed: sample(model, params, keys[rows], labels=labels[rows], **options | changed)
@@ -364,7 +363,7 @@ def test_what_particles_are_not_sampled_with(guided):
 
 def test_the_scale_zero_is_one_bounded_unconditional_model():
     model = DiffusionModel(create("dit", **DIT), SDES["vp"](), (8, 8, 1))
-    params = jax.tree.map(lambda leaf: leaf + 0.1, model.init(jax.random.key(0)))
+    params = jax.tree.map(lambda leaf: np.asarray(leaf) + 0.1, model.init(jax.random.key(0)))
     x, t = jax.random.normal(jax.random.key(1), (2, 8, 8, 1)), jnp.full(2, 0.9)
 
     def predicted(labels, scale, threshold):

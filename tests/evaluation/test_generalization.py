@@ -87,8 +87,13 @@ def test_a_network_that_memorizes_has_the_least_loss_and_draws_copies(name):
     found = make_losses(model, loader(train, test), options(diagnostics_levels=6), 0, False)({})
     assert found["train"]["mean"] == pytest.approx(found["least_train"]["mean"], rel=1e-4)
     assert found["test"]["mean"] > 2 * found["train"]["mean"]
-    x = prior_sample(sde, jax.random.key(0), (50, 4))
-    samples = solve(ddim(), sde, model.denoiser({}), x, time_grid(sde, 30, "log_snr"), denoise=True).x
+
+    @jax.jit
+    def draw():
+        x = prior_sample(sde, jax.random.key(0), (50, 4))
+        return solve(ddim(), sde, model.denoiser({}), x, time_grid(sde, 30, "log_snr"), denoise=True).x
+
+    samples = draw()
     assert make_count_copies(train, test)(np.asarray(samples))["copies"]["mean"] == 1.0
 
 

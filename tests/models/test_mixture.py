@@ -1,5 +1,7 @@
 """Exact mixture network: comparison with closed forms for every SDE, at both ends of time, and per component."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,10 +32,16 @@ def test_denoiser_is_exact_for_every_sde_and_prediction(name, x64):
     denoiser = make_denoiser(network(), sde, preconditioning="log_snr")
     t = jnp.linspace(0.05, 0.9, 12) * sde.t_max
     x = sde.sigma(t)[:, None] * jax.random.normal(jax.random.key(0), (12, 2))
-    np.testing.assert_allclose(score_fn(denoiser, sde)(x, t), mixtures.score(sde)(x, t), rtol=1e-8, atol=1e-10)
-    expected = mixtures.denoiser(sde)(x, t)
-    for prediction in PREDICTIONS:
-        found = round_trip_prediction(denoiser, sde, prediction)(x, t)
+
+    @jax.jit
+    def evaluate(x, t):
+        round_trips = [round_trip_prediction(denoiser, sde, prediction)(x, t) for prediction in PREDICTIONS]
+        scores = score_fn(denoiser, sde)(x, t), mixtures.score(sde)(x, t)
+        return scores, mixtures.denoiser(sde)(x, t), round_trips
+
+    scores, expected, round_trips = evaluate(x, t)
+    np.testing.assert_allclose(*scores, rtol=1e-8, atol=1e-10)
+    for found in round_trips:
         np.testing.assert_allclose(found.x0, expected.x0, rtol=1e-6, atol=1e-7)
         np.testing.assert_allclose(found.epsilon, expected.epsilon, rtol=1e-6, atol=1e-7)
 
@@ -41,16 +49,16 @@ def test_denoiser_is_exact_for_every_sde_and_prediction(name, x64):
 def test_log_prob_matches_mixture_density(x64):
     sde = vp()
     t, x = jnp.full(5, 0.3), jax.random.normal(jax.random.key(0), (5, 2))
-    found = MIXTURE.apply({}, x, log_snr(sde, t), method="log_prob")
-    np.testing.assert_allclose(found, mixtures.log_density(x, sde.alpha(t), sde.sigma(t)), rtol=1e-10)
-    clean = MIXTURE.apply({}, x, jnp.full(5, jnp.inf), method="log_prob")
-    np.testing.assert_allclose(clean, mixtures.log_density(x, 1.0, 0.0), rtol=1e-10)
+    log_prob = jax.jit(lambda level: MIXTURE.apply({}, x, level, method="log_prob"))
+    density = jax.jit(partial(mixtures.log_density, x))
+    np.testing.assert_allclose(log_prob(log_snr(sde, t)), density(sde.alpha(t), sde.sigma(t)), rtol=1e-10)
+    np.testing.assert_allclose(log_prob(jnp.full(5, jnp.inf)), density(1.0, 0.0), rtol=1e-10)
 
 
 def test_both_ends_of_time():
     """At alpha = 0, x is independent of x0, which has the mixture's mean. At sigma = 0, x is x0 and E[eps] = 0."""
     sde, x = flow(), jnp.array([[0.3, -0.4]])
-    denoiser = make_denoiser(network(), sde, preconditioning="log_snr")
+    denoiser = jax.jit(make_denoiser(network(), sde, preconditioning="log_snr"))
     np.testing.assert_allclose(denoiser(x, 1.0).x0, mixtures.WEIGHTS[None] @ mixtures.MEANS, rtol=1e-5)
     np.testing.assert_allclose(denoiser(x, 1.0).epsilon, x, rtol=1e-6)
     np.testing.assert_allclose(denoiser(x, 0.0).x0, x, rtol=1e-6)
@@ -62,14 +70,16 @@ def test_labels_are_components():
     sde, t = vp(), jnp.full(4, 0.3)
     x = jax.random.normal(jax.random.key(0), (4, 2))
     labels = jnp.array([0, 1, 2, -1])
-    found = make_denoiser(network(labels), sde, preconditioning="log_snr")(x, t).x0
+    found, whole = (
+        np.asarray(jax.jit(make_denoiser(network(given), sde, preconditioning="log_snr"))(x, t).x0)
+        for given in (labels, None)
+    )
     alpha, sigma = sde.alpha(0.3), sde.sigma(0.3)
     for k in range(3):
         gain = alpha * mixtures.STDS[k] ** 2 / (alpha**2 * mixtures.STDS[k] ** 2 + sigma**2)
         np.testing.assert_allclose(
-            found[k], mixtures.MEANS[k] + gain * (x[k] - alpha * mixtures.MEANS[k]), rtol=1e-4, atol=1e-6
+            found[k], mixtures.MEANS[k] + gain * (np.asarray(x[k]) - alpha * mixtures.MEANS[k]), rtol=1e-4, atol=1e-6
         )
-    whole = make_denoiser(network(), sde, preconditioning="log_snr")(x, t).x0
     np.testing.assert_array_equal(found[3], whole[3])
 
 
@@ -77,7 +87,7 @@ def test_point_masses_are_allowed():
     """A mixture with std 0 has the softmax over its points as denoiser (the denoiser of empirical data)."""
     points = create("mixture", means=((-1.0,), (1.0,)), stds=(0.0, 0.0))
     x, level = jnp.array([[0.2]]), jnp.zeros(1)
-    v = points.apply({}, x, level)
+    v = jax.jit(points.apply)({}, x, level)
     x0 = (x - v) / np.sqrt(2)
     np.testing.assert_allclose(x0, jnp.tanh(x * np.sqrt(0.5) / 0.5), rtol=1e-5)
 
