@@ -135,6 +135,7 @@ def scan_steps(train_step: Callable, state: TrainState, batches: Any) -> tuple[T
     depend on the number of steps per call.
     """
     num_steps = len(jax.tree.leaves(batches)[0])
+    train_step = jax.jit(train_step, inline=True)  # traced once for the shapes below and for the loop
     hidden = jax.lax.platform_dependent(jnp.int32(num_steps), cpu=jax.lax.optimization_barrier, default=lambda n: n)
 
     def batch_at(n):
