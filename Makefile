@@ -12,11 +12,11 @@ DEVELOPER := $(INSTALLED)-sweep-dev
 .PHONY: demo test slow lint peers clean
 
 demo: $(INSTALLED)
-	$(VENV)/bin/python launch.py --config=configs/vp_digits.py
+	$(VENV)/bin/python launch.py --config=configs/demo.py
 	@echo
-	@echo "The samples are in $$(ls runs/vp_digits/samples/*.png | tail -1). To go on:"
-	@echo "  $(VENV)/bin/python launch.py --config=configs/vp_digits.py --mode=sample --config.sampling.solver=unipc --config.sampling.num_steps=10"
-	@echo "  $(VENV)/bin/python launch.py --config=configs/vp_digits.py --mode=evaluate"
+	@echo "The samples are in $$(ls runs/demo/samples/*.png | tail -1). To go on:"
+	@echo "  $(VENV)/bin/python launch.py --config=configs/demo.py --mode=sample --config.sampling.solver=unipc --config.sampling.num_steps=10"
+	@echo "  $(VENV)/bin/python launch.py --config=configs/demo.py --mode=evaluate"
 	@echo "  $(VENV)/bin/python launch.py --config=configs/vp_digits_conditional.py"
 
 test: $(DEVELOPER)

@@ -1,6 +1,6 @@
 """The program of this repository, also `python -m score_sde`.
 
-python launch.py --config=configs/vp_digits.py [--workdir=DIR] [--mode=train] [--config.sde.kwargs.beta_max=10 ...]
+python launch.py --config=configs/demo.py [--workdir=DIR] [--mode=train] [--config.sde.kwargs.beta_max=10 ...]
 """
 
 import gc

@@ -1,4 +1,4 @@
-"""VP SDE with a small DDPM++ on scikit-learn's handwritten digits (8 x 8), a demonstration for two CPU cores.
+"""VP SDE with a small DDPM++ on scikit-learn's handwritten digits (8 x 8), for two CPU cores.
 
 python launch.py --config=configs/vp_digits.py
 """

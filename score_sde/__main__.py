@@ -26,12 +26,12 @@ from score_sde.training.workdir import check_config, flatten
 
 LONGEST = 255  # bytes of a file's or folder's name
 CONFIGS = Path(__file__).parents[1] / "configs"  # of a clone; an installed package has none
-FIRST = "configs/vp_digits.py"
+FIRST = "configs/demo.py"
 GROUPS = {"digits": "digits", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10", "imagenet64": "ImageNet 64x64"}
 HELP = """\
 usage: python launch.py --config=FILE [--mode=MODE] [--workdir=DIR] [--config.<group>.<key>=VALUE ...]
 
-  --config=configs/vp_digits.py    the experiment; docs/configuration.md lists its keys
+  --config=configs/demo.py         the experiment; docs/configuration.md lists its keys
   --config.sampling.num_steps=50   another value of one key
   --workdir=DIR                    folder of the run, by default runs/<name of the config>
 

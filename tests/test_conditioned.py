@@ -193,8 +193,8 @@ def test_networks_in_a_batch_equal_examples_alone(name, kind, run, x64):
     sde, keys = edm(), jax.random.split(jax.random.key(1), 2)
     model = models.create(name, num_classes=3, label_dropout=0.1, **NETWORKS[name])
     x = prior_sample(sde, jax.random.key(0), (2, 4, 4, 1)).astype(jnp.float64)
-    params = model.init(jax.random.key(1), x, jnp.zeros(2), LABELS[:2])["params"]
-    params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(jax.random.key(2), p.shape), params)
+    params = jax.jit(model.init)(jax.random.key(1), x, jnp.zeros(2), LABELS[:2])["params"]
+    params = jax.tree.map(lambda p: p + 0.1 * np.random.default_rng(2).normal(size=p.shape).astype(p.dtype), params)
 
     def denoiser_of(labels):
         return make_denoiser(apply_fn(model, params, labels=labels), sde, preconditioning="edm")

@@ -15,7 +15,7 @@ from tests.cli import ROOT
 
 @pytest.mark.slow
 def test_the_demonstration_draws_digits(tmp_path):
-    command = [sys.executable, "launch.py", "--config=configs/vp_digits.py", f"--workdir={tmp_path}"]
+    command = [sys.executable, "launch.py", "--config=configs/demo.py", f"--workdir={tmp_path}"]
     environment = dict(os.environ, XLA_FLAGS="", XDG_CACHE_HOME=str(ROOT / ".pytest_cache"))
     for flags in (("--mode=train",), ("--mode=evaluate",), ("--mode=sample", "--config.sampling.num_samples=500")):
         subprocess.run([*command, *flags], cwd=ROOT, env=environment, check=True, timeout=1800)
@@ -31,7 +31,7 @@ def test_the_demonstration_draws_digits(tmp_path):
     images, labels = load_examples(test)
     classes, sure = top_class(machine, to_unit_range(images, 17))
     assert np.mean(classes == labels) >= 0.97
-    drawn = np.load(tmp_path / "samples" / "step_00001500.npz")["images"]
+    drawn = np.load(tmp_path / "samples" / "step_00000800.npz")["images"]
     found, seen = top_class(machine, to_unit_range(drawn, 256))
     assert abs(seen.mean() - sure.mean()) < 0.05
     shares = np.bincount(found, minlength=10) / len(found)

@@ -127,7 +127,7 @@ def test_an_energy_trained_by_denoising_recovers_the_ratio_between_modes():
     rng = np.random.default_rng(0)
     data = modes[rng.choice(2, 20_000, p=weights)] + std * rng.standard_normal((20_000, 2))
     data = jnp.asarray(data, "float32")
-    variables = model.init(jax.random.key(0), data[:1], jnp.zeros(1))
+    variables = jax.jit(model.init)(jax.random.key(0), data[:1], jnp.zeros(1))
     optimizer = optax.adam(optax.cosine_decay_schedule(3e-3, 3000))
 
     def loss(variables, key):

@@ -15,7 +15,7 @@ import launch
 from docs import generate
 from tests.cli import QUICK, ROOT, environment, parse
 
-# README first: its commands train the run that the pages use. The pages of its own runs come in any order.
+# README first. Commands that train run before those that use their runs, whatever the page.
 PAGES = {path: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
 BLOCKS = [block for text in PAGES.values() for block in re.findall(r"```(\w*)\n(.*?)```", text, re.DOTALL)]
 COMMANDS = [
@@ -257,7 +257,7 @@ def run_briefly(command, tmp_path):
         names = {flag.split("=")[0] for flag in short}
         kept = [word for word in words_of(command) if word.split("=")[0] not in names]
         return run_once((*kept, *short), tmp_path)
-    config = re.findall(r"configs/[\w/]*?(toy2d|mixture|digits)", command)[0]
+    config = re.findall(r"configs/[\w/]*?(toy2d|mixture|digits|demo)", command)[0].replace("demo", "digits")
     if "--mode=sweep" in command:
         return run(command, tmp_path, [])
     flags = [flag for flag in brief(config) if flag.split("=")[0] not in command]

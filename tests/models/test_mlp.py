@@ -14,30 +14,33 @@ from score_sde.models import create
 def test_output_has_event_shape_and_rows_are_independent(event):
     model = create("mlp", features=(8, 8), embedding=4)
     x, level = jax.random.normal(jax.random.key(0), (5, *event)), jnp.arange(5.0)
-    variables = model.init(jax.random.key(1), x, level)
-    out = model.apply(variables, x, level)
+    variables = jax.jit(model.init)(jax.random.key(1), x, level)
+    apply = jax.jit(model.apply)
+    out = apply(variables, x, level)
     assert out.shape == x.shape
-    np.testing.assert_allclose(model.apply(variables, x[2:4], level[2:4]), out[2:4], rtol=1e-5, atol=1e-6)
-    assert not np.allclose(model.apply(variables, x, level + 1), out)  # the output depends on the noise level
+    np.testing.assert_allclose(apply(variables, x[2:4], level[2:4]), out[2:4], rtol=1e-5, atol=1e-6)
+    assert not np.allclose(apply(variables, x, level + 1), out)  # the output depends on the noise level
     two = create("mlp", features=(8, 8), embedding=4, outputs=2)
-    assert two.apply(two.init(jax.random.key(1), x, level), x, level).shape == (5, *event[:-1], 2 * event[-1])
+    doubled = jax.eval_shape(two.init_with_output, jax.random.key(1), x, level)[0]
+    assert doubled.shape == (5, *event[:-1], 2 * event[-1])
 
 
 @pytest.mark.slow
 def test_energy_mlp_returns_negative_energy_gradient():
     model = create("energy_mlp", features=(16, 16), embedding=8)
     x, level = jax.random.normal(jax.random.key(0), (6, 2)), jnp.linspace(0, 900, 6)
-    variables = model.init(jax.random.key(1), x, level)
+    variables = jax.jit(model.init)(jax.random.key(1), x, level)
 
     def energy(x):
         return model.apply(variables, x, level, method="energy")
 
-    output = model.apply(variables, x, level)
-    np.testing.assert_allclose(output, score_from_energy(energy)(x), rtol=1e-5, atol=1e-7)
+    output = jax.jit(model.apply)(variables, x, level)
+    np.testing.assert_allclose(output, jax.jit(score_from_energy(energy))(x), rtol=1e-5, atol=1e-7)
     # The Jacobian of a gradient is symmetric, unlike that of an unconstrained network.
-    jacobian = jax.jacfwd(lambda row: model.apply(variables, row[None], level[:1])[0])(x[0])
+    jacobian = jax.jit(jax.jacfwd(lambda row: model.apply(variables, row[None], level[:1])[0]))(x[0])
     np.testing.assert_allclose(jacobian, jacobian.T, atol=1e-6)
-    gradient = jax.grad(lambda v: jnp.sum(model.apply(v, x, level) ** 2))(variables)  # the network can be trained
+    loss = lambda variables: jnp.sum(model.apply(variables, x, level) ** 2)  # noqa: E731
+    gradient = jax.jit(jax.grad(loss))(variables)  # the network can be trained
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
     assert any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient))
 

@@ -1,0 +1,26 @@
+"""The demonstration: VP SDE with a small DDPM++ on scikit-learn's handwritten digits (8 x 8), for two CPU cores.
+
+python launch.py --config=configs/demo.py
+
+It trains faster than configs/vp_digits.py: the network has one block per level, EDM's preconditioning makes its target
+easier, and the learning rate starts higher and falls to zero.
+"""
+
+from configs import common
+
+
+def get_config():
+    """Return the config."""
+    config = common.digits()
+    config.model.preconditioning = "edm"
+    config.model.kwargs.num_res_blocks = 1
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.schedule = "cosine"
+    config.optimizer.schedule_kwargs = {"decay_steps": 800}
+    config.training.num_steps = 800
+    config.training.sample_every = 400
+    config.training.checkpoint_every = 200
+    config.training.ema_decay = 0.995
+    config.sampling.solver = "exponential_sde"
+    config.sampling.num_steps = 100
+    return config
