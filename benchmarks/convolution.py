@@ -1,11 +1,11 @@
 """Time a 3x3 convolution and its two gradients: JAX's, `score_sde.models.convolution`'s and PyTorch's.
 
-python benchmarks/convolution.py [--rounds=5]
+python benchmarks/convolution.py [--rounds=5] [--shapes=32x8x128,64x32x16]
 
 The first table has the rates of each pass alone, in GFLOP/s, at the shapes of the networks, beside that of a matrix
-product. PyTorch's are given where torch is installed, with channels last. The second has the milliseconds per gradient
-of two convolutions of 32 channels on 64 images of 8x8, outside a loop ("alone") and as the body of a `lax.scan`, where
-JAX's own gradient is slow.
+product. A shape is channels x side x batch. PyTorch's are given where torch is installed, with channels last. The
+second has the milliseconds per gradient of two convolutions of 32 channels on 64 images of 8x8, outside a loop
+("alone") and as the body of a `lax.scan`, where JAX's own gradient is slow.
 """
 
 import importlib.util
@@ -24,10 +24,11 @@ from jax import lax
 from benchmarks.report import interleaved, matmul_rate, median, show
 from score_sde.models.convolution import LAYOUT, convolve
 
+SHAPES = ["32x8x128", "64x8x128", "32x32x16", "64x32x16", "128x32x4", "256x16x4"]
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("rounds", 5, "timed rounds")
+flags.DEFINE_list("shapes", SHAPES, "shapes of the first table, channels x side x batch")
 
-SHAPES = [(32, 8, 128), (64, 8, 128), (32, 32, 16), (64, 32, 16), (128, 32, 4), (256, 16, 4)]  # channels, side, batch
 LENGTH = 10
 CONVOLUTIONS = {
     "JAX": partial(lax.conv_general_dilated, window_strides=(1, 1), padding="SAME", dimension_numbers=LAYOUT),
@@ -66,8 +67,9 @@ def torchs_passes(channels, side, batch):
     }
 
 
-def rates(channels, side, batch):
+def rates(shape):
     """Return a row of GFLOP/s."""
+    channels, side, batch = map(int, shape.split("x"))
     keys = jax.random.split(jax.random.key(0))
     x = jax.random.normal(keys[0], (batch, side, side, channels))
     kernel = 0.1 * jax.random.normal(keys[1], (3, 3, channels, channels))
@@ -106,7 +108,7 @@ def make_loops():
 
 def main(argv):
     del argv
-    rows = [rates(*shape) for shape in SHAPES]
+    rows = [rates(shape) for shape in FLAGS.shapes]
     show(f"GFLOP/s of 3x3 convolutions; a matrix product has {matmul_rate('float32') / 1e9:.0f}", rows)
     seconds = interleaved(make_loops(), FLAGS.rounds)
     rows = [

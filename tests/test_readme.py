@@ -40,7 +40,7 @@ LAPTOP = [
 SHORT = {
     "train_step": "--model=digits --batch=2 --rounds=1 --peer=",
     "sampling": "--model=digits --batch=2 --rounds=1 --num_steps=2 --solver=ddim --noadaptive --peer=none",
-    "convolution": "--rounds=1",
+    "convolution": "--rounds=1 --shapes=32x8x4",
     "data": "--size=500 --batches=2 --rounds=1",
     "guidance": "--samples=40 --scales=0,2",
     "real_runs": "",
