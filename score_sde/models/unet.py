@@ -29,8 +29,6 @@ class UNet(nn.Module):
       num_classes: Number of classes; 0 for an unconditional network.
       label_dropout: Probability that a label is replaced by the null label in training.
       augment_dim: Number of augmentation labels; 0 for none.
-      input_frequencies: Exponents n of the Fourier features sin(2^n pi x) and cos(2^n pi x), which join the image as
-        input channels. They resolve gray levels, for likelihoods (Kingma et al. 2021). Empty for none.
       embedding: Features of the noise level, "positional" or "fourier".
       endpoint, cosine_first: Options of "positional"; see `positional_embedding`.
       labels_enter: Position of class labels in the embedding, "before" or "after" its dense layers.
@@ -59,7 +57,6 @@ class UNet(nn.Module):
     num_classes: int = 0
     label_dropout: float = 0.0
     augment_dim: int = 0
-    input_frequencies: Sequence[int] = ()
     embedding: str = "positional"
     endpoint: bool = True
     cosine_first: bool = False
@@ -125,8 +122,7 @@ class UNet(nn.Module):
                 return residual(hidden, hidden.shape[-1], name, direction)
             return self._resample_layer(direction, hidden.shape[-1], name)(hidden)
 
-        features = append_fourier_features(x, self.input_frequencies)
-        image, hidden = x, Conv(self.channels, dtype=config.dtype, name="conv_in")(features)
+        image, hidden = x, Conv(self.channels, dtype=config.dtype, name="conv_in")(x)
         skips = [hidden]
         for level, multiplier in enumerate(self.multipliers):
             for i in range(self.num_res_blocks):
@@ -200,12 +196,6 @@ class UNet(nn.Module):
         check_rates(name, self)
         check_levels(name, x, self.multipliers, self.attention_resolutions)
         check_labels(name, self.num_classes, labels)
-
-
-def append_fourier_features(x, exponents):
-    """Append the channels sin(2^n pi x) and cos(2^n pi x) for each exponent n to images."""
-    angles = [2**n * jnp.pi * x for n in exponents]
-    return jnp.concatenate([x, *map(jnp.sin, angles), *map(jnp.cos, angles)], axis=-1)
 
 
 def check_levels(name, x, multipliers, attention_resolutions):

@@ -7,7 +7,6 @@ import pytest
 
 from score_sde.errors import UserError
 from score_sde.models import create
-from score_sde.models.unet import append_fourier_features
 
 
 def parameter_count(module, shape):
@@ -50,17 +49,3 @@ def test_unknown_names_raise_with_suggestion():
         create("ncsnp")
     with pytest.raises(UserError, match="Did you mean 'channels'"):
         create("ddpmpp", chanels=3)
-
-
-def test_fourier_features_of_the_input():
-    """Frequencies 2^n tell neighboring gray levels apart, and the first convolution takes the additional channels."""
-    x = jnp.array([-1.0, -0.75, 0.125, 0.5]).reshape(1, 2, 2, 1)
-    appended = append_fourier_features(x, (0, 3))
-    angles = np.pi * np.asarray(x) * np.array([1, 8])
-    np.testing.assert_allclose(appended, np.concatenate([x, np.sin(angles), np.cos(angles)], -1), atol=4e-6)
-    tiny = {"channels": 8, "num_res_blocks": 1, "multipliers": (1,), "attention_resolutions": ()}
-    plain, extended = (
-        parameter_count(create("ddpmpp", **tiny, input_frequencies=exponents), (1, 4, 4, 3))
-        for exponents in ((), (6, 7))
-    )
-    assert extended - plain == 9 * 12 * 8
