@@ -2,8 +2,9 @@
 
 python launch.py --config=configs/demo.py
 
-It trains faster than configs/vp_digits.py: the network has one block per level, EDM's preconditioning makes its target
-easier, and the learning rate starts higher and falls to zero.
+It trains for 800 steps instead of the 1,500 of configs/vp_digits.py, and its network has one block per level instead of
+two. EDM's preconditioning makes the target easier. The peak learning rate is twice as high and falls to zero, so a
+longer training also needs a larger optimizer.schedule_kwargs.decay_steps.
 """
 
 from configs import common

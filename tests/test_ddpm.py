@@ -116,11 +116,11 @@ def test_the_decoder_sums_to_one_over_the_levels(mean, std):
 def test_the_decoder_has_a_finite_gradient_however_wrong_the_mean_is():
     @jax.jit
     @partial(jax.value_and_grad, argnums=(0, 1))
-    def total(mean, log_std):
+    def total_and_gradients(mean, log_std):
         return jnp.sum(discretized_normal_log_prob(jnp.array([-1.0, 0.5, 1.0]), mean, log_std))
 
     for mean in (-300.0, 0.0, 300.0):
-        value, gradients = total(jnp.float32(mean), jnp.float32(-5.0))
+        value, gradients = total_and_gradients(jnp.float32(mean), jnp.float32(-5.0))
         assert np.isfinite(value)
         assert np.isfinite(gradients).all()
 

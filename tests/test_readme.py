@@ -15,7 +15,7 @@ import launch
 from docs import generate
 from tests.cli import QUICK, ROOT, environment, parse
 
-# README first. Commands that train run before those that use their runs, whatever the page.
+# README comes first. Training commands run before all others, whatever their page.
 PAGES = {path: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
 BLOCKS = [block for text in PAGES.values() for block in re.findall(r"```(\w*)\n(.*?)```", text, re.DOTALL)]
 COMMANDS = [

@@ -100,7 +100,7 @@ def test_fokker_planck_of_a_scaled_gaussian_score_is_known(name, dimensions, key
         scale = sde.sigma(t) / time_derivative(lambda t: log_snr(sde, t), t)
         expected = jnp.mean((scale * left) ** 2, axis=1)
         found, zero = (
-            diagnostics.fokker_planck(sde, gaussian(sde, std, scale), x, t, keys[:32]) for scale in (1 + c, 1)
+            diagnostics.fokker_planck(sde, gaussian(sde, std, factor), x, t, keys[:32]) for factor in (1 + c, 1)
         )
         return expected, found, zero
 

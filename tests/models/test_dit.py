@@ -75,7 +75,7 @@ def test_a_bottleneck_bounds_the_rank_of_the_patches_embedding():
 
 
 @pytest.mark.parametrize("dtype", thinned((None, "bfloat16"), "bfloat16"))
-def test_all_options_train_in_both_precisions(dtype):
+def test_all_options_train(dtype):
     """The gradient of every parameter is finite and not all zero."""
     module = create("dit", **SMALL, **JIT, dtype=dtype)
     shapes = jax.eval_shape(module.init, jax.random.key(0), X, LEVEL)

@@ -1,6 +1,7 @@
 """A plan agrees with a run: memory, collectives, FLOPs."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from score_sde.experiment import make_experiment
 from score_sde.planning import plan
 from score_sde.planning.collectives import collectives
 from score_sde.planning.flops import count_repeated_flops
-from score_sde.planning.topology import CHIPS, parse_topology
+from score_sde.planning.topology import CHIPS, hide_host_flags, parse_topology
 from score_sde.training.devices import make_strategy
 from score_sde.training.setup import build_train_step
 from tests.cli import POINTS, ROOT, environment, finish, start
@@ -192,3 +193,13 @@ def test_bounds_follow_from_the_peak_rates():
     estimate = plan._step_estimate(compiled, target, experiment_of())
     assert estimate["bounds_seconds"] == {"compute": 3.0, "memory": 2.0, "interconnect": 1.5}
     assert estimate["bound_by"] == "compute" and estimate["images_per_second_at_most"] == 16 / 3
+
+
+def test_flags_of_this_machine_are_hidden_from_libtpu(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_unknown_to_libtpu")
+    cpu = parse_topology("cpu:1")
+    with hide_host_flags(cpu):
+        assert os.environ["XLA_FLAGS"] == "--xla_unknown_to_libtpu"
+    with pytest.raises(KeyError), hide_host_flags(cpu._replace(chip=CHIPS["v5e"])):
+        os.environ["XLA_FLAGS"]
+    assert os.environ["XLA_FLAGS"] == "--xla_unknown_to_libtpu"

@@ -17,9 +17,8 @@ from tests import cli
 from tests.cli import CHEAP, POINTS, finish
 
 start = partial(cli.start, compiler=CHEAP)  # the default generator: scanned steps have the bits of single ones
-STEPS = 1000  # of a run on points
-MANY = (*POINTS, f"--config.training.num_steps={STEPS}", f"--config.training.sample_every={STEPS}")
-RARE = (*MANY, f"--config.training.checkpoint_every={STEPS}")
+STEPS = 2000  # of a run on points
+RARE = (*POINTS, f"--config.training.checkpoint_every={STEPS}")
 
 
 def wait_for(condition, process, timeout=120.0):
@@ -99,7 +98,7 @@ def test_kills_at_random_and_during_a_save_change_no_bit(undisturbed, tmp_path):
 
 @pytest.mark.slow
 def test_ten_kills_at_random_change_no_bit(undisturbed_points, tmp_path):
-    often = (*MANY, "--config.training.checkpoint_every=5", "--config.training.log_every=5")
+    often = (*POINTS, "--config.training.checkpoint_every=5", "--config.training.log_every=5")
     for _ in range(10):
         kill_after_a_save(tmp_path, lambda process: time.sleep(random.uniform(0.0, 0.05)), *often)
     finish(start(tmp_path, *RARE))

@@ -190,6 +190,23 @@ def test_the_second_call_compiles_nothing(on_points, compilations, num_devices, 
     assert not compilations
 
 
+@pytest.mark.parametrize("strategy", ["pmap", "fsdp"])
+def test_the_step_is_traced_once(strategy):
+    """Large networks take seconds to trace."""
+    traced = []
+
+    def train_step(state, batch):
+        traced.append(batch["image"].shape)
+        return state + jnp.sum(batch["image"]), {"loss": state}
+
+    parallel = make_strategy(strategy, jax.devices()[:1])
+    state = parallel.shard_state(jnp.float32(0.0))
+    batches = parallel.shard_batch({"image": np.ones((3, 2, 4), np.float32)})
+    state, _ = parallel.compile(train_step, state)(state, batches)
+    assert len(traced) == 1
+    assert float(parallel.unshard(state)) == 24
+
+
 def test_more_classes_than_those_of_the_network_are_refused(tmp_path):
     config = vp_digits.get_config()
     config.model.kwargs.num_classes = 9
