@@ -8,6 +8,8 @@ COMMA := ,
 EXTRAS ?= train$(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo ,cuda12)
 INSTALLED := $(VENV)/installed-$(subst $(COMMA),-,$(EXTRAS))
 DEVELOPER := $(INSTALLED)-sweep-dev
+# One more than the cores, because many slow tests wait for other processes.
+SLOW_WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(4, (os.cpu_count() or 1) + 1))')
 
 .PHONY: demo test slow lint peers clean
 
@@ -23,7 +25,7 @@ test: $(DEVELOPER)
 	$(VENV)/bin/python -m pytest -q -n auto --maxprocesses=4 --dist worksteal
 
 slow: $(DEVELOPER)
-	$(VENV)/bin/python -m pytest -q -m slow -n auto --maxprocesses=4 --dist worksteal
+	$(VENV)/bin/python -m pytest -q -m slow -n $(SLOW_WORKERS) --dist worksteal
 
 lint: $(DEVELOPER)
 	$(VENV)/bin/ruff check .
