@@ -53,6 +53,7 @@ OTHERS = (
     "predictor_corrector",
     "flow_map_steps",
 )  # which take other noise, or a flow map
+SOME = ("heun", "ddim", "dpm_solver_pp", "ancestral")  # one solver of each kind
 
 CHECKS = ("random_bits", "conversions", "solvers", "likelihood", "networks", "gradients", "training")
 
@@ -105,10 +106,12 @@ def distance(actual, expected):
     return float(error) if np.isfinite(error) else float("inf")
 
 
-def as_exact_as_the_cpu(name, function, *arguments):
-    truth = in_float64(function, *arguments)
-    limit = 8 * distance(on_cpu(function, *arguments), truth) + 10 * 2.0**-24
-    return name, distance(here(function, *arguments), truth), limit
+def as_exact_as_the_cpu(function, *arguments):
+    """Check each entry of the dictionary that a function returns; one program computes them all."""
+    truth, usual, found = (compute(function, *arguments) for compute in (in_float64, on_cpu, here))
+    for name in truth:
+        limit = 8 * distance(usual[name], truth[name]) + 10 * 2.0**-24
+        yield name, distance(found[name], truth[name]), limit
 
 
 def random_bits():
@@ -127,15 +130,15 @@ def conversions():
         sde = make_sde()
         t = np.asarray(t_from_log_snr(sde, levels))
 
-        def every(x0, epsilon, t, sde=sde):
+        def every(x0, epsilon, t, sde=sde, name=name):
             x = add_noise(sde, x0, epsilon, t)
             found = []
             for source in PREDICTIONS:
                 output = from_prediction(Prediction(x0, epsilon), t, sde, source)
                 found += [convert(output, x, t, sde, source, target) for target in PREDICTIONS]
-            return found
+            return {f"conversions, {name}": found}
 
-        yield as_exact_as_the_cpu(f"conversions, {name}", every, x0, epsilon, t)
+        yield from as_exact_as_the_cpu(every, x0, epsilon, t)
 
 
 def solvers():
@@ -148,16 +151,16 @@ def solvers():
         denoiser = gaussian_denoiser(sde, 0.4, 0.6)
         x = (rng.normal(size=(64, 3)) * np.asarray(sde.sigma(sde.t_max))).astype(np.float32)
         noise = rng.normal(size=(steps, 64, 3)).astype(np.float32)
-        for name, make_solver in SOLVERS.items():
-            if name in OTHERS or (sde_name != "vp" and name not in ("heun", "ddim", "dpm_solver_pp", "ancestral")):
-                continue
+        names = [name for name in SOLVERS if name not in OTHERS] if sde_name == "vp" else SOME
+        chosen = {f"{name}, {sde_name}": SOLVERS[name]() for name in names}
 
-            solver = make_solver()
-
-            def run(x, noise, solver=solver, sde=sde, times=times, denoiser=denoiser):
+        def run(x, noise, chosen=chosen, sde=sde, times=times, denoiser=denoiser):
+            def end(solver):
                 return solve(solver, sde, denoiser, x, times, noise=noise if solver.stochastic else None).x
 
-            yield as_exact_as_the_cpu(f"{name}, {sde_name}", run, x, noise)
+            return {name: end(solver) for name, solver in chosen.items()}
+
+        yield from as_exact_as_the_cpu(run, x, noise)
 
 
 def likelihood():
@@ -187,8 +190,9 @@ def networks():
 
 
 def limits(variables):
-    """Return the limit of each precision, from the number of the network's kernels."""
-    layers = sum(leaf.ndim > 1 for leaf in jax.tree.leaves(variables))
+    """Return the limit of each precision, from the number of the network's kernels, of a stack those of every block."""
+    kernels = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(variables) if path[-1].key != "bias"]
+    layers = sum(leaf.shape[0] if leaf.ndim % 2 else 1 for leaf in kernels if leaf.ndim > 1)
     return {precision: 4 * np.sqrt(layers) * rounding for precision, rounding in ROUNDING.items()}
 
 
