@@ -136,17 +136,16 @@ def load_pretrained(config: ConfigDict) -> tuple[ConfigDict, Any]:
 
 def exported(path: str, argument: str) -> str:
     """Return the path of the weights; for the folder of a run those of its last export."""
-    folder = Path(path)
-    if not (folder / "checkpoints").is_dir():
-        return path
-    found = sorted(folder.glob("ema_*.safetensors"))
-    if not found:
+    found = sorted(Path(path).glob("ema_*.safetensors"))
+    if found:
+        return str(found[-1])
+    if (Path(path) / "checkpoints").is_dir():
         raise UserError(
             f"the run {path} has not exported its weights: launch.py --config=... --workdir={path} --mode=export "
             "writes them",
             argument,
         )
-    return str(found[-1])
+    return path
 
 
 def _trace(config: ConfigDict, module: nn.Module, shape: tuple[int, ...]) -> tuple[Any, tuple[int, ...]]:
