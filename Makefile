@@ -33,7 +33,7 @@ lint: $(DEVELOPER)
 	$(VENV)/bin/mypy
 
 peers: $(DEVELOPER) $(VENV)/installed-peers
-	$(VENV)/bin/python -m pytest -q -m peers
+	$(VENV)/bin/python -m pytest -q -m peers -n auto --maxprocesses=4 --dist loadfile
 
 clean:
 	rm -rf $(VENV)

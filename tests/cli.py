@@ -8,11 +8,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-# Compilation takes most of the tests' time, so LLVM runs fewer passes on a single module.
-CHEAP = "--xla_backend_optimization_level=1 --xla_cpu_parallel_codegen_split_count=1"
+# Compilation takes most of the tests' time. LLVM therefore gets a single module and runs few passes: fewest in the
+# programs that the tests start, which compile more and compute less than the tests' own process.
+CHEAP = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
 # The older code generator compiles faster, but a scanned U-Net then differs from an unscanned one in the last bit.
 OLDER_GENERATOR = "--xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else ""
 QUICK = f"{CHEAP} {OLDER_GENERATOR}"
+OWN = QUICK.replace("level=0", "level=1")
 TINY = (
     "--config=configs/vp_digits.py",
     "--config.model.kwargs.channels=8",

@@ -1,6 +1,6 @@
 """Conditioning in a batch: each example keeps its label, guide and scale, whatever maps over examples."""
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -81,9 +81,14 @@ def test_batch_equals_examples_alone(kind, run, x64):
         return RUNS[run](sde, GUIDED[kind](sde, partial(mixture_denoiser, sde), labels, scales), x, keys)
 
     together = compiled(x, LABELS, SCALES, keys)
-    rows = [slice(i, i + 1) for i in range(4)]
-    single = np.concatenate([compiled(x[row], LABELS[row], SCALES[row], keys[row]) for row in rows])
-    np.testing.assert_allclose(together, single, atol=1e-9)
+    for i in range(4):
+        alone = compiled(*same_rows((x, LABELS, SCALES, keys), i))
+        np.testing.assert_allclose(alone, jnp.stack([together[i]] * 4), atol=1e-9)
+
+
+def same_rows(arrays, i):
+    """Return batches of one example as often as there are examples, which need no compilation of another size."""
+    return [jnp.stack([rows[i]] * len(rows)) for rows in arrays]
 
 
 def test_adaptive_classifier_guidance_reaches_its_classes():
@@ -182,6 +187,15 @@ NETWORK_RUNS = {
 }
 
 
+@cache
+def network(name):
+    """Return a network and its parameters, all of them random."""
+    model = models.create(name, num_classes=3, label_dropout=0.1, **NETWORKS[name])
+    params = jax.jit(model.init)(jax.random.key(1), jnp.zeros((2, 4, 4, 1)), jnp.zeros(2), LABELS[:2])["params"]
+    rng = np.random.default_rng(2)
+    return model, jax.tree.map(lambda p: p + 0.1 * rng.normal(size=p.shape).astype(p.dtype), params)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "run"),
@@ -191,10 +205,8 @@ NETWORK_RUNS = {
 def test_networks_in_a_batch_equal_examples_alone(name, kind, run, x64):
     """In double precision but for the noise level's embedding, which is float32; on edm, whose flow contracts."""
     sde, keys = edm(), jax.random.split(jax.random.key(1), 2)
-    model = models.create(name, num_classes=3, label_dropout=0.1, **NETWORKS[name])
     x = prior_sample(sde, jax.random.key(0), (2, 4, 4, 1)).astype(jnp.float64)
-    params = jax.jit(model.init)(jax.random.key(1), x, jnp.zeros(2), LABELS[:2])["params"]
-    params = jax.tree.map(lambda p: p + 0.1 * np.random.default_rng(2).normal(size=p.shape).astype(p.dtype), params)
+    model, params = network(name)
 
     def denoiser_of(labels):
         return make_denoiser(apply_fn(model, params, labels=labels), sde, preconditioning="edm")
@@ -210,7 +222,7 @@ def test_networks_in_a_batch_equal_examples_alone(name, kind, run, x64):
 
     start = x if run.startswith("adaptive") else x / sde.t_max
     together = compiled(start, LABELS[:2], SCALES[:2], keys)
-    for i in range(2):  # a batch of one example twice, which needs no compilation of another size
-        alone = compiled(*(jnp.stack([rows[i], rows[i]]) for rows in (start, LABELS[:2], SCALES[:2], keys)))
+    for i in range(2):
+        alone = compiled(*same_rows((start, LABELS[:2], SCALES[:2], keys), i))
         np.testing.assert_allclose(alone, jnp.stack([together[i], together[i]]), atol=1e-6)
     assert np.abs(compiled(start, (LABELS[:2] + 1) % 3, SCALES[:2], keys) - together).max() > 1e-5, "labels do nothing"

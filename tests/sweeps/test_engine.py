@@ -120,7 +120,7 @@ def test_missing_cluster_and_missing_resources_raise(tmp_path):
 @pytest.mark.slow
 def test_killed_trials_and_driver_do_not_change_the_table(tmp_path):
     trials = "axis('model.prediction', ('epsilon', 'v'))"
-    path = write(tmp_path, trials, steps=4000)
+    path = write(tmp_path, trials, steps=2000)
     whole, disturbed = tmp_path / "whole", tmp_path / "disturbed"
     finish(start(path, whole))
     driver = start(path, disturbed)
@@ -131,7 +131,7 @@ def test_killed_trials_and_driver_do_not_change_the_table(tmp_path):
             if folder.name not in killed and len(list(folder.glob("checkpoints/*0"))) >= 1 and kill(folder):
                 killed.add(folder.name)
         time.sleep(0.05)
-    time.sleep(3)
+    time.sleep(1)
     driver.send_signal(signal.SIGKILL)
     driver.communicate()
     assert any(state["status"] != "done" for state in states(disturbed).values())
