@@ -115,7 +115,8 @@ def _exact_products() -> AbstractContextManager:
     By default GPUs and TPUs round the factors to 11 or 8 bits. That error exceeds an adaptive solver's tolerance, which
     then takes needless steps.
     """
-    return jax.default_matmul_precision(jax.config.jax_default_matmul_precision or "highest")
+    chosen = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    return jax.default_matmul_precision(chosen or "highest")
 
 
 def export(experiment: Experiment, workdir: Path) -> str:
