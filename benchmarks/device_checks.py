@@ -29,6 +29,7 @@ from score_sde.analytic import gaussian_denoiser
 from score_sde.experiment import make_experiment
 from score_sde.likelihood import log_likelihood
 from score_sde.models import create
+from score_sde.models.constraints import KERNELS
 from score_sde.parameterization import PREDICTIONS, Prediction, convert, from_prediction, make_denoiser
 from score_sde.sde import SDES, add_noise, t_from_log_snr
 from score_sde.solvers import SOLVERS, solve, time_grid
@@ -190,9 +191,10 @@ def networks():
 
 
 def limits(variables):
-    """Return the limit of each precision, from the number of the network's kernels, of a stack those of every block."""
-    kernels = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(variables) if path[-1].key != "bias"]
-    layers = sum(leaf.shape[0] if leaf.ndim % 2 else 1 for leaf in kernels if leaf.ndim > 1)
+    """Return the limit of each precision, from the number of kernels; an array of scanned blocks has one per block."""
+    leaves = jax.tree_util.tree_leaves_with_path(variables)
+    kernels = [leaf for path, leaf in leaves if path[-1].key in KERNELS]
+    layers = sum(leaf.shape[0] if leaf.ndim % 2 else 1 for leaf in kernels)
     return {precision: 4 * np.sqrt(layers) * rounding for precision, rounding in ROUNDING.items()}
 
 
@@ -207,7 +209,7 @@ def random_variables(module, x, level):
 
     def draw(path, leaf):
         mean = 1.0 if path[-1].key in ("scale", "gamma") else 0.0
-        fan = np.prod(leaf.shape[:-1]) if leaf.ndim > 1 else 25.0
+        fan = np.prod(leaf.shape[leaf.ndim % 2 : -1]) if path[-1].key in KERNELS else 25.0
         return (mean + rng.normal(size=leaf.shape) / np.sqrt(fan)).astype(np.float32)
 
     return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(module.init, jax.random.key(0), x, level))

@@ -81,6 +81,9 @@ def torchs(config, network):
     import torch
 
     device = "cuda" if jax.default_backend() == "gpu" and torch.cuda.is_available() else "cpu"
+    if device == "cuda":  # choose kernels by timing them, and use TF32, as XLA does
+        torch.backends.cudnn.benchmark = True
+        torch.set_float32_matmul_precision("high")
     network = network.to(device)
     average = [parameter.detach().clone() for parameter in network.parameters()]
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, fused=True)

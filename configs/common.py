@@ -35,7 +35,7 @@ def digits() -> ConfigDict:
 
 
 def fashion_mnist() -> ConfigDict:
-    """Return a config for a small network on Fashion-MNIST (28 x 28), which trains in hours on two CPU cores."""
+    """Return the settings that the configs of Fashion-MNIST (28 x 28) share."""
     config = default()
     config.data.name = "fashion_mnist"
     config.data.image_size = 28

@@ -8,13 +8,20 @@ from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-# Compilation takes most of the tests' time. LLVM therefore gets a single module and runs few passes: fewest in the
-# programs that the tests start, which compile more and compute less than the tests' own process.
-CHEAP = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+
+
+def cheap(level: int) -> str:
+    """Return compiler flags for LLVM to get a single module and run few passes."""
+    return f"--xla_backend_optimization_level={level} --xla_cpu_parallel_codegen_split_count=1"
+
+
+# Compilation takes most of the tests' time. Programs that the tests start run the fewest passes, because they compile
+# more and compute less than the tests' process.
+CHEAP = cheap(0)
 # The older code generator compiles faster, but a scanned U-Net then differs from an unscanned one in the last bit.
 OLDER_GENERATOR = "--xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else ""
 QUICK = f"{CHEAP} {OLDER_GENERATOR}"
-OWN = QUICK.replace("level=0", "level=1")
+IN_PROCESS = f"{cheap(1)} {OLDER_GENERATOR}"
 TINY = (
     "--config=configs/vp_digits.py",
     "--config.model.kwargs.channels=8",
@@ -44,7 +51,7 @@ POINTS = (  # a perceptron on points, which compiles quickly
 
 
 def environment(devices: int = 1, compiler: str = QUICK) -> dict[str, str]:
-    """Return the environment of a process with virtual devices, and the tests' compiler flags and cache."""
+    """Return the environment of a process with virtual devices, cheap compilation and the tests' cache."""
     return dict(
         os.environ,
         JAX_PLATFORMS="cpu",

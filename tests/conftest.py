@@ -2,9 +2,9 @@
 
 import os
 
-from tests.cli import OWN, ROOT
+from tests.cli import IN_PROCESS, ROOT
 
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 {OWN}"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 {IN_PROCESS}"
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Workers and later calls of pytest reuse compiled programs, the slow tests also those of the fast ones.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "compiled")

@@ -87,7 +87,7 @@ def test_batch_equals_examples_alone(kind, run, x64):
 
 
 def same_rows(arrays, i):
-    """Return batches of one example as often as there are examples, which need no compilation of another size."""
+    """Return arrays in which example i fills every row, so that no other batch size is compiled."""
     return [jnp.stack([rows[i]] * len(rows)) for rows in arrays]
 
 

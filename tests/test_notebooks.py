@@ -7,7 +7,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from tests.cli import OWN
+from tests.cli import IN_PROCESS
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -42,6 +42,6 @@ def test_all_are_there_with_their_outputs():
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(path, monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", OWN)
+    monkeypatch.setenv("XLA_FLAGS", IN_PROCESS)
     book = nbformat.read(path, as_version=4)
     NotebookClient(book, timeout=600, resources={"metadata": {"path": str(path.parent)}}).execute()

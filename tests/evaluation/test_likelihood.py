@@ -59,27 +59,6 @@ def true_bits():
     return probability, -np.sum(probability * np.log2(probability))
 
 
-def test_products_are_not_rounded_unless_asked_for(tmp_path, monkeypatch):
-    """The precision that the flow is traced with, by default and when the user has chosen one."""
-    import jax
-
-    experiment, seen = gaussian_experiment(num_examples=2), []
-    sde = experiment.model.sde
-
-    def alpha(t):
-        seen.append(jax.config.jax_default_matmul_precision)
-        return sde.alpha(t)
-
-    experiment = experiment._replace(model=experiment.model._replace(sde=sde._replace(alpha=alpha)))
-    likelihood(experiment, tmp_path / "default")
-    assert set(seen) == {"highest"}
-    seen.clear()
-    with jax.default_matmul_precision("tensorfloat32"):
-        likelihood(experiment, tmp_path / "chosen")
-    assert set(seen) == {"tensorfloat32"}
-    assert jax.config.jax_default_matmul_precision is None
-
-
 def test_bits_of_rounded_gaussian_pixels(tmp_path):
     """The bound exceeds the true bits by less than 1%, the cost of uniform dequantization."""
     likelihood(gaussian_experiment(), tmp_path)

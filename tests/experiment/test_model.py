@@ -1,4 +1,4 @@
-"""Which file a path to pretrained weights stands for."""
+"""The file that a path to pretrained weights selects."""
 
 import pytest
 
