@@ -15,13 +15,12 @@ def cheap(level: int) -> str:
     return f"--xla_backend_optimization_level={level} --xla_cpu_parallel_codegen_split_count=1"
 
 
-# Compilation takes most of the tests' time. Programs that the tests start run the fewest passes, because they compile
-# more and compute less than the tests' process.
-CHEAP = cheap(0)
 # The older code generator compiles faster, but a scanned U-Net then differs from an unscanned one in the last bit.
 OLDER_GENERATOR = "--xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else ""
-QUICK = f"{CHEAP} {OLDER_GENERATOR}"
+# Compilation takes most of the tests' time. Programs that the tests start run the fewest passes, because they compile
+# more and compute less than the tests' process.
 IN_PROCESS = f"{cheap(1)} {OLDER_GENERATOR}"
+QUICK = f"{cheap(0)} {OLDER_GENERATOR}"
 TINY = (
     "--config=configs/vp_digits.py",
     "--config.model.kwargs.channels=8",
@@ -61,13 +60,17 @@ def environment(devices: int = 1, compiler: str = QUICK) -> dict[str, str]:
     )
 
 
-def start(workdir, *flags: str, devices: int = 1, compiler: str = QUICK) -> subprocess.Popen:
+def compiler_of(command) -> str:
+    """Return the compiler flags of a command; evaluation trains a classifier, which takes minutes without passes."""
+    return IN_PROCESS if "--mode=evaluate" in command else QUICK
+
+
+def start(workdir, *flags: str, devices: int = 1, compiler: str = "") -> subprocess.Popen:
     """Start launch.py with the flags, and with the tiny config unless they name another."""
     config = () if any(flag.startswith("--config=") for flag in flags) else TINY
     command = [sys.executable, "launch.py", *config, f"--workdir={workdir}", *flags]
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment(devices, compiler), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    variables = environment(devices, compiler or compiler_of(flags))
+    return subprocess.Popen(command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def finish(process: subprocess.Popen, expected: int = 0) -> str:

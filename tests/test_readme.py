@@ -13,7 +13,7 @@ import pytest
 
 import launch
 from docs import generate
-from tests.cli import QUICK, ROOT, environment, parse
+from tests.cli import IN_PROCESS, ROOT, compiler_of, environment, parse
 
 # README comes first. Training commands run before all others, whatever their page.
 PAGES = {path: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
@@ -280,7 +280,8 @@ def run_once(words, folder):
 
 def run(command, folder, flags):
     words = [sys.executable, *words_of(command)[1:], *flags]
-    plain = environment() | {"XLA_FLAGS": QUICK}  # a plan for several devices asks for them
+    compiler = IN_PROCESS if "benchmarks/" in command else compiler_of(words)
+    plain = environment() | {"XLA_FLAGS": compiler}  # a plan for several devices asks for them
     done = subprocess.run(words, cwd=folder, env=plain, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, (command, done.stdout[-500:] + done.stderr[-1500:])
     return done.stdout + done.stderr

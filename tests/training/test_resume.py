@@ -14,9 +14,9 @@ from score_sde.errors import UserError
 from score_sde.training.checkpoints import restore_newest
 from score_sde.training.workdir import check_config, prepare
 from tests import cli
-from tests.cli import CHEAP, POINTS, finish
+from tests.cli import POINTS, cheap, finish
 
-start = partial(cli.start, compiler=CHEAP)  # the default generator: scanned steps have the bits of single ones
+start = partial(cli.start, compiler=cheap(1))  # the default generator: scanned steps have the bits of single ones
 STEPS = 2000  # of a run on points
 RARE = (*POINTS, f"--config.training.checkpoint_every={STEPS}")
 
