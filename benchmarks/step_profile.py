@@ -58,6 +58,7 @@ def profile(run, steps: int) -> Counter:
 
 def main(argv):
     del argv
+    jax.config.update("jax_platforms", "cpu")
     rows = []
     for name in FLAGS.model:
         run, _ = ours(load_config(name, FLAGS.batch, FLAGS.dtype), 1)
