@@ -7,8 +7,8 @@ DIR: see configs/vp_fashion_mnist.py. EDM's preconditioning makes the target eas
 start at t = 1e-5, because at vp's default of 1e-3 the noise is wider than one of 256 levels.
 
 On the first 500 test images (`--config.likelihood.num_examples=500`) it has 2.835 ± 0.037 bits/dim, with 194
-evaluations each; histograms need 4.613. Training took 5 minutes on one H200 while other jobs ran, and the likelihood 45
-minutes on two CPU cores.
+evaluations each; histograms need 4.613. Training took 5 minutes on one H200, and the likelihood 45
+minutes on two CPU cores, both while other jobs ran.
 """
 
 from configs import common

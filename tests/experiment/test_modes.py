@@ -1,4 +1,4 @@
-"""What the modes of the command line add to the functions that they call."""
+"""The precision of products in the modes likelihood and certify."""
 
 import jax
 import pytest
@@ -16,7 +16,7 @@ CALLED = {
 
 @pytest.mark.parametrize("mode", CALLED)
 def test_products_are_not_rounded_unless_asked_for(tmp_path, monkeypatch, mode):
-    """The precision of products in these modes, by default and if the user has chosen one."""
+    """By default they are computed in float32; a precision that the user has chosen is kept."""
     experiment, seen = make_experiment(mixture.get_config(), jax.devices()[:1]), []
 
     def record(*arguments):
