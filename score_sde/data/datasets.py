@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from score_sde.data import cifar10, toys
-from score_sde.data.examples import Arrays, Dataset, MappedDataset, add_label, crop_image, pad_image
-from score_sde.data.folders import image_folder, npz
+from score_sde.data.examples import Arrays, Dataset, MappedDataset, MissingSplit, add_label, crop_image, pad_image
+from score_sde.data.folders import image_folder
 from score_sde.data.idx import idx
+from score_sde.data.npz import npz
 from score_sde.errors import UserError, build, lookup, not_none
 from score_sde.runtime.cache import cache_folder
 
@@ -208,7 +209,8 @@ def tfds(split: str, path: str, name: str, test_split: str = "test") -> Dataset:
         )
     features, split = builder.info.features, test_split if split == "test" else split
     if split not in builder.info.splits or "image" not in features:
-        raise UserError(
+        missing = MissingSplit if "image" in features else UserError
+        raise missing(
             f"{name}: expected the split {split!r} and the feature 'image', got the splits "
             f"{', '.join(builder.info.splits)} and the features {', '.join(features)}",
             "test_split",
@@ -219,7 +221,8 @@ def tfds(split: str, path: str, name: str, test_split: str = "test") -> Dataset:
     examples = builder.as_data_source(split)
     if "label" not in features:
         examples = MappedDataset(examples, add_label)
-    return Dataset(examples, features["image"].shape, 256, classes)
+    names = tuple(features["label"].names) if "label" in features else ()
+    return Dataset(examples, features["image"].shape, 256, classes, names)
 
 
 def _prepare(builder: Any, name: str) -> None:

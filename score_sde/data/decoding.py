@@ -3,6 +3,7 @@
 Color profiles (ICC) are ignored: pixels are taken as sRGB, as in most viewers and in all data sets here.
 """
 
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -52,10 +53,24 @@ def decode(path: Path, channels: int, background: tuple[int, int, int] = (255, 2
                 if channels != 4:
                     upright = Image.alpha_composite(Image.new("RGBA", upright.size, (*background, 255)), upright)
             pixels = np.asarray(upright.convert(MODES[channels]))
+    except Image.DecompressionBombError as error:
+        raise UserError(
+            f"{path} can't be decoded as an image: expected at most {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels, "
+            "Pillow's limit (shrink it, for example with ImageMagick: `mogrify -resize 50% FILE`)"
+        ) from error
     except Exception as error:  # a damaged file makes Pillow raise errors of many kinds
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{path} can't be decoded as an image: {reason} (repair or remove it)") from error
     return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def check_single(path: Path) -> None:
+    """Raise UserError if a file holds several images, such as pages or frames, of which `decode` takes the first."""
+    number = 1
+    with suppress(Exception), Image.open(path) as image:  # `decode` reports damage
+        number = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # MPO: a camera's JPEG with its preview
+    if number > 1:
+        raise UserError(f"image_folder: expected one image per file, got {number} frames or pages in {path}; split it")
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:

@@ -1,12 +1,16 @@
 """Data sets in memory or on disk, as sequences of examples {"image": an array, "label": int}, and maps of examples."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image
 
-from score_sde.errors import not_none
+from score_sde.errors import UserError, not_none
+
+
+class MissingSplit(UserError):
+    """A data set without the requested split."""
 
 
 class Examples(Protocol):
@@ -22,17 +26,49 @@ class Examples(Protocol):
 
 
 class Dataset(NamedTuple):
-    """One split of a data set: its examples, their shape, their pixel levels and the number of classes."""
+    """One split of a data set: its examples, their shape, their pixel levels and their classes."""
 
     examples: Examples
     image_shape: tuple[int | None, ...]  # (height, width, channels), None for sizes that vary; (features,) for points
     levels: int | None  # pixels are integers 0 .. levels - 1; None for real numbers, which are not scaled
     num_classes: int
+    class_names: tuple[str, ...] = ()  # one per class; () if the classes have no names
+    ignored: Mapping[str, int] = {}  # numbers of files that were found and left out, by what they are
 
     @property
     def event_shape(self) -> tuple[int, ...]:
         """Shape of one example, for a data set whose images all have one size."""
         return tuple(not_none(n) for n in self.image_shape)
+
+    @property
+    def class_counts(self) -> np.ndarray | None:
+        """Number of examples of each class, (num_classes,); None if the labels are only known example by example."""
+        labels = getattr(source(self.examples), "labels", None)
+        return None if labels is None else np.bincount(np.asarray(labels, int), minlength=self.num_classes)
+
+
+def source(examples: Any) -> Any:
+    """Return the examples below all transforms."""
+    while isinstance(examples, MappedDataset):
+        examples = examples.examples
+    return examples
+
+
+def check_test_labels(name: str, train: np.ndarray, test: np.ndarray) -> int:
+    """Return the number of classes, one more than the highest training label.
+
+    Raises:
+      UserError: if a test label is higher.
+    """
+    num_classes = int(train.max()) + 1
+    if test.max() >= num_classes:
+        raise UserError(
+            f"{name}: expected test labels below {num_classes}, the number of classes of the training split, got "
+            f"{test.max()}"
+        )
+    return num_classes
+
+
 
 
 def load_examples(dataset: Dataset, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -107,3 +143,23 @@ def crop_image(example: dict[str, Any], size: int) -> dict[str, Any]:
 def add_label(example: dict[str, Any]) -> dict[str, Any]:
     """Return an example without a label as one of class 0."""
     return {"image": example["image"], "label": 0}
+
+
+def split_indices(split: str, count: int, test_share: float) -> np.ndarray:
+    """Return the sorted indices of a split; the test split is a fixed random subset of the examples.
+
+    Args:
+      split: "train" or "test".
+      count: Number of examples in both splits.
+      test_share: Fraction of examples in the test split.
+
+    Raises:
+      UserError: if test_share is out of range or leaves a split empty.
+    """
+    if not isinstance(test_share, int | float) or not 0 < test_share < 1:
+        raise UserError(f"data: expected 0 < test_share < 1, got {test_share!r}", "test_share")
+    held_out = round(count * test_share)
+    if not 0 < held_out < count:
+        raise UserError(f"data: test_share={test_share} of {count} examples leaves a split empty", "test_share")
+    order = np.random.default_rng(0).permutation(count)
+    return np.sort(order[:held_out] if split == "test" else order[held_out:])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from score_sde.data.examples import Arrays, Dataset
+from score_sde.data.examples import Arrays, Dataset, check_test_labels
 from score_sde.errors import UserError
 
 
@@ -30,7 +30,9 @@ def idx(split: str, path: str) -> Dataset:
             f"idx: expected images (n, height, width) and labels (n,) in {path}, got {images.shape} and {labels.shape}",
             "path",
         )
-    return Dataset(Arrays(images[..., None], labels), (*images.shape[1:], 1), 256, int(labels.max()) + 1)
+    train_labels = labels if split == "train" else read_idx(_find_idx(path, "train-labels-idx1-ubyte"))
+    num_classes = check_test_labels(f"idx: {path}", train_labels, labels)
+    return Dataset(Arrays(images[..., None], labels), (*images.shape[1:], 1), 256, num_classes)
 
 
 def read_idx(path: Path) -> np.ndarray:

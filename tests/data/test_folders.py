@@ -1,10 +1,13 @@
 """User-provided data: image folders and .npz files, cropped and resized if their images have other sizes."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from score_sde.data import load
+from score_sde.data.examples import MissingSplit
 from score_sde.errors import UserError
 from score_sde.evaluation.image_grid import save_grid
 
@@ -33,6 +36,96 @@ def test_image_folder(folder):
     for example in examples:
         assert example["image"].shape == (8, 8, 3) and example["image"].dtype == np.uint8
         assert example["label"] == int(example["image"].mean() > 100)
+
+
+@pytest.mark.parametrize(("train", "test"), [("Train", "Test"), ("Training", "Testing"), ("train_set", "test_set")])
+def test_split_folders_have_usual_names(tmp_path, train, test):
+    for name in ("cat", "dog"):
+        write_image(tmp_path / train / name / "0.png", (8, 8), 1)
+        write_image(tmp_path / test / name / "0.png", (8, 8), 2)
+    write_image(tmp_path / "loose.png", (8, 8), 3)
+    for split, value in (("train", 1), ("test", 2)):
+        dataset = load("image_folder", split, 8, 1, str(tmp_path))
+        assert [(example["image"].max(), example["label"]) for example in dataset.examples] == [(value, 0), (value, 1)]
+        assert dataset.class_names == ("cat", "dog")
+        assert dataset.ignored == {"images outside the split folders": 1}
+
+
+def test_ambiguous_folders_raise(tmp_path):
+    for name in ("bus", "car", "train"):
+        write_image(tmp_path / "vehicles" / name / "0.png", (8, 8), 1)
+        write_image(tmp_path / "shards" / f"0000{len(name)}" / f"{name}.png", (8, 8), 1)
+    vehicles, shards = str(tmp_path / "vehicles"), str(tmp_path / "shards")
+    with pytest.raises(UserError, match=r"\(bus, car, train\) can be splits or classes.*set layout=splits or layout=cl"):
+        load("image_folder", "train", 8, 1, vehicles)
+    kwargs = {"test_share": 0.4}
+    assert load("image_folder", "train", 8, 1, vehicles, kwargs | {"layout": "classes"}).num_classes == 3
+    split = load("image_folder", "train", 8, 1, vehicles, {"layout": "splits"})
+    assert (len(split.examples), split.ignored) == (1, {"images outside the split folders": 2})
+    with pytest.raises(MissingSplit, match="no subfolder test"):
+        load("image_folder", "test", 8, 1, vehicles, {"layout": "splits"})
+    with pytest.raises(UserError, match="classes, or shards"):
+        load("image_folder", "train", 8, 1, shards)
+    assert load("image_folder", "train", 8, 1, shards, kwargs | {"layout": "pile"}).num_classes == 1
+
+
+def test_dataset_json_decides_labels(tmp_path):
+    for i in range(6):
+        write_image(tmp_path / f"{i // 3:05d}" / f"{i}.png", (8, 8), i)
+    labels = [[f"{i // 3:05d}/{i}.png", 2 * (i % 2)] for i in range(6)]
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
+    dataset = load("image_folder", "train", 8, 1, str(tmp_path), {"test_share": 0.2})
+    assert dataset.class_counts[1] == 0 and dataset.class_names == ("0", "1", "2")
+    for example in dataset.examples:
+        assert example["label"] == 2 * (example["image"].max() % 2)
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels[1:]}))
+    with pytest.raises(UserError, match=r"dataset.json to label each image .*0\.png"):
+        load("image_folder", "train", 8, 1, str(tmp_path))
+    for content in ('{"labels": [["a", -1]]}', '{"labels": [["a", [0, 1]]]}', "[]", "{"):
+        (tmp_path / "dataset.json").write_text(content)
+        with pytest.raises(UserError, match="expected .* in .*dataset.json"):
+            load("image_folder", "train", 8, 1, str(tmp_path))
+
+
+def test_every_format_is_read_and_other_files_counted(tmp_path):
+    for suffix in ("png", "jfif", "ppm", "tga"):
+        write_image(tmp_path / "cat" / f"0.{suffix}", (8, 8), 100)
+    for name in ("notes.txt", "more.txt", "README"):
+        (tmp_path / "cat" / name).write_text("text")
+    dataset = load("image_folder", "train", 8, 1, str(tmp_path), {"test_share": 0.25})
+    assert len(dataset.examples) == 3 and dataset.ignored == {".txt": 2, "no suffix": 1}
+    pages = [Image.fromarray(np.full((8, 8), value, np.uint8)) for value in (0, 1)]
+    pages[0].save(tmp_path / "cat" / "pages.tiff", save_all=True, append_images=pages[1:])
+    with pytest.raises(UserError, match=r"one image per file, got 2 frames or pages in .*pages\.tiff"):
+        load("image_folder", "train", 8, 1, str(tmp_path))
+
+
+def test_test_images_without_class_raise(tmp_path):
+    for name in ("train/a/0.png", "train/b/0.png", "test/9.png"):
+        write_image(tmp_path / name, (8, 8), 1)
+    with pytest.raises(UserError, match=r"cannot infer the class of '9\.png'"):
+        load("image_folder", "test", 8, 1, str(tmp_path))
+
+
+def test_test_labels_beyond_training_raise(tmp_path):
+    images = np.zeros((6, 8, 8), np.uint8)
+    path, labels = str(tmp_path / "data.npz"), np.arange(6)
+    np.savez(path, train_images=images, train_labels=labels % 3, test_images=images, test_labels=labels % 5)
+    assert load("npz", "train", 8, 1, path).num_classes == 3
+    with pytest.raises(UserError, match="expected test labels below 3, .* got 4"):
+        load("npz", "test", 8, 1, path)
+    np.savez(path, train_images=images)
+    with pytest.raises(MissingSplit):
+        load("npz", "test", 8, 1, path)
+
+
+def test_class_names_of_arrays(tmp_path):
+    arrays = {"images": np.zeros((20, 8, 8), np.uint8), "labels": np.arange(20) % 2}
+    np.savez(tmp_path / "data.npz", **arrays, class_names=["shirt", "shoe"])
+    assert load("npz", "train", 8, 1, str(tmp_path / "data.npz")).class_names == ("shirt", "shoe")
+    np.savez(tmp_path / "data.npz", **arrays, class_names=["shirt"])
+    with pytest.raises(UserError, match="expected 2 class_names"):
+        load("npz", "train", 8, 1, str(tmp_path / "data.npz"))
 
 
 def test_colors_are_converted_to_gray(folder):
@@ -84,7 +177,7 @@ def test_invalid_folders_raise(tmp_path, folder):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"class folder .*empty holds no image"):
         load("image_folder", "train", 8, 3, str(folder))
-    with pytest.raises(UserError, match=r"no \.png"):
+    with pytest.raises(UserError, match="no image that Pillow reads"):
         load("image_folder", "train", 8, 3, str(tmp_path / "empty"))
     (tmp_path / "empty").rmdir()
     broken = folder / "cats" / "3.png"
