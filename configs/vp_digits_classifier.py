@@ -17,7 +17,7 @@ def get_config():
     config = common.digits()
     config.model.name = "classifier"
     config.model.kwargs = {
-        "num_classes": 10,
+        "num_classes": "data",
         "channels": 32,
         "multipliers": (1, 2),
         "num_res_blocks": 1,

@@ -1,29 +1,31 @@
 """The command line, of `launch.py`, `python -m score_sde` and the installed command: flags in, one mode out."""
 
-import ast
 import errno
 import os
 import re
 import signal
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
 from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from score_sde.errors import UserError, cut, did_you_mean, lookup
 from score_sde.experiment import Experiment, make_experiment, modes
 from score_sde.experiment.flags import naming_flags
+from score_sde.experiment.overrides import load, override, parse
+from score_sde.experiment.paths import expand, split_variant
 from score_sde.models.pretrained import OVERRIDABLE
+from score_sde.planning.topology import silence
 from score_sde.runtime import distributed
 from score_sde.runtime.cache import cache_folder
 from score_sde.runtime.repeatable import exclude_nondeterministic_ops
 from score_sde.training.interrupt import STOPPED, ending_at_ctrl_c, guard_output
-from score_sde.training.workdir import check_config, flatten
+from score_sde.training.workdir import check_config, check_files, flatten, read_config
 
+LOCAL = ("--config.data.path", "--config.data.num_threads", "--config.data.num_workers")  # may differ between hosts
 LONGEST = 255  # bytes of a file's or folder's name
 CONFIGS = Path(__file__).parents[1] / "configs"  # of a clone; an installed package has none
 FIRST = "configs/demo.py"
@@ -68,7 +70,7 @@ flags.DEFINE_bool("json", False, "of plan: print JSON")
 flags.DEFINE_bool("dry_run", False, "of sweep: list the trials and their cost, and run nothing")
 flags.DEFINE_bool("report_only", False, "of sweep: write the report of the trials so far, also while others run")
 flags.DEFINE_string("address", "", "of sweep: host:port of a Ray cluster; without it one is started on this machine")
-config_flags.DEFINE_config_file("config", None, "a file in configs/; --config.<group>.<key>=<value> overrides it")
+flags.DEFINE_string("config", None, "a file in configs/; --config.<group>.<key>=<value> overrides it")
 
 
 def plan(experiment: Experiment, workdir: Path) -> str:
@@ -111,6 +113,7 @@ def compile_here(topology: str) -> None:
 def main(argv: list[str]) -> None:
     """Run the mode of the command line."""
     logging.set_verbosity(logging.ERROR)  # libraries report their normal work as INFO and WARNING
+    logging.get_absl_logger().addFilter(lambda record: not record.exc_info)  # Orbax logs an error before it raises it
     keep_compiled_programs()
     exclude_nondeterministic_ops()
     if len(argv) > 1:
@@ -120,15 +123,16 @@ def main(argv: list[str]) -> None:
     run = lookup("mode", MODES | {"sweep": None}, FLAGS.mode, "--mode")
     if FLAGS.mode == "plan":
         compile_here(FLAGS.topology)
-    name, _, variant = config_flags.get_config_filename(FLAGS["config"]).partition(":")
-    workdir = Path(FLAGS.workdir or Path("runs") / "_".join(filter(None, (Path(name).stem, variant))))
+    workdir = Path(FLAGS.workdir)
     _check_name(workdir)
     if FLAGS.mode == "sweep":
         with naming_flags(FLAGS.config, **{key: key for key in FLAGS.config}):
             print(sweep(workdir))
         return
+    if "trials" in FLAGS.config:
+        raise UserError("--config is a sweep, which requires --mode=sweep")
     with ending_at_ctrl_c():
-        _run(run, name, workdir)
+        _run(run, workdir)
 
 
 def _check_name(workdir: Path) -> None:
@@ -140,71 +144,70 @@ def _check_name(workdir: Path) -> None:
         )
 
 
-def _run(run: Callable[[Experiment, Path], str], name: str, workdir: Path) -> None:
+def _run(run: Callable[[Experiment, Path], str], workdir: Path) -> None:
     """Run a mode on the experiment of --config and print its text."""
-    if "trials" in FLAGS.config:
-        raise UserError(f"{name} is a sweep: give --mode=sweep with it")
     with naming_flags(FLAGS.config):
         distributed.initialize(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id, FLAGS.cluster)
-    experiment = make_experiment(FLAGS.config, jax.local_devices())
-    if FLAGS.mode != "plan":  # plan neither reads the folder nor writes to it
-        with naming_flags(FLAGS.config):
+    with_folder = FLAGS.mode != "plan"  # plan neither reads the folder nor writes to it
+    saved = read_config(workdir) if with_folder else {}
+    experiment = make_experiment(FLAGS.config, _local_devices(), saved)
+    if with_folder:
+        with naming_flags(FLAGS.config), distributed.exit_together():
+            compared = {"--mode": FLAGS.mode} | {f"--config.{key}": value for key, value in flatten(experiment.config)}
+            distributed.check_equal({key: compared[key] for key in compared if key not in LOCAL}, "flags")
             check_config(workdir, experiment.config)
-    if workdir.is_dir() and not os.access(workdir, os.W_OK):
-        raise UserError(f"cannot write to {workdir} (set --workdir to a folder you may write)")
+            check_files(workdir)
     with distributed.exit_together():
         text = modes.run_mode(run, FLAGS.mode, experiment, workdir)
     if distributed.is_main_process():
         print(text)
 
 
+def _local_devices() -> list[jax.Device]:
+    """Return this process's devices.
+
+    Raises:
+      UserError: if there are none of the platforms in JAX_PLATFORMS.
+    """
+    try:
+        return jax.local_devices()
+    except (RuntimeError, AssertionError) as error:  # JAX asserts that it finds a GPU
+        asked = jax.config.jax_platforms  # type: ignore[attr-defined]
+        jax.config.update("jax_platforms", None)
+        with silence():
+            found = ", ".join(sorted({device.platform for device in jax.local_devices()}))
+        reason = str(error).partition("\n")[0].partition(" (set JAX_PLATFORMS")[0]
+        raise UserError(
+            f"devices: expected a platform of JAX_PLATFORMS={asked}, got only {found} on this machine"
+            f"{reason and ': '}{reason.rstrip('.')}. Unset JAX_PLATFORMS, or install JAX for that platform"
+        ) from None
+
+
 def parse_flags(argv: list[str]) -> list[str]:
-    """Parse flags, keyword arguments of functions in the config included; errors come as one sentence."""
+    """Parse flags, overrides of the config included; errors come as one sentence."""
     if {"--help", "-help", "-h"} & {*argv}:
         print(HELP)
         sys.exit(0)
-    argv, kwargs = _split_kwargs(argv)
-    _check_config_file(argv)
     try:
-        sys.argv = argv  # ml_collections reads overrides from here
+        argv, given = _split_overrides(argv[:1] + FLAGS.read_flags_from_files(argv[1:], force_gnu=False))
         rest = FLAGS(argv)
-    except (AttributeError, KeyError) as error:
-        raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
-        if "ml_collections" not in raised_in:  # by the config's own code
-            raise UserError(f"{raised_in} failed: {type(error).__name__}: {error}") from None
-        raise UserError(_unknown_key(error)) from None
-    except (flags.Error, TypeError, ValueError) as error:
-        raise UserError(_in_a_sentence(str(error))) from None
+    except flags.Error as error:
+        raise UserError(" ".join(str(error).split())) from None
     if FLAGS.config is None:
         return rest  # main reports the missing flag
-    known = [
-        f"{group}.{name}"
-        for group, keys in FLAGS.config.items()
-        if isinstance(keys, ConfigDict)
-        for name in keys
-        if name.endswith("kwargs")
-    ]
-    for group, name, key, value in kwargs:
-        if f"{group}.{name}" not in known:
-            question = did_you_mean(f"{group}.{name}", known)
-            raise UserError(f"--config.{group} has no {name}; there are {', '.join(known)}.{question}")
-        with FLAGS.config.unlocked(), FLAGS.config.ignore_type():  # the function checks its arguments
-            FLAGS.config[group][name][key] = value
-    if "model" not in FLAGS.config:  # a sweep's
-        return rest
-    given = [f"{group}.{name}.{key}" for group, name, key, _ in kwargs]
-    _check_decided([*given, *config_flags.get_override_values(FLAGS["config"])])
+    path, variant = split_variant(FLAGS.config)
+    if not os.path.isfile(path):
+        known = _config_files()
+        there_are = f" There are {', '.join(known)}." if known else ""
+        raise UserError(f"no config file {path!r}.{did_you_mean(path, known)}{there_are}")
+    name = "_".join(filter(None, (Path(path).stem, variant)))
+    FLAGS["workdir"].value = expand(FLAGS.workdir or os.path.join("runs", name))
+    config = load(FLAGS.config)
+    values = {key: parse(config, key, texts) for key, texts in given.items()}
+    FLAGS["config"].value = config = override(config, values)
+    if "model" in config:  # not a sweep
+        _check_decided([key for key, _ in flatten(values)])
     return rest
-
-
-def _in_a_sentence(message: str) -> str:
-    """Return an error message in one line; for a config file that fails, the last line of its traceback."""
-    if "Traceback" not in message:
-        return " ".join(message.split())
-    last = message.strip().splitlines()[-1].removeprefix(f"{UserError.__module__}.UserError: ")
-    if "get_config() takes" in last:
-        return "this --config takes no variant: leave out the colon and what follows it"
-    return last
 
 
 def _check_decided(given: list[str]) -> None:
@@ -218,46 +221,22 @@ def _check_decided(given: list[str]) -> None:
         )
 
 
-def _unknown_key(error: Exception) -> str:
-    """Return a sentence on an unknown key, with the closest known one as ml_collections suggests it."""
-    suggestion = re.search(r'Did you mean "(\w+)" instead of "(\w+)"', str(error))
-    key = suggestion.group(2) if suggestion else re.sub(r"\W+", " ", str(error.args[0])).strip()
-    question = f" Did you mean {suggestion.group(1)!r}?" if suggestion else ""
-    return f"--config has no key {key!r}; its groups and keys are in docs/configuration.md.{question}"
-
-
-def _split_kwargs(argv: list[str]) -> tuple[list[str], list[tuple[str, str, str, object]]]:
-    """Split keyword arguments such as --config.sde.kwargs.<key>=<value> from the command line.
-
-    These keys are arguments of the chosen function and are not in the config.
-    """
-    rest, kwargs = [], []
-    words = iter(argv)
-    for word in words:
-        match = re.fullmatch(r"--?config\.(\w+)\.(\w*kwargs)\.(\w+)(?:=(.*))?", word, re.DOTALL)
+def _split_overrides(argv: list[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """Split the flags --config.<key>=<value> from the command line, as the texts of each key."""
+    rest: list[str] = []
+    given: dict[str, list[str]] = {}
+    words = [*argv]
+    while words:
+        match = re.fullmatch(r"--?(no)?config\.([^=]+)(?:=(.*))?", word := words.pop(0), re.DOTALL)
         if match is None:
             rest.append(word)
             continue
-        group, name, key, text = match.groups()
-        text = next(words, "") if text is None else text
-        try:
-            value = ast.literal_eval(text)
-        except (SyntaxError, ValueError):
-            value = text  # a plain word
-        kwargs.append((group, name, key, value))
-    return rest, kwargs
-
-
-def _check_config_file(argv: list[str]) -> None:
-    for word, following in zip(argv, [*argv[1:], ""], strict=True):
-        match = re.fullmatch(r"--?config(?:=(.*))?", word)
-        if match is None:
-            continue
-        path = (match.group(1) if match.group(1) is not None else following).split(":")[0]
-        if not Path(path).is_file():
-            known = _config_files()
-            there_are = f"; there are {', '.join(known)}." if known else "."
-            raise UserError(f"no config file {path!r}{there_are}{did_you_mean(path, known)}")
+        negated, key, text = match.groups()
+        if text is None:  # of a boolean, or in the next word
+            alone = negated or not words or re.match("--?[a-z]", words[0])
+            text = str(not negated) if alone else words.pop(0)
+        given[key] = [*given.pop(key, []), text]
+    return rest, given
 
 
 def _config_files() -> list[str]:
@@ -285,8 +264,8 @@ def _which_experiment() -> str:
 def _too_long(path: str) -> str:
     """Return a sentence on a path with a name that no disk takes, and the key of the config that it comes from."""
     name = max(path.split("/"), key=len)
-    config = FLAGS["config"].value  # None before the flags are parsed
-    values = flatten(config.to_dict()) if config is not None else ()
+    config = FLAGS["config"].value
+    values = flatten(config.to_dict()) if isinstance(config, ConfigDict) else ()
     place = next((f" (set --config.{key})" for key, value in values if name in str(value)), "")
     return f"expected names of files of at most {LONGEST} bytes, got {cut(name)!r}{place}"
 

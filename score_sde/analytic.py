@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from score_sde.errors import UserError, cut
 from score_sde.flow_map import FlowMap, chord
 from score_sde.models.mixture import Mixture
 from score_sde.parameterization import Denoiser, Prediction, make_denoiser
@@ -87,12 +88,16 @@ def subspace_denoiser(sde: SDE, denoiser: Denoiser, basis: ArrayLike) -> Denoise
 
 
 def gaussian_flow_map(sde: SDE, mean: ArrayLike, std: ArrayLike) -> FlowMap:
-    """Return the chord pair of data N(mean, std^2) with independent components, finite at all t and r.
+    """Build the chord pair of data N(mean, std^2) with independent components, finite at all t and r.
 
     The flow keeps (x - alpha mean) / tau. With the angles phi = atan2(sigma, alpha std), their mean m and difference
     delta at t and r: (X - mean) / std = cos(m) / cos(delta / 2) z and E = sin(m) / cos(delta / 2) z, where
     z = (x - alpha_t mean) / tau_t.
+
+    Raises:
+      UserError: unless std > 0.
     """
+    _check_std("gaussian_flow_map", std)
 
     def predict(x, t, r):
         data_std = jnp.asarray(std, x.dtype)
@@ -111,7 +116,11 @@ def mixture_flow_map_1d(
 
     The flow keeps the distribution function of the marginal: Phi = F_r^-1(F_t(x)). The inverse is found by bisection,
     and by two steps of Newton's method, which also give its derivatives.
+
+    Raises:
+      UserError: unless every std > 0.
     """
+    _check_std("mixture_flow_map_1d", stds)
     share = np.asarray(weights if len(weights) else np.ones(len(means)), float)
 
     def moments(t, x):
@@ -263,6 +272,11 @@ def solver_error(solver: Solver, sde: SDE, times: Any, mean: float, std: float) 
     found_mean, found_std = solver_moments(solver, sde, times, mean, std)
     true_mean, true_std = gaussian_marginal(sde, mean, std, times[-1])
     return float(max(abs(found_mean - true_mean), abs(found_std - true_std)) / true_std)
+
+
+def _check_std(name: str, std: Any) -> None:
+    if not isinstance(std, jax.core.Tracer) and not np.all(np.asarray(std) > 0):
+        raise UserError(f"{name}: expected std > 0, got {cut(str(std))}.", "std")
 
 
 def _tuples(values: Any) -> Any:

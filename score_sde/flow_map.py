@@ -5,8 +5,9 @@ The flow map Phi_{t->r} takes x_t along the probability flow to time r. A `FlowM
     alpha_t X + sigma_t E = x,    alpha_r X + sigma_r E = Phi_{t->r}(x),
 
 which is (E[x0 | x], E[eps | x]) as r -> t: a denoiser is the diagonal r = t of a flow map. The step of DDIM with this
-pair is exact at any size. A consistency model (Song et al. 2023) is r = t_min, where X is the sample. MeanFlow's
-average velocity (Geng et al. 2025) is E - X on the SDE `flow`. sCM's F (Lu and Song 2025) is v of the chord pair.
+pair is exact at any size. A consistency model (Song et al. 2023) is r = t_min, where Phi is the sample; X equals Phi at
+r = 0 only. MeanFlow's average velocity (Geng et al. 2025) is E - X on the SDE `flow`. sCM's F (Lu and Song 2025) is v
+of the chord pair at r = 0.
 
 Losses are written in the angle theta = atan2(sigma, alpha), in which every probability flow is the rotation
 
@@ -26,9 +27,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from score_sde.conditioned import Conditioned, conditioned
+from score_sde.errors import UserError, cut
 from score_sde.parameterization import Denoiser, DivergencePrediction, Prediction, from_prediction
 from score_sde.sde import SDE, add_noise, lift, prior_log_prob, sum_event, t_from_log_snr, time_derivative
 
@@ -68,8 +71,10 @@ def eulerian(
     """Return the error of the Eulerian identity, d/dt Phi_{t->r}(x_t) = 0 along the flow, (batch,).
 
     In angles the identity is cos(Delta) (V - v^) = sin(Delta) (x^ + dV / d theta_t), which on the SDE `flow` is
-    MeanFlow's u = v - (t - r) du/dt (Geng et al. 2025, eq. 6). At r = t this is denoising score matching. The gradient
-    is that of V alone, as with their stopped target.
+    MeanFlow's u = v - (t - r) du/dt (Geng et al. 2025, eq. 6). At r = t this is denoising score matching. Only V has a
+    gradient, as with their stopped target. On `flow` this is MeanFlow's loss times s_t^4 / s_r^2 with
+    s_t^2 = (1 - t)^2 + t^2, because it compares angles. It is NaN at t where sigma = 0 and its slope is infinite (vp,
+    vp_cosine).
 
     Args:
       flow_map: Flow map to train.
@@ -79,8 +84,8 @@ def eulerian(
       r: Times of the images, (batch,).
       target: Pair whose v^ is the target: (x0, eps) of a training example, of which the loss takes the mean, or a
         teacher's.
-      tangent: Pair of the direction in which V is differentiated; None for `target`. The prediction at r = t is that of
-        improved MeanFlow.
+      tangent: Pair of the direction in which V is differentiated; None for `target`. Improved MeanFlow uses the
+        prediction at r = t.
     """
 
     def v_at(x, t):
@@ -111,7 +116,8 @@ def denoising(
 def lagrangian(flow_map: FlowMap, sde: SDE, x: jax.Array, t: jax.Array, r: jax.Array, denoiser: Denoiser) -> jax.Array:
     """Return the error of the Lagrangian identity, d Phi^ / d theta_r = v^(Phi, r), (batch,).
 
-    Boffi et al. 2025, eq. 12. The gradient is that of the left side.
+    Boffi et al. 2025, eq. 12. Only the left side has a gradient. It is NaN at r where sigma = 0 and its slope is
+    infinite (vp, vp_cosine).
 
     Args:
       flow_map: Flow map to train.
@@ -193,7 +199,7 @@ def angle_grid(sde: SDE, num_steps: int) -> jax.Array:
 def log_likelihood(
     flow_map: Callable[..., DivergencePrediction], sde: SDE, x: jax.Array, times: ArrayLike
 ) -> tuple[jax.Array, jax.Array]:
-    """Return log p(x) in nats and the latent, by jumps from x along ascending times, the first one that of x.
+    """Compute log p(x) in nats and the latent by jumps along ascending times, from x at times[0] to t_max.
 
     log p_t(x) = log N(z; 0, sigma(t_max)^2) + d log(scale_T / scale_t) + sum of Delta A,  scale^2 = alpha^2 + sigma^2
 
@@ -201,12 +207,27 @@ def log_likelihood(
       flow_map: Flow map with a learned mean divergence.
       sde: Forward process.
       x: Points, (batch, *event).
-      times: Ascending times to t_max, (num_steps + 1,), such as `angle_grid`.
+      times: Strictly ascending times that end at t_max, (num_steps + 1,), such as `angle_grid`.
 
     Returns:
-      Pair (log p (batch,), z (batch, *event)).
+      Pair (log p (batch,), z (batch, *event)). If the times are traced and invalid, both are NaN.
+
+    Raises:
+      UserError: if the times don't ascend from 0 or later to t_max.
     """
-    times = jnp.asarray(times, x.dtype)
+    if jnp.ndim(times) != 1 or len(times) < 2:  # type: ignore[arg-type]
+        raise UserError(f"log_likelihood: expected times of shape (num_steps + 1,), got {jnp.shape(times)}.", "times")
+    given, times = times, jnp.asarray(times, x.dtype)
+    slack = 1e-6 * sde.t_max  # the ends of a float32 grid are rounded
+    valid = jnp.all(jnp.diff(times) > 0) & (times[0] >= 0) & (jnp.abs(times[-1] - sde.t_max) <= slack)
+    if isinstance(valid, jax.core.Tracer):
+        x = jnp.where(valid, x, jnp.nan)
+    elif not valid:
+        raise UserError(
+            f"log_likelihood: expected strictly ascending times from 0 or later to t_max = {sde.t_max:g}, got "
+            f"{cut(str(np.asarray(given)))}.",
+            "times",
+        )
 
     def advance(carry, interval):
         x, total = carry

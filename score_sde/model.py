@@ -1,6 +1,7 @@
 """A diffusion model: a network with the process and the parameterization that it is trained for."""
 
-from typing import Any, NamedTuple
+from functools import wraps
+from typing import Any, NamedTuple, TypeVar
 
 import flax.linen as nn
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 from score_sde import ddpm
 from score_sde.conditioned import Conditioned
 from score_sde.errors import UserError
+from score_sde.guidance import check_classes
 from score_sde.models.mixture import Mixture
 from score_sde.models.network import apply_fn
 from score_sde.parameterization import (
@@ -20,12 +22,35 @@ from score_sde.parameterization import (
 )
 from score_sde.sde import SDE
 
+T = TypeVar("T")
 
+
+def _checks_module(cls: type[T]) -> type[T]:
+    """Check the module at the construction of a NamedTuple, which can't define its own `__new__`."""
+    new = cls.__new__
+
+    @wraps(new)
+    def checked(cls, module, *args, **kwargs):
+        if not isinstance(module, nn.Module):
+            kind = type(module)
+            raise UserError(
+                f"{cls.__name__}: expected an instance of flax.linen.Module, got {kind.__module__}.{kind.__name__}; a "
+                "module class of flax.nnx becomes one with flax.nnx.bridge.ToLinen(Class, args=..., kwargs=...)"
+            )
+        return new(cls, module, *args, **kwargs)  # type: ignore[call-arg]
+
+    cls.__new__ = checked  # type: ignore[method-assign, assignment]
+    return cls
+
+
+@_checks_module
 class DiffusionModel(NamedTuple):
     """A network with the process and parameterization that define its output.
 
     Attributes:
-      module: Flax module, called as `module.apply(variables, x, noise_level, labels=None, train=False)`.
+      module: Flax Linen module, called as `module.apply(variables, x, noise_level, labels=None, train=False)`. Wrap a
+        class of `flax.nnx` with `flax.nnx.bridge.ToLinen(Class, args=..., kwargs=...)`; its `__call__` takes the same
+        arguments, and its parameters are created from `rngs`.
       sde: Forward process.
       event_shape: Shape of one example.
       prediction: Output of the network, a key of `parameterization.PREDICTIONS`.
@@ -86,6 +111,8 @@ class DiffusionModel(NamedTuple):
           augment: (batch, augment_dim) augmentation labels.
           dropout_keys: (batch,) keys, one per example; with them the network is evaluated in training mode.
         """
+        if labels is not None and self.num_classes:
+            check_classes(labels, self.num_classes)
         output = apply_fn(self.module, params, dropout_keys, labels=labels, augment=augment)
         if self.is_exact:
             return round_trip_prediction(
@@ -115,6 +142,7 @@ def check_continuous_time(model: DiffusionModel, purpose: str) -> None:
         )
 
 
+@_checks_module
 class NoisyClassifier(NamedTuple):
     """A classifier p_t(y | x_t) of noisy examples (Dhariwal and Nichol 2021, Section 4); see `DiffusionModel`."""
 

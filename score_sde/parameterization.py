@@ -52,7 +52,7 @@ def reverse_log_variance(v: jax.Array, smallest: jax.Array, largest: jax.Array) 
     Args:
       v: Network output, unbounded.
       smallest: Log-variance of q(x_s | x_t, x0) (beta~), exact for a single data point.
-      largest: Log-variance of q(x_t | x_s) (beta), exact for standard normal data.
+      largest: Log-variance of q(x_t | x_s) (beta), exact for standard normal data if alpha^2 + sigma^2 = 1.
     """
     return 0.5 * (1 + v) * largest + 0.5 * (1 - v) * smallest
 

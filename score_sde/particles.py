@@ -13,14 +13,18 @@ weights W with
 
 which follow from the Fokker-Planck equations of the p_i,t, with any amount of noise. Potentials act as in twisted
 sequential Monte Carlo (Wu et al. 2023, Algorithm 1): their gradient shifts the score of the proposal, and the weights
-include the ratio of the transition densities. For a single model with exponent 1 they are then exact for any step size.
-Particles are resampled where the effective sample size is small. Samples are exact in the limit of many steps and
-particles.
+include the ratio of the transition densities. For a single model with exponent 1 they are then exact for the solver's
+own chain, with any number of steps; this chain tends to the model as the number of steps grows. Particles are resampled
+where the effective sample size is small. Samples are exact in the limit of many steps and particles.
+
+If the exponents don't sum to 1, the weights include a term that grows as alpha falls, and the error of a first-order
+solver in `log_normalizer` is large. Use `stochastic_runge_kutta` for them.
 """
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +42,7 @@ from score_sde.solvers.base import check_finite, ends_at_data
 from score_sde.solvers.exponential import combine
 from score_sde.thresholding import Threshold, none
 
+CLIPPED = 0.05  # change of x0 by a threshold that is more than an error of the network
 RESAMPLING = 2**31 - 1  # folded into the key of a population's first row, for resampling; no step has this number
 
 # (x (batch, *event), t, x0 = E[x0 | x]) -> (batch,) in nats. At the end of the grid it is the potential of the target.
@@ -51,6 +56,7 @@ class Evaluation(NamedTuple):
     composed: Prediction  # with eps = sum_i w_i eps_i
     rate: jax.Array  # (batch,) d log W / d log-SNR of the composition
     log_potential: jax.Array  # (batch,)
+    clipped: jax.Array  # (batch,) fraction of components whose x0 is beyond the range of a threshold
 
 
 class Target(NamedTuple):
@@ -67,7 +73,8 @@ def product(sde: SDE, denoisers: Sequence[Denoiser] | Callable, exponents: Seque
     Args:
       sde: Forward process.
       denoisers: Denoisers of the p_i, or a function (x, t) -> sequence of their pairs.
-      exponents: Exponents w_i, whose sum is positive; (w, 1 - w) is guidance of scale w.
+      exponents: Exponents w_i with a positive sum; (w, 1 - w) is guidance of scale w. For another sum than 1 use
+        `stochastic_runge_kutta`: first-order solvers need many steps for `log_normalizer`.
 
     Raises:
       UserError: if the sum of the exponents is not positive.
@@ -88,7 +95,7 @@ def product(sde: SDE, denoisers: Sequence[Denoiser] | Callable, exponents: Seque
             x0 = x0 + (1 - total) * x / lift(sde.alpha(t), x)
         pair = pairs[0]._replace(x0=x0, epsilon=combine(exponents, epsilons))
         rate = log_weight_rate(epsilons, exponents)
-        return Evaluation(pair, pair, rate, jnp.zeros_like(rate))
+        return Evaluation(pair, pair, rate, jnp.zeros_like(rate), jnp.zeros_like(rate))
 
     if callable(denoisers):
         predict = denoisers
@@ -107,15 +114,21 @@ def tilted(
 ) -> Target:
     """Return the target q exp(log_potential), for a measurement, a class or a reward.
 
-    Any potential at t > t_min gives the same target. One near log E[exp(potential of x0) | x_t] keeps the weights even.
+    Only the potential at the last time decides the target, in the limit of many particles. With few particles the ones
+    before it matter: a potential near log E[exp(potential of x0) | x_t] keeps the weights even, while a step of many
+    nats in x0 biases `log_normalizer`. Use -inf for a constraint on x0, not a large negative number: it gives the
+    weight 0, and resampling keeps the particle, because it may meet the constraint later.
 
     Args:
       sde: Forward process.
       target: Target q, such as `product(sde, [denoiser], [1.0])`.
-      log_potential: Potential, differentiable in x and x0 if there is a gradient.
+      log_potential: Potential, differentiable in x and x0 if there is a gradient. Its gradient is ignored at -inf. Pass
+        `gradient=False` if it is unbounded, as for log(x0), because large shifts also bias `log_normalizer`.
       gradient: Whether the gradient of the potential shifts the proposal's score (Wu et al. 2023); without it particles
         are only selected (Singhal et al. 2025, "Feynman-Kac steering").
-      threshold: Threshold of the x0 that the gradient has shifted. It changes the weights but not the target.
+      threshold: Threshold of the x0 that the gradient has shifted. It changes the weights but not the target, as long
+        as the target stays within its range, [-1, 1] for `clip`. Particles can't reach the rest, and the effective
+        sample size doesn't show it. `solve_weighted` warns about x0 of the target beyond the range, outside `jax.jit`.
     """
 
     def evaluate(x, t, of_target, log_potential):
@@ -130,8 +143,11 @@ def tilted(
         if not gradient:
             return potential(x)[1]
         shift, at_x = jax.grad(potential, has_aux=True)(x)
+        shift = jnp.where(lift(at_x.log_potential == -jnp.inf, x), 0.0, shift)  # e.g. NaN, of log(0)
         shifted = shift_x0(at_x.pair, lift(sde.sigma(t) ** 2 / sde.alpha(t), x) * shift, t, sde)
-        return at_x._replace(pair=threshold(lambda x, t: shifted, sde)(x, t))
+        beyond = jnp.abs(threshold(lambda x, t: at_x.composed, sde)(x, t).x0 - at_x.composed.x0) > CLIPPED
+        clipped = at_x.clipped + sum_event(beyond) / x[0].size
+        return at_x._replace(pair=threshold(lambda x, t: shifted, sde)(x, t), clipped=clipped)
 
     def evaluations(t):
         own = count_evaluations(log_potential, t) if isinstance(log_potential, Conditioned) else 0
@@ -158,21 +174,35 @@ def log_weight_increment(
 
 
 def effective_sample_size(log_weights: jax.Array) -> jax.Array:
-    """Return (sum W)^2 / sum W^2 over the last axis."""
-    return jnp.exp(2 * jax.nn.logsumexp(log_weights, -1) - jax.nn.logsumexp(2 * log_weights, -1))
+    """Compute (sum W)^2 / sum W^2 over the last axis, in float32 at least; 0 if all weights are 0."""
+    log_weights = _at_least_float32(log_weights)
+    size = jnp.exp(2 * jax.nn.logsumexp(log_weights, -1) - jax.nn.logsumexp(2 * log_weights, -1))
+    return jnp.where(jnp.all(log_weights == -jnp.inf, -1), 0.0, size)
 
 
 def systematic_resample(key: jax.Array, log_weights: jax.Array) -> jax.Array:
-    """Return the indices of a systematic resample, (n,). Index i occurs n W_i times on average, rounded up or down.
+    """Draw the indices of a systematic resample, (n,). Index i occurs n W_i times on average, rounded up or down.
+
+    Particles with weight 0 keep their places, and the others are resampled among themselves: index i then occurs m W_i
+    times, with m positive weights. So a particle that violates a constraint isn't lost before the last time.
 
     Args:
       key: PRNG key.
-      log_weights: Log-weights, (n,), of any scale.
+      log_weights: Log-weights, (n,), of any scale. They are summed in float32 at least.
     """
-    n = len(log_weights)
+    log_weights = _at_least_float32(log_weights)
+    n, positive = len(log_weights), log_weights > -jnp.inf
     cumulative = jnp.cumsum(jax.nn.softmax(log_weights))
-    positions = (jnp.arange(n) + jax.random.uniform(key, dtype=log_weights.dtype)) / n
-    return jnp.minimum(jnp.searchsorted(cumulative, positions * cumulative[-1], side="right"), n - 1)
+    rank = jnp.cumsum(positive) - 1
+    positions = (rank + jax.random.uniform(key, dtype=log_weights.dtype)) / (rank[-1] + 1)
+    # Rounding may put the last position after the last particle with a positive weight.
+    last = jnp.max(jnp.where(positive, jnp.arange(n), 0))
+    drawn = jnp.minimum(jnp.searchsorted(cumulative, positions * cumulative[-1], side="right"), last)
+    return jnp.where(positive, drawn, jnp.arange(n))
+
+
+def _at_least_float32(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def solve_weighted(
@@ -198,13 +228,14 @@ def solve_weighted(
       times: Descending times, see `solve`.
       key: PRNG key, folded with the row, or one key per row.
       num_particles: Particles of a population.
-      resample_below: Fraction of num_particles. A population is resampled when its effective sample size falls below
-        it; 0 disables resampling.
+      resample_below: Fraction of the particles with a positive weight. A population is resampled when its effective
+        sample size falls below it; 0 disables resampling.
       denoise: Whether to replace the last x by E[x0 | x].
 
     Returns:
       Solution with the rows' log_weights, the populations' log_normalizer, which estimates log of the integral of
-      prod_i p_i^w_i exp(log_potential), and the effective sample size before the resampling of every step.
+      prod_i p_i^w_i exp(log_potential), and the effective sample size before the resampling of every step. If no
+      particle of a population meets a constraint at the end, its log_normalizer is -inf.
 
     Raises:
       UserError: if `check_weighted` rejects the solver, the times have no step before 0, or the number of rows is not a
@@ -233,7 +264,7 @@ def solve_weighted(
         return jnp.where(start, after.rate, 0.5 * (before.rate + after.rate) * width)
 
     def advance(carry, interval):
-        state, before, log_weights, nonfinite_at = carry
+        state, before, base, nonfinite_at = carry  # W = base exp(log_potential), so that a weight of 0 can recover
         n, t, t_next = interval
         rngs = fold_each(keys, n)
 
@@ -247,27 +278,30 @@ def solve_weighted(
         rngs = noise(rngs, state.x) if target.tilted else rngs
         moved = step(before.pair, rngs)
         if target.tilted:
-            log_weights = log_weights + _log_density_ratio(step, before, moved.x, rngs)
+            base = base + _log_density_ratio(step, before, moved.x, rngs)
         state = moved
         after = target.evaluate(state.x, t_next)
-        log_weights += composition(before, after, t, t_next)
-        log_weights += after.log_potential - before.log_potential
-        log_weights += (1 - target.total) * dimension * (log_alpha(t_next) - log_alpha(t))
+        base += composition(before, after, t, t_next)
+        base += (1 - target.total) * dimension * (log_alpha(t_next) - log_alpha(t))
 
-        size = effective_sample_size(log_weights.reshape(populations))
-        (state, after), log_weights = _resample(
-            fold_each(population_keys, n), (state, after), log_weights, size < resample_below * num_particles
-        )
-        first = jnp.isnan(nonfinite_at) & ~jnp.all(jnp.isfinite(log_weights) & jnp.isfinite(sum_event(state.x)))
-        return (state, after, log_weights, jnp.where(first, t, nonfinite_at)), size
+        log_weights = (base + after.log_potential).reshape(populations)
+        size, num_positive = effective_sample_size(log_weights), jnp.sum(log_weights > -jnp.inf, axis=1)
+        chosen = size < resample_below * num_positive
+        (state, after), base = _resample(fold_each(population_keys, n), (state, after), base, chosen)
+        finite = jnp.isfinite(base) & (after.log_potential < jnp.inf) & jnp.isfinite(sum_event(state.x))
+        first = jnp.isnan(nonfinite_at) & ~jnp.all(finite)
+        clipped = jnp.where(log_snr(sde, t_next) > 0, jnp.mean(after.clipped), 0.0)
+        return (state, after, base, jnp.where(first, t, nonfinite_at)), (size, clipped)
 
     x = x / jnp.sqrt(target.total)  # q at t_max is a power of the normal prior
     start = target.evaluate(x, times[0])
     variance = 2 * jnp.pi * sde.sigma(times[0]) ** 2
     prior = 0.5 * dimension * ((1 - target.total) * jnp.log(variance) - jnp.log(target.total))
-    carry = solver.init(x), start, prior + start.log_potential, jnp.full((), jnp.nan, x.dtype)
+    base = _at_least_float32(jnp.broadcast_to(prior, len(x)))
+    carry = solver.init(x), start, base, jnp.full((), jnp.nan, x.dtype)
     intervals = jnp.arange(len(times) - 1), times[:-1], times[1:]
-    (state, last, log_weights, nonfinite_at), sizes = jax.lax.scan(advance, carry, intervals)
+    (state, last, base, nonfinite_at), (sizes, clipped) = jax.lax.scan(advance, carry, intervals)
+    log_weights = base + last.log_potential
     calls = (len(times) - 1) * (solver.nfe_per_step + (not all(reused[:1]))) + 1
     cost = int(count_evaluations(target.evaluate, np.zeros(1))[0])
     solution = Solution(
@@ -281,7 +315,18 @@ def solve_weighted(
     )
     if not isinstance(nonfinite_at, jax.core.Tracer):
         check_finite(solution)
+        if (most := float(jnp.max(clipped))) > 0.01:
+            warn_clipped(f"{most:.0%} of its components beyond it at one noise level")
     return solution
+
+
+def warn_clipped(value: str) -> None:
+    """Warn that a threshold may keep particles from a part of the target."""
+    warnings.warn(
+        f"particles: expected x0 of the target within the threshold's range, got {value}. Particles can't leave this "
+        "range, and the effective sample size doesn't show it. Use threshold=none.",
+        stacklevel=2,  # one place, so that a run shows it once
+    )
 
 
 def check_weighted(solver: Solver, tilted: bool) -> None:
@@ -318,13 +363,14 @@ def _log_density_ratio(step: Callable, at_x: Evaluation, proposed: jax.Array, z:
     return -sum_event(shift * z + 0.5 * shift**2)
 
 
-def _resample(keys: jax.Array, rows, log_weights: jax.Array, chosen: jax.Array):
-    """Resample the `chosen` populations, (populations,), and set their weights to the mean weight."""
-    grouped = log_weights.reshape(len(keys), -1)
-    count = grouped.shape[1]
+def _resample(keys: jax.Array, rows: tuple[Any, Evaluation], base: jax.Array, chosen: jax.Array):
+    """Resample the `chosen` populations, (populations,), and set their positive weights to the mean of these."""
+    batch, count = len(base), len(base) // len(keys)
+    grouped = (base + rows[1].log_potential).reshape(len(keys), count)
+    positive = grouped > -jnp.inf
     resampled = jnp.where(chosen[:, None], jax.vmap(systematic_resample)(keys, grouped), jnp.arange(count))
-    mean = jax.nn.logsumexp(grouped, axis=1, keepdims=True) - jnp.log(count)
+    mean = jax.nn.logsumexp(grouped, axis=1) - jnp.log(jnp.sum(positive, axis=1))
     indices = (resampled + count * jnp.arange(len(keys))[:, None]).reshape(-1)
-    batch = len(log_weights)
-    gathered = jax.tree.map(lambda leaf: leaf[indices] if jnp.shape(leaf)[:1] == (batch,) else leaf, rows)
-    return gathered, jnp.where(chosen[:, None], mean, grouped).reshape(-1)
+    rows = jax.tree.map(lambda leaf: leaf[indices] if jnp.shape(leaf)[:1] == (batch,) else leaf, rows)
+    changed = (chosen[:, None] & positive).reshape(-1)
+    return rows, jnp.where(changed, jnp.repeat(mean, count) - rows[1].log_potential, base)

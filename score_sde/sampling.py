@@ -24,10 +24,12 @@ from score_sde.inverse import TWISTED, Problem, apply_method, measurement_potent
 from score_sde.model import DiffusionModel, NoisyClassifier
 from score_sde.operators import Operator
 from score_sde.parameterization import Denoiser, Prediction
-from score_sde.particles import Target, check_weighted, product, solve_weighted, tilted
+from score_sde.particles import Target, check_weighted, product, solve_weighted, tilted, warn_clipped
 from score_sde.runtime import distributed
-from score_sde.sde import prior_sample
+from score_sde.runtime.periodic import announcing
+from score_sde.sde import lift, prior_sample
 from score_sde.solvers import Solution, Solver, check_finite, most_evaluations, solve
+from score_sde.solvers.base import CONSTRAINT_NOT_MET
 from score_sde.thresholding import Threshold, none
 
 
@@ -235,13 +237,18 @@ def _sample_weighted(model, solver, target, times, keys, particles: int, denoise
     solution = solve_weighted(solver, model.sde, target, x, times, keys[:, 1], particles, denoise=denoise)
     log_weights = not_none(solution.log_weights).reshape(batch, particles)
     chosen = jax.vmap(jax.random.categorical)(keys[::particles, 2], log_weights)
-    return Solution(
-        solution.x[jnp.arange(batch) * particles + chosen],
+    unmet = jnp.all(log_weights == -jnp.inf, axis=1)
+    x = solution.x[jnp.arange(batch) * particles + chosen]
+    drawn = Solution(
+        jnp.where(lift(unmet, x), jnp.nan, x),
         solution.nfe * particles,  # type: ignore[operator]
         None,
-        solution.nonfinite_at,
+        jnp.where(jnp.any(unmet), CONSTRAINT_NOT_MET, not_none(solution.nonfinite_at)),
         effective_sample_size=jnp.mean(not_none(solution.effective_sample_size), axis=0),
     )
+    if not isinstance(unmet, jax.core.Tracer):
+        check_finite(drawn)
+    return drawn
 
 
 def is_weighted(task: InverseTask | None, particles: int) -> bool:
@@ -296,6 +303,8 @@ def check_particles(
             "solver=exponential_sde",
         )
     check_weighted(solver, tilted=task is not None or by_classifier)
+    if threshold and len(model.event_shape) < 3:  # images lie within [-1, 1]
+        warn_clipped("data that aren't images")
 
 
 def _check_jumps(model: DiffusionModel, **changes: bool) -> None:
@@ -436,7 +445,7 @@ def _compile(sample_fn: Callable[..., Solution], devices: tuple[jax.Device, ...]
         per_sample = {"nfe": solution.nfe, "nonfinite_at": solution.nonfinite_at}
         return solution._replace(**jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, indices.shape), per_sample))
 
-    return jax.pmap(run, in_axes=(None, 0, 0), devices=devices)
+    return announcing(jax.pmap(run, in_axes=(None, 0, 0), devices=devices), "compiling the sampler")
 
 
 def _flatten_devices(leaf: jax.Array) -> np.ndarray:

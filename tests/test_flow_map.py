@@ -169,6 +169,48 @@ def test_mean_flows_identity():
     close(value, v - (t - r)[:, None] * derivative)
 
 
+def test_eulerian_loss_weights_mean_flow():
+    """On `flow` it is |u - v + (t - r) du/dt|^2 s_t^4 / s_r^2, here for a map of other data."""
+    sde = SDES["flow"]()
+    flow_map, denoiser = gaussian_flow_map(sde, MEAN, 1.2), gaussian_denoiser(sde, MEAN, STD)
+    x, t, r = points(sde)
+
+    def u(x, t):
+        pair = flow_map(x, t, r)
+        return pair.epsilon - pair.x0
+
+    v = velocity_fn(denoiser, sde)(x, t)
+    value, derivative = jax.jvp(u, (x, t), (v, jnp.ones_like(t)))
+    error = jnp.sum((value - v + (t - r)[:, None] * derivative) ** 2, axis=1)
+    weight = ((1 - t) ** 2 + t**2) ** 2 / ((1 - r) ** 2 + r**2)
+    close(eulerian(flow_map, sde, x, t, r, denoiser(x, t)), weight * error)
+
+
+@pytest.mark.parametrize("name", ["vp", "vp_cosine", "flow", "edm"])
+def test_losses_at_the_ends(name):
+    """alpha = 0 is regular; at sigma = 0 two losses are NaN if sigma has an infinite slope."""
+    sde = ALL[name]
+    flow_map, denoiser = gaussian(sde)
+    x, zero, half, last = jnp.ones((1, 3)), jnp.zeros(1), jnp.array([0.5]) * sde.t_max, jnp.array([sde.t_max])
+    for loss in (
+        eulerian(flow_map, sde, x, last, half, denoiser(x, last)),
+        lagrangian(flow_map, sde, x, last, half, denoiser),
+        progressive(flow_map, sde, x, half, zero),
+    ):
+        close(loss, 0.0)
+    steep = name in ("vp", "vp_cosine")
+    assert np.isnan(eulerian(flow_map, sde, x, zero, zero, denoiser(x, zero))[0]) == steep
+    assert np.isnan(lagrangian(flow_map, sde, x, half, zero, denoiser)[0]) == steep
+
+
+@pytest.mark.parametrize("std", [0.0, -1.0, np.array([0.5, 0.0, 0.5]), np.nan])
+def test_maps_without_spread_raise(std):
+    with pytest.raises(UserError, match="gaussian_flow_map: expected std > 0, got"):
+        gaussian_flow_map(SDES["vp"](), MEAN, std)
+    with pytest.raises(UserError, match="mixture_flow_map_1d: expected std > 0, got"):
+        mixture_flow_map_1d(SDES["vp"](), [MEAN, MEAN], [STD, float(np.min(std))])
+
+
 def test_the_mean_of_the_eulerian_loss_on_examples_has_the_gradient_of_the_exact_one():
     """The target (x0, eps) of an example is unbiased: at the exact map the mean gradient vanishes as draws grow."""
     sde = SDES["vp"]()
@@ -276,6 +318,25 @@ def test_the_exact_map_lands_on_the_flows_end_whatever_the_grid(name):
     exact = jump(flow_map, sde, x, jnp.full(4, times[0]), jnp.full(4, times[-1]))
     for end in ends:
         close(end.x, exact, 1e-5)  # the grids' ends are float32
+
+
+@pytest.mark.parametrize("std", [0.5, 0.05])
+def test_last_jump_ends_at_t_min(std):
+    """A grid that ends at 0 gives x at t_min, with the marginal's standard deviation there."""
+    sde = SDES["vp"]()
+    flow_map, denoiser = gaussian_flow_map(sde, 0.0, std), gaussian_denoiser(sde, 0.0, std)
+    tau = lambda t: jnp.hypot(sde.alpha(t) * std, sde.sigma(t))  # noqa: E731
+    x = jnp.array([[tau(sde.t_max)]])
+    for steps in (1, 2, 4):
+        end = solve(flow_map_steps(), sde, flow_map, x, time_grid(sde, steps, end="zero"))
+        close(end.x, tau(sde.t_min), EXACT)
+        assert end.nfe == steps
+    for last in (sde.t_min, 0.5):
+        times = np.array([sde.t_max, last])
+        expected = denoiser(jnp.array([[tau(last)]]), last).x0
+        close(solve(flow_map_steps(), sde, flow_map, x, times, denoise=True).x, expected, EXACT)
+    below = solve(flow_map_steps(), sde, flow_map, x, np.array([sde.t_max, sde.t_min / 4, 0.0]))
+    close(below.x, tau(sde.t_min / 4), EXACT)  # no jump back to t_min
 
 
 @pytest.mark.parametrize("gamma", [0.3, 1.0])
@@ -420,6 +481,22 @@ def test_the_mean_divergence_of_a_gaussian(name):
         log_prob, latent = log_likelihood(exact, sde, start, angle_grid(sde, steps))
         at_end = denoiser.log_prob(latent, sde.t_max) - prior_log_prob(sde, latent)
         close(log_prob + at_end, denoiser.log_prob(start, sde.t_min), 1e-4 if name == "flow" else 1e-7)
+
+
+def test_likelihood_checks_its_times():
+    sde = SDES["vp"]()
+    x, good = jnp.zeros((2, 3)), np.asarray(angle_grid(sde, 4))
+    flow_map = lambda x, t, r: DivergencePrediction(*gaussian(sde)[0](x, t, r), jnp.zeros(len(x)))  # noqa: E731
+    assert np.isfinite(log_likelihood(flow_map, sde, x, good)[0]).all()
+    run = jax.jit(lambda times: log_likelihood(flow_map, sde, x, times)[0])
+    assert np.isfinite(run(good)).all()
+    for bad in (good[::-1], good[:-1], np.repeat(good, 2), good - 1e-2, np.append(good, good[-1] + 1)):
+        with pytest.raises(UserError, match="expected strictly ascending times from 0 or later to t_max = 1, got"):
+            log_likelihood(flow_map, sde, x, bad)
+        assert np.isnan(run(bad)).all()
+    for bad in (good[-1:], good[0], good[None]):
+        with pytest.raises(UserError, match="expected times of shape"):
+            log_likelihood(flow_map, sde, x, bad)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import re
 
+import jax
 import pytest
 from absl import flags
 
@@ -34,3 +35,20 @@ def test_a_package_without_configs_asks_for_a_file(tmp_path, monkeypatch):
     assert "get_config()" in program._which_experiment()
     with pytest.raises(UserError, match=r"^no config file 'my_config.py'\.$"):
         program.parse_flags(["score_sde", "--config=my_config.py"])
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Unable to initialize backend 'tpu'\nmore"), AssertionError()])
+def test_missing_devices_get_one_sentence(monkeypatch, error):
+    def local_devices():
+        if jax.config.jax_platforms == "tpu":
+            raise error
+        return jax.devices("cpu")
+
+    monkeypatch.setattr(jax, "local_devices", local_devices)
+    platforms = jax.config.jax_platforms
+    jax.config.update("jax_platforms", "tpu")
+    try:
+        with pytest.raises(UserError, match="expected a platform of JAX_PLATFORMS=tpu, got only cpu on this machine"):
+            program._local_devices()
+    finally:
+        jax.config.update("jax_platforms", platforms)

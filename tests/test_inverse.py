@@ -322,7 +322,7 @@ def tiny(method="pigdm", solver=None, asked=None, **kwargs):
     ("call", "words"),
     [
         (lambda: tiny("pigd"), "unknown method 'pigd'.*Did you mean 'pigdm'"),
-        (lambda: tiny(sigma=1.0), "'pigdm' has no argument 'sigma'; it takes sigma_data"),
+        (lambda: tiny(sigma=1.0), "'pigdm' has no argument 'sigma'.*It takes sigma_data"),
         (lambda: tiny(sigma_data=0.0), "expected sigma_data > 0"),
         (lambda: tiny("repaint", repeats=0), "expected repeats >= 1"),
         (lambda: tiny("repaint", SOLVERS["unipc"]()), "repaint changes x between steps"),

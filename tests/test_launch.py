@@ -52,19 +52,35 @@ REFUSED = [
     ),
     (("--mode=evalute",), ("unknown mode", "Did you mean 'evaluate'?")),
     (("--modee=train",), ("Unknown command line flag 'modee'", "Did you mean: mode")),
-    (("--config.sed=1",), ("no key 'sed'", "Did you mean 'seed'?")),
-    (("--config.sdee.name=vp",), ("no key 'sdee'", "Did you mean 'sde'?")),
-    (("--config.sde.nmae=vp",), ("no key 'nmae'", "Did you mean 'name'?")),
+    (("--config.sampling=heun",), ("sampling: expected a dictionary with any of the keys", "got 'heun'")),
+    (('--config.sampling={"solvr": "heun"}',), ("unknown config key", "Did you mean 'sampling.solver'?")),
+    (("--config.training.lr=1",), ("Did you mean 'optimizer.learning_rate'?",)),
+    (("--config.training.batchsize=8",), ("Did you mean 'training.batch_size'?",)),
+    (
+        ("--config.model.kwargs.dtype=bf16",),
+        ("unknown dtype 'bf16'", "Did you mean 'bfloat16'?", "--config.model.kwargs"),
+    ),
+    (
+        ("--config.model.kwargs.channels=30",),
+        ("groups that divides 30 channels", "got 7", "--config.model.kwargs.groups"),
+    ),
+    (("--mode=plan", "--topology=v5e:4x5"), ("expected even sizes", "--topology=v5e:4x6")),
+    (("--config.sed=1",), ("unknown config key 'sed'", "Did you mean 'seed'?")),
+    (("--config.sdee.name=vp",), ("unknown config key 'sdee'", "Did you mean 'sde'?")),
+    (("--config.sde.nmae=vp",), ("unknown config key 'sde.nmae'", "Did you mean 'sde.name'?")),
     (("--config.sde.name=vpp",), ("unknown SDE 'vpp'", "Did you mean 'vp'?", "--config.sde.name")),
     (("--config.sde.kwargs.beta_mx=3",), ("'vp' has no argument 'beta_mx'", "Did you mean 'beta_max'?")),
     (("--config.sde.kwargs.beta_max=0.01",), ("need 0 < beta_min < beta_max", "beta_max=0.01")),
-    (("--config.seed.kwargs.a=3",), ("--config.seed has no kwargs",)),
+    (("--config.seed.kwargs.a=3",), ("unknown config key 'seed.kwargs'",)),
     (("--config.model.name=ddpmp",), ("unknown model", "Did you mean 'ddpmpp'?")),
     (("--config.model.kwargs.chanels=4",), ("no argument 'chanels'", "Did you mean 'channels'?")),
     (("--config.model.kwargs.channels=many",), ("'channels': 'many'", "--config.model.kwargs")),
     (("--config.sde.kwargs.beta_max=many",), ("'vp' can't take {'beta_max': 'many'}", "--config.sde.kwargs")),
     (("--config.model.kwargs.multipliers=1,1,1,1,1",), ("8x8 is not a multiple of 16",)),
-    (("--config.model.prediction=eps",), ("unknown prediction", "known: epsilon, score, v, velocity, x0")),
+    (
+        ("--config.model.prediction=eps",),
+        ("unknown prediction", "Did you mean 'epsilon'? Known: epsilon, score, v, velocity, x0"),
+    ),
     (("--config.sde.name=flow",), ("zero terminal SNR", "--config.model.prediction to v, x0 or velocity")),
     (("--config.sde.name=flow", "--config.model.preconditioning=edm"), ("alpha = 0",)),
     (("--config.model.preconditioning=edm", "--config.model.prediction=v"), ("'v' has no effect",)),
@@ -75,7 +91,7 @@ REFUSED = [
         ("--config.loss.time_sampler=log_normal", "--config.loss.time_sampler_kwargs.mean=big"),
         ("the loss can't be computed with {'time_sampler_kwargs': {'mean': 'big'}}",),
     ),
-    (("--config.loss.weighting_kwargs.gamma=2",), ("weighting 'simple' has no argument 'gamma'; it takes none",)),
+    (("--config.loss.weighting_kwargs.gamma=2",), ("weighting 'simple' has no argument 'gamma'. It takes none.",)),
     (("--config.loss.weighing_kwargs.gamma=2",), ("Did you mean 'loss.weighting_kwargs'?",)),
     (("--config.loss.weighting=min_snr", "--config.loss.weighting_kwargs.gamma=-2"), ("need gamma > 0",)),
     (("--config.sampling.solver=dpm_solver",), ("unknown solver", "Did you mean 'dpm_solver_pp'?")),
@@ -176,7 +192,7 @@ REFUSED = [
     (("--config.optimizer.kwargs.learning_rate=1",), ("--config.optimizer.learning_rate",)),
     (("--config.optimizer.name=adan",), ("Did you mean 'adam'?",)),
     (("--config.optimizer.learning_rate=-1.0",), ("need learning_rate > 0",)),
-    (("--config.training.batch_size=many",), ("--config.training.batch_size=many",)),
+    (("--config.training.batch_size=many",), ("training.batch_size: expected an integer, got 'many'",)),
     (("--config.training.log_every=0",), ("log_every must be an integer of at least 1",)),
     (("--config.training.steps_per_call=3",), ("num_steps=2000 is not a multiple of steps_per_call=3",)),
     (("--workdir=/proc/nowhere",), ("cannot write to /proc/nowhere",)),
@@ -269,6 +285,17 @@ def test_a_run_that_diverges_stops_and_saves_nothing_of_it(tmp_path):
     printed = finish(start(tmp_path, *POINTS, *wild), expected=2)
     assert "is not finite from step 1 on" in printed and "No checkpoint was saved" in printed
     assert not any(path.name.isdigit() for path in (tmp_path / "checkpoints").iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["train", "sample", "evaluate", "likelihood", "certify", "export"])
+@pytest.mark.parametrize("platform", ["cuda", "tpu", "nonsense"])
+def test_missing_platform_gets_one_sentence(tmp_path, platform, mode):
+    command = [sys.executable, "launch.py", *POINTS, f"--workdir={tmp_path}", f"--mode={mode}"]
+    variables = environment() | {"JAX_PLATFORMS": platform}
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 2 and f"JAX_PLATFORMS={platform}, got only cpu" in done.stderr
+    assert "Traceback" not in done.stderr and done.stderr.strip().splitlines()[-1].startswith("launch.py: devices")
 
 
 SHORT = ("--config.training.num_steps=20", "--config.training.sample_every=10")

@@ -312,7 +312,7 @@ def test_invalid_combinations_raise():
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(UserError, match=r"known: epsilon, score, v, velocity, x0.*Did you mean 'epsilon'"):
+    with pytest.raises(UserError, match=r"Did you mean 'epsilon'.*Known: epsilon, score, v, velocity, x0"):
         make_denoiser(lambda x, level: x, vp(), "epsilom")
     with pytest.raises(UserError, match=r"\(set preconditioning\)"):
         make_denoiser(lambda x, level: x, vp(), "epsilon", "karras")

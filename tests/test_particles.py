@@ -1,5 +1,7 @@
 """Weighted particles against closed forms: Gaussians, mixtures by quadrature, linear measurements and rewards."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,11 +22,12 @@ from score_sde.particles import (
     systematic_resample,
     tilted,
 )
-from score_sde.sampling import Guidance, InverseTask, sample, weighted_target
+from score_sde.sampling import Guidance, InverseTask, _sample_weighted, check_sampling, sample, weighted_target
 from score_sde.sde import SDES, prior_sample
 from score_sde.solvers import (
     adaptive,
     ancestral,
+    check_finite,
     ddim,
     dpm_solver_pp_sde,
     edm_stochastic,
@@ -37,6 +40,7 @@ from score_sde.solvers import (
     stochastic_runge_kutta,
     time_grid,
 )
+from score_sde.solvers.base import CONSTRAINT_NOT_MET
 from score_sde.thresholding import clip_x0, none
 from tests import mixtures
 from tests.thinned import thinned
@@ -197,6 +201,93 @@ def test_a_systematic_resample_has_each_particle_in_proportion():
     np.testing.assert_allclose(counts.mean(0), 50 * weights, atol=4 * 0.5 / np.sqrt(2000))
     assert float(effective_sample_size(jnp.zeros(7))) == pytest.approx(7)
     assert float(effective_sample_size(jnp.array([0.0, -jnp.inf]))) == pytest.approx(1)
+
+
+def test_resampling_sums_in_float32():
+    """Equal weights in bfloat16: each index occurs exactly once."""
+    indices = systematic_resample(jax.random.key(0), jnp.zeros(100_000, jnp.bfloat16))
+    np.testing.assert_array_equal(indices, np.arange(100_000))
+    assert float(effective_sample_size(jnp.zeros(100_000, jnp.bfloat16))) == pytest.approx(100_000, rel=1e-3)
+
+
+def test_resampling_keeps_zero_weights():
+    log_weights = jnp.log(jnp.array([0.0, 0.7, 0.0, 0.1, 0.1, 0.1, 0.0]))
+    keys = jax.random.split(jax.random.key(0), 500)
+    indices = np.asarray(jax.vmap(lambda key: systematic_resample(key, log_weights))(keys))
+    assert (indices[:, [0, 2, 6]] == [0, 2, 6]).all()
+    counts = np.stack([np.bincount(row, minlength=7) for row in indices])[:, [1, 3, 4, 5]]
+    np.testing.assert_allclose(counts.mean(0), [2.8, 0.4, 0.4, 0.4], atol=4 * 0.5 / np.sqrt(500))
+    nothing = systematic_resample(keys[0], jnp.full(3, -jnp.inf))
+    np.testing.assert_array_equal(nothing, np.arange(3))
+    assert float(effective_sample_size(jnp.full(3, -jnp.inf))) == 0
+
+
+CONSTRAINTS = {  # reward and integral over N(0, 1)
+    "step": (lambda x0: jnp.where(x0 > 0, 0.0, -jnp.inf), 0.5),
+    "gradient of log 0": (lambda x0: jnp.log(jnp.where(x0 > 0, jnp.exp(-x0), 0.0)), 0.26158),  # e^0.5 F(-1)
+}
+
+
+@pytest.mark.parametrize("name", CONSTRAINTS)
+@pytest.mark.parametrize("resample_below", [0.5, 1.0])
+def test_constraint_keeps_its_normalizer(name, resample_below):
+    """A potential of -inf is the weight 0, and resampling keeps its particles, which may return."""
+    sde, (reward, integral) = SDES["vp"](), CONSTRAINTS[name]
+    target = tilted(sde, product(sde, [gaussian_denoiser(sde, 0.0, 1.0)], [1.0]), lambda x, t, x0: reward(x0[:, 0]))
+    times = time_grid(sde, 50, "log_snr")
+    run = jax.jit(
+        lambda x: solve_weighted(exponential_sde(), sde, target, x, times, jax.random.key(1), 64, resample_below)
+    )
+    solution = run(prior(sde, 6400))
+    found = np.exp(np.asarray(solution.log_normalizer, np.float64))
+    check(found.mean(), integral, found.std() / 10)
+    assert np.isnan(solution.nonfinite_at) and np.isfinite(solution.x).all()
+    assert not np.isnan(solution.log_weights).any()
+    violated = np.asarray(solution.x)[:, 0] < -0.1  # at t_min, x0 differs from x by less
+    assert violated.any() and (np.asarray(solution.log_weights)[violated] == -np.inf).all()
+
+
+def test_unmet_constraint_has_no_sample():
+    model = DiffusionModel(create("mlp", features=(8,)), SDES["vp"](), (1,))
+    sde, times = model.sde, time_grid(model.sde, 4)
+    base = product(sde, [gaussian_denoiser(sde, 0.0, 1.0)], [1.0])
+    target = tilted(sde, base, lambda x, t, x0: jnp.where(x[:, 0] > 99, 0.0, -jnp.inf))
+    solution = solve_weighted(exponential_sde(), sde, target, prior(sde, 8), times, jax.random.key(1), 4)
+    assert (solution.log_normalizer == -jnp.inf).all() and np.isfinite(solution.x).all()
+    np.testing.assert_array_equal(solution.effective_sample_size, np.zeros((4, 2)))
+    run = lambda: _sample_weighted(  # noqa: E731
+        model, exponential_sde(), target, times, jax.random.split(jax.random.key(1), 8), 4, False
+    )
+    with pytest.raises(UserError, match="expected a particle that meets the constraint in every population"):
+        run()
+    drawn = jax.jit(run)()
+    assert drawn.nonfinite_at == CONSTRAINT_NOT_MET and np.isnan(drawn.x).all()
+    with pytest.raises(UserError, match="all log potentials are -inf"):
+        check_finite(drawn)
+
+
+@pytest.mark.parametrize(("std", "leaves"), [(0.6, True), (0.1, False)])
+def test_clipped_target_warns(std, leaves):
+    """Without the threshold the mean is right; with it, it isn't where the target leaves [-1, 1]."""
+    sde, x, times = SDES["vp"](), prior(SDES["vp"](), 3200), time_grid(SDES["vp"](), 50, "log_snr")
+    base = product(sde, [gaussian_denoiser(sde, 0.4, std)], [1.0])
+    precision = std**-2 + 2.0
+    truth = (0.4 / std**2 + 2.0) / precision
+    for threshold in (none(), clip_x0()):
+        target = tilted(sde, base, lambda x, t, x0: -jnp.sum((x0 - 1.0) ** 2, -1), threshold=threshold)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            solution = solve_weighted(exponential_sde(), sde, target, x, times, jax.random.key(1), 64)
+        weights = jax.nn.softmax(solution.log_weights.reshape(50, 64), axis=1)
+        means = np.asarray(jnp.sum(weights * solution.x.reshape(50, 64), axis=1))
+        warned = [str(warning.message) for warning in caught]
+        clips = leaves and threshold(gaussian_denoiser, sde) is not gaussian_denoiser
+        assert len(warned) == clips and all("within the threshold's range" in message for message in warned)
+        if not clips:
+            check(means.mean(), truth, means.std() / np.sqrt(50), 0.01)
+        else:
+            assert means.mean() < truth - 0.05
+            assert float(solution.effective_sample_size.mean()) > 0.8 * 64
 
 
 def test_a_population_does_not_depend_on_the_others():
@@ -400,6 +491,9 @@ def test_a_task_by_another_method_has_no_weights():
     with pytest.raises(UserError, match="method 'twisted' has no argument 'sigma'"):
         run(task._replace(method="twisted", method_kwargs={"sigma": 1.0}))
     assert run(task._replace(method="twisted")).x.shape == (2, 2)
+    with pytest.warns(UserWarning, match="got data that aren't images"):
+        twisted = {"task": task._replace(method="twisted"), "particles": 3, "threshold": clip_x0()}
+        check_sampling(model, solver=exponential_sde(), times=times, **twisted)
 
 
 @pytest.mark.slow

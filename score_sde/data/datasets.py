@@ -125,7 +125,10 @@ def toy(split: str, path: str, sample: toys.SampleFn, num_examples: int) -> Data
     rng = np.random.default_rng(0 if train else 1)
     points, labels = sample(rng, num_examples if train else min(num_examples, 10_000))
     return Dataset(
-        Arrays(points.astype(np.float32), labels), points.shape[1:], levels=None, num_classes=labels.max() + 1
+        Arrays(points.astype(np.float32), labels, exact=False),
+        points.shape[1:],
+        levels=None,
+        num_classes=labels.max() + 1,
     )
 
 
@@ -222,7 +225,8 @@ def tfds(split: str, path: str, name: str, test_split: str = "test") -> Dataset:
     if "label" not in features:
         examples = MappedDataset(examples, add_label)
     names = tuple(features["label"].names) if "label" in features else ()
-    return Dataset(examples, features["image"].shape, 256, classes, names)
+    files = tuple(sorted(folder.glob(f"*-{split}.array_record*")))
+    return Dataset(examples, features["image"].shape, 256, classes, names, files=files)
 
 
 def _prepare(builder: Any, name: str) -> None:

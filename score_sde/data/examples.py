@@ -1,6 +1,7 @@
 """Data sets in memory or on disk, as sequences of examples {"image": an array, "label": int}, and maps of examples."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -34,6 +35,8 @@ class Dataset(NamedTuple):
     num_classes: int
     class_names: tuple[str, ...] = ()  # one per class; () if the classes have no names
     ignored: Mapping[str, int] = {}  # numbers of files that were found and left out, by what they are
+    files: tuple[Path, ...] = ()  # files of examples that are read one by one, such as records
+    scaling: tuple[np.ndarray, np.ndarray] | None = None  # mean and standard deviation that `standardize` has applied
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -45,6 +48,23 @@ class Dataset(NamedTuple):
         """Number of examples of each class, (num_classes,); None if the labels are only known example by example."""
         labels = getattr(source(self.examples), "labels", None)
         return None if labels is None else np.bincount(np.asarray(labels, int), minlength=self.num_classes)
+
+
+def standardize(dataset: Dataset, mean: Any, std: Any) -> Dataset:
+    """Return real-valued data with their mean subtracted, divided by their standard deviation; `scaling` keeps both."""
+    mean, std = (np.asarray(value, np.float64).reshape(dataset.event_shape) for value in (mean, std))
+
+    def transform(example: dict[str, Any]) -> dict[str, Any]:
+        return example | {"image": ((example["image"] - mean) / std).astype(np.float32)}
+
+    return dataset._replace(examples=MappedDataset(dataset.examples, transform), scaling=(mean, std))
+
+
+def mean_and_std(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Compute the mean and standard deviation of each feature in float64; a constant feature gets 1."""
+    examples = load_examples(dataset)[0].astype(np.float64)
+    std = examples.std(axis=0)
+    return examples.mean(axis=0), np.where(std > 0, std, 1.0)
 
 
 def source(examples: Any) -> Any:
@@ -69,8 +89,6 @@ def check_test_labels(name: str, train: np.ndarray, test: np.ndarray) -> int:
     return num_classes
 
 
-
-
 def load_examples(dataset: Dataset, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Load the first examples of a data set into memory.
 
@@ -89,9 +107,9 @@ def load_examples(dataset: Dataset, limit: int | None = None) -> tuple[np.ndarra
 class Arrays:
     """Examples from arrays in memory."""
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray):
-        """Pair images, (n, *image_shape), with labels, (n,)."""
-        self.images, self.labels = images, labels
+    def __init__(self, images: np.ndarray, labels: np.ndarray, exact: bool = True):
+        """Pair images, (n, *image_shape), with labels, (n,); `exact` is False if last digits depend on the machine."""
+        self.images, self.labels, self.exact = images, labels, exact
 
     def __len__(self) -> int:
         """Return the number of examples."""

@@ -1,13 +1,11 @@
 """Image folders: which files belong to which split and class, and their decoding."""
 
-import hashlib
 import json
 import os
 import re
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +13,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from score_sde.data.decoding import MODES, check_single, decode, parse_color
-from score_sde.data.examples import Dataset, MissingSplit, check_test_labels, split_indices
+from score_sde.data.examples import Dataset, MissingSplit, split_indices
 from score_sde.errors import UserError, cut, lookup
-from score_sde.runtime.cache import cache_folder
-from score_sde.runtime.disk import write_atomically
-from score_sde.runtime.hashing import hash_file, hash_json
+from score_sde.runtime.hashing import cached_hash, hash_file, hash_json
 
 LAYOUTS = ("auto", "splits", "classes", "pile")
 SPLIT = re.compile(r"(train|test|val|dev|eval)(ing|id|idation|uation)?[ _-]?(set|data|images|split)?", re.IGNORECASE)
@@ -79,8 +75,8 @@ def image_folder(
     ignored: Counter[str] = Counter()
     train = _classify(folders.get("train", folders[split]), layout, ignored)
     files = train if folders[split] == folders.get("train") else _classify(folders[split], layout, ignored)
-    numbered = all(isinstance(name, int) for name in train.values())  # by dataset.json
-    classes = [str(n) for n in range(max(train.values()) + 1)] if numbered else sorted({*train.values()})  # type: ignore
+    numbers = [name for name in train.values() if isinstance(name, int)]  # by dataset.json
+    classes = [str(n) for n in range(max(numbers) + 1)] if numbers else sorted({*map(str, train.values())})
     for file, name in [*train.items(), *files.items()]:
         if str(name) not in classes or (name == "" and len(classes) > 1):
             raise UserError(
@@ -132,7 +128,7 @@ def _split_folders(root: Path, layout: str) -> dict[str, Path]:
     test = [name for name in splits if kinds and splits[name] == kinds[0]]
     if len(train) != 1 or len(test) > 1:
         raise UserError(f"image_folder: expected one train and at most one test folder in {root}, got {listed}", "path")
-    return {"train": root / train[0]} | {"test": root / name for name in test}
+    return {"train": root / train[0]} | ({"test": root / test[0]} if test else {})
 
 
 def _classify(root: Path, layout: str, ignored: Counter) -> dict[Path, str | int]:
@@ -199,41 +195,26 @@ def _files(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
 
 
 def check_images(paths: list[Path], channels: int, background: tuple[int, int, int]) -> str:
-    """Decode every file once, and return a hash of their contents; the cache keeps it for unchanged files.
+    """Decode every file once, and return a hash of their contents; unchanged files are not decoded again.
 
     Raises:
       UserError: if a file can't be decoded.
     """
-    states = [(os.fsencode(path.absolute()), *_state(path)) for path in paths]
-    checked = cache_folder() / "decoded" / hashlib.sha256(repr((states, channels)).encode()).hexdigest()[:16]
-    with suppress(OSError, ValueError):
-        if sha := checked.read_text():
-            return sha
 
     def check(path: Path) -> str:
         check_single(path)
         decode(path, channels, background)
         return hash_file(path)
 
-    with (
-        ThreadPoolExecutor(os.cpu_count()) as pool,
-        tqdm(desc="decoding every image once", total=len(paths), unit="image", delay=5.0) as bar,
-    ):
-        hashes = []
-        for first in range(0, len(paths), 256):
-            for sha in pool.map(check, paths[first : first + 256]):
-                hashes.append(sha)
-                bar.update()
-    sha = hash_json(hashes)
-    with suppress(OSError):  # without a cache every run decodes the files
-        checked.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(checked, sha)
-    return sha
+    def check_all() -> str:
+        hashes: list[str] = []
+        with (
+            ThreadPoolExecutor(os.cpu_count()) as pool,
+            tqdm(desc="decoding every image once", total=len(paths), unit="image", delay=5.0) as bar,
+        ):
+            for first in range(0, len(paths), 256):
+                hashes += pool.map(check, paths[first : first + 256])
+                bar.update(len(hashes) - bar.n)
+        return hash_json(hashes)
 
-
-def _state(path: Path) -> tuple[int, int, int]:
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise UserError(f"image_folder: {path} can't be read: {error.strerror} (repair or remove it)") from error
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    return cached_hash(paths, check_all, channels)

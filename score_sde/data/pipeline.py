@@ -6,10 +6,13 @@ state is saved, because it would depend on the number of processes.
 
 import multiprocessing
 import os
+import queue
 import re
 import signal
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +20,7 @@ from absl import flags
 
 from score_sde.data.examples import Dataset, Examples
 from score_sde.errors import UserError, not_none
+from score_sde.runtime.distributed import exit_with_message
 
 if TYPE_CHECKING:  # Grain loads Orbax, and the mathematics imports this package
     import grain
@@ -122,22 +126,52 @@ def batches(
 
 
 def _while_workers_live(calls: Iterator[dict[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
-    """Iterate over calls.
+    """Iterate over calls in a thread, because Grain notices the end of a reader process only once it has started.
+
+    Python's multiprocessing waits forever to send the data set to a process that died before it has received it, and
+    then neither returns nor lets the program end.
 
     Raises:
       UserError: if a reader process has ended.
     """
-    try:
-        yield from calls
-    except RuntimeError as error:
+    taken: queue.Queue[Any] = queue.Queue(maxsize=1)
+
+    def take() -> None:
+        try:
+            for call in calls:
+                taken.put((call, None))
+        except BaseException as error:
+            taken.put((None, error))
+
+    threading.Thread(target=take, daemon=True).start()
+    dead: set[str] = set()
+    while True:
+        try:
+            call, error = taken.get(timeout=5.0)
+        except queue.Empty:
+            if dead & (dead := _zombies()):  # Grain would have noticed within these five seconds
+                exit_with_message("data: a reader process died while it started (out of memory, or killed)")
+            continue
+        if error is None:
+            yield call
+            continue
         ended = re.search(r"Worker process was terminated unexpectedly with exit code (-?\d+)", str(error))
         if ended is None:
-            raise
+            raise error
         raise UserError(
-            "data: expected its worker processes to live as long as the run, one ended with exit code "
-            f"{ended.group(1)}: out of memory, or killed; the same command resumes from the last checkpoint",
+            f"data: a reader process died with exit code {ended.group(1)} (out of memory, or killed); the same command "
+            "resumes from the last checkpoint",
             "num_workers",
         ) from None
+
+
+def _zombies() -> set[str]:
+    """Return the children of this process that have ended but were not waited for, on Linux."""
+    children = (path.read_text().split() for path in Path("/proc/self/task").glob("*/children"))
+    numbers = {number for numbers in children for number in numbers}
+    with suppress(OSError):
+        return {number for number in numbers if ") Z" in Path(f"/proc/{number}/stat").read_text()}
+    return set()
 
 
 def _follow_parent(worker: int, workers: int) -> None:

@@ -15,6 +15,7 @@ from score_sde.runtime import distributed
 from score_sde.runtime.cache import cache_folder
 from score_sde.runtime.disk import read_arrays, write_arrays
 from score_sde.runtime.hashing import hash_json
+from score_sde.runtime.periodic import announcing
 from score_sde.training.metrics import progress_bar
 
 BATCH_PER_DEVICE = 64  # constant, so that an image's features depend neither on the batch size nor on the devices
@@ -76,7 +77,7 @@ def make_extract(extractor: Extractor) -> Callable[..., Features]:
     """
     devices = jax.local_devices()
     params = jax.device_put(extractor.params, devices[0])
-    compiled = jax.pmap(extractor.apply, in_axes=(None, 0), devices=devices)
+    compiled = announcing(jax.pmap(extractor.apply, in_axes=(None, 0), devices=devices), "compiling the features")
     batch = BATCH_PER_DEVICE * len(devices) * jax.process_count()
 
     def extract(rows, count, num_stored=None, name="features") -> Features:

@@ -1,11 +1,13 @@
 """Image grids."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
+from score_sde.errors import cut, escape
 from score_sde.runtime.disk import replacing
 
 
@@ -45,15 +47,35 @@ def by_class(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, int]:
     return cells.reshape(-1, *images.shape[1:]), int(counts.max())
 
 
-def save_grid(path: Path, images: np.ndarray, columns: int | None = None, min_side: int = 512) -> None:
+def save_grid(
+    path: Path, images: np.ndarray, columns: int | None = None, min_side: int = 512, row_titles: Sequence[str] = ()
+) -> None:
     """Write a grid of (n, height, width, channels) uint8 images as a PNG, enlarged to a side of at least `min_side`.
 
-    Images that are not gray, RGB or RGBA are plotted as their channels side by side, in gray.
+    The titles, one per row, stand to the left of the grid. Images that are not gray, RGB or RGBA are plotted as their
+    channels side by side, in gray.
     """
     if images.shape[-1] not in (1, 3, 4):
         images = np.concatenate(np.split(images, images.shape[-1], axis=-1), axis=2)
     sheet = grid(images, columns=columns)
     factor = max(1, math.ceil(min_side / max(sheet.shape[:2])))
     sheet = sheet.repeat(factor, 0).repeat(factor, 1)
+    if row_titles:
+        sheet = np.concatenate([_titles(row_titles, sheet.shape[0], sheet.shape[2]), sheet], axis=1)
     with replacing(path) as partial:
         Image.fromarray(sheet[..., 0] if sheet.shape[-1] == 1 else sheet).save(partial)
+
+
+def _titles(titles: Sequence[str], height: int, channels: int) -> np.ndarray:
+    """Draw white titles on black, evenly spaced over a height, (height, width, channels) uint8."""
+    row = height / len(titles)
+    font = ImageFont.load_default(max(8, min(16, 0.8 * row)))
+    shown = [cut(escape(title), 24) for title in titles]
+    width = math.ceil(max(map(font.getlength, shown))) + 8
+    image = Image.new("L", (width, height))
+    for n, title in enumerate(shown):
+        ImageDraw.Draw(image).text((4, (n + 0.5) * row), title, fill=255, font=font, anchor="lm")
+    pixels = np.asarray(image)[..., None].repeat(channels, axis=-1)
+    if channels == 4:
+        pixels[..., 3] = 255
+    return pixels

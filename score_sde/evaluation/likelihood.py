@@ -22,6 +22,7 @@ from score_sde.model import DiffusionModel
 from score_sde.parameterization import VariancePrediction
 from score_sde.randomness import fold_each
 from score_sde.runtime import distributed
+from score_sde.runtime.periodic import announcing
 from score_sde.sde import SDE, lift, prior_log_prob, t_from_log_snr, vp
 from score_sde.training.metrics import progress_bar
 
@@ -76,17 +77,17 @@ def likelihood(
         )
     if model.timesteps is None:
         flow_parts = over_batches(_flow_parts(model, options, source.levels), "likelihood")
-        measured = flow_parts(labels)
+        measured = _unscaled(flow_parts(labels), source)
         log_prob = measured["log_prob"]
         results |= breakdown(measured, model.event_shape, source.levels)
         if model.has_null_label:
-            unlabeled = flow_parts(np.full_like(labels, -1))
+            unlabeled = _unscaled(flow_parts(np.full_like(labels, -1)), source)
             results["unconditional"] = breakdown(unlabeled, model.event_shape, source.levels)
     if options.flow_map_steps:
         # The integral on the first examples, with the same name and hence the same dequantization and noise.
         first, no_jumps = slice(NUM_COMPARED), options._replace(flow_map_steps=0)
         integral = partial(_over_batches, params=params, images=images[first], options=no_jumps, seed=seed)
-        exact = integral(_flow_parts(model, no_jumps, source.levels), "likelihood")(labels[first])
+        exact = _unscaled(integral(_flow_parts(model, no_jumps, source.levels), "likelihood")(labels[first]), source)
         difference = (log_prob[first] - exact["log_prob"]) / math.prod(model.event_shape)
         difference = difference if source.levels is None else -difference / math.log(2)
         results["minus_integral_per_dim"] = mean_of(difference) | {"num_examples": len(difference)}
@@ -98,6 +99,14 @@ def likelihood(
         train, _ = load_examples(load("train"))
         results["histograms_bits_per_dim"] = histogram_bits(train, images, source.levels)
     return results
+
+
+def _unscaled(parts: dict[str, np.ndarray], source: Dataset) -> dict[str, np.ndarray]:
+    """Return the parts of log p(x) for x = mean + std z from those of log p(z): log p(x) = log p(z) - sum log std."""
+    if source.scaling is None:
+        return parts
+    volume = np.full_like(parts["log_prob"], -np.log(source.scaling[1]).sum())
+    return parts | {"log_prob": parts["log_prob"] + volume, "standardization": volume}
 
 
 def _flow_parts(model: DiffusionModel, options: LikelihoodOptions, levels: int | None) -> Callable:
@@ -226,7 +235,7 @@ def _over_batches(
     local = distributed.local_slice(batch)
     key = jax.random.fold_in(jax.random.key(seed), len(name))
     keys_of = jax.jit(jax.vmap(partial(jax.random.fold_in, key)))
-    compiled = jax.pmap(measure, in_axes=(None, 0, 0, 0), devices=devices)
+    compiled = announcing(jax.pmap(measure, in_axes=(None, 0, 0, 0), devices=devices), f"compiling the {name}")
 
     def over_batches(labels):
         parts = []

@@ -1,6 +1,6 @@
 """Plots: image grids and scatter plots of samples, denoising trajectories, and results against steps."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_sde.data import Dataset, load_examples, to_levels
+from score_sde.errors import UserError
 from score_sde.evaluation.accuracy import accuracy, plot_accuracy
 from score_sde.evaluation.image_grid import by_class, save_grid
 from score_sde.evaluation.inverse_problems import group_by_measurement, save_restorations
@@ -21,6 +22,7 @@ from score_sde.runtime import distributed
 from score_sde.runtime.disk import replacing
 from score_sde.sampling import Sampler, mean_effective_sample_size
 from score_sde.sde import t_from_log_snr
+from score_sde.training.data_record import class_names
 
 NUM_FRAMES = 11  # maximum number of times in a denoising plot
 NUM_ROWS = 6  # maximum number of samples in a denoising plot
@@ -45,9 +47,9 @@ def sample_and_plot(
     """Generate samples, and write them as a plot and as arrays.
 
     Images become a grid, with one row per class if all classes are sampled in turn. The .npz has `images` (n, height,
-    width, channels) uint8 and their `labels`, if they have any. Points become a scatter plot next to the data and the
-    score field, with `samples` (n, features) float32. For an inverse problem a row shows the truth, the measurement and
-    completions.
+    width, channels) uint8 and their `labels` and `class_names`, if they have any. Points become a scatter plot next to
+    the data and the score field, with `samples` (n, features) float32 in the units of the data. For an inverse problem
+    a row shows the truth, the measurement and completions.
 
     Args:
       path: Path of the PNG; the .npz has the same name.
@@ -76,15 +78,31 @@ def sample_and_plot(
         return size
     labels = sampler.labels(np.arange(len(samples)))
     arrays: dict[str, Any] = {} if labels is None else {"labels": np.asarray(labels)}
+    names = () if labels is None else class_names(path.parents[1]) or _class_names(train)
+    arrays |= {"class_names": np.array(names)} if names else {}
     if len(model.event_shape) == 3:
         images = to_levels(samples, 256)
         _save_arrays(path, images=images, **arrays)
-        in_turn = labels is not None and len(set(np.asarray(labels).tolist())) > 1
-        save_grid(path, *(by_class(images, arrays["labels"]) if in_turn else (images,)))
+        shown = np.unique(arrays.get("labels", 0)).tolist()
+        titles = [names[label] if 0 <= label < len(names) else str(label) for label in shown] if names else []
+        if len(shown) > 1:
+            cells, columns = by_class(images, arrays["labels"])
+            save_grid(path, cells, columns, row_titles=titles)
+        else:
+            save_grid(path, images)
     else:
-        _save_arrays(path, samples=samples, **arrays)
-        save_scatter(path, model, params, load_examples(train(), len(samples))[0], samples)
+        source = train()
+        mean, std = source.scaling or (0.0, 1.0)
+        _save_arrays(path, samples=(mean + std * samples).astype(samples.dtype), **arrays)
+        save_scatter(path, model, params, load_examples(source, len(samples))[0], samples)
     return size
+
+
+def _class_names(train: Callable[[], Dataset]) -> Sequence[str]:
+    try:
+        return train().class_names
+    except UserError:  # the data aren't needed to sample
+        return ()
 
 
 def measure_and_plot(path: Path, classifier: NoisyClassifier, params: Any, test: Dataset, **options: int) -> None:

@@ -69,8 +69,9 @@ def stein(sde: SDE, denoiser: Denoiser, x: jax.Array, t: jax.Array) -> jax.Array
 def curl(sde: SDE, denoiser: Denoiser, x: jax.Array, t: jax.Array, keys: jax.Array) -> jax.Array:
     """Return |sigma (J - J^T) / 2|^2 / d for the Jacobian J of eps, which is symmetric since a score is a gradient.
 
-    For an exact denoiser the eigenvalues of sigma J are at most 1, so this is a fraction. The squared Frobenius norm is
-    estimated without bias, along one Rademacher direction per example.
+    For an exact denoiser the eigenvalues of sigma J are at most 1, but they have no lower bound: halfway between two
+    points one of them is 1 - (distance / 2 sigma)^2, with alpha = 1. So this isn't a fraction. The squared Frobenius
+    norm is estimated without bias, along one Rademacher direction per example.
 
     Args:
       sde: Forward process.

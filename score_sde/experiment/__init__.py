@@ -3,8 +3,8 @@
 Only this package builds parts from the config and names command-line flags.
 """
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,8 +19,11 @@ from score_sde.evaluation.options import BenchmarkOptions, EvaluationOptions, Li
 from score_sde.experiment import rules
 from score_sde.experiment.data import batches, load_split
 from score_sde.experiment.flags import naming_flags, plain
+from score_sde.experiment.from_data import resolve
 from score_sde.experiment.loss import build_loss
-from score_sde.experiment.model import build_model, build_sde, exact_denoiser, load_pretrained
+from score_sde.experiment.model import build_model, build_sde, exact_denoiser, exported, load_pretrained
+from score_sde.experiment.overrides import override, path_overrides
+from score_sde.experiment.paths import expand
 from score_sde.experiment.sampler import build_sampler
 from score_sde.model import DiffusionModel, NoisyClassifier
 from score_sde.parameterization import Denoiser
@@ -30,12 +33,14 @@ from score_sde.training.optimizer import make_optimizer
 from score_sde.training.setup import TrainingSchedule, TrainingSetup
 from score_sde.training.uncertainty import with_uncertainty
 
+WEIGHTS = ("model.pretrained", "loss.objective_kwargs.teacher", "sampling.guidance_weights")
+
 
 class Experiment(NamedTuple):
     """The parts of an experiment.
 
     Attributes:
-      config: Resolved config, as config.json holds it.
+      config: Resolved config, as config.json holds it, with the paths as they were given.
       model: Diffusion model, or a classifier for guidance.
       schedule: Discrete-time schedule that the SDE passes through; None for other SDEs.
       load: Function from a split ("train", "test") to its data.
@@ -62,18 +67,23 @@ class Experiment(NamedTuple):
         return exact_denoiser(ConfigDict(self.config), self.model.sde)
 
 
-def make_experiment(config: ConfigDict, devices: list[jax.Device]) -> Experiment:
+def make_experiment(
+    config: ConfigDict, devices: list[jax.Device], saved: Mapping[str, Any] | None = None
+) -> Experiment:
     """Build the parts of an experiment.
 
     Args:
       config: Config of a file in configs/, with the overrides of the command line.
       devices: Devices of this process.
+      saved: Resolved config of the run to continue or to sample, for the values that followed from its data.
 
     Raises:
       UserError: if a value is unknown or out of range, or if values don't fit each other. The message names the flag.
     """
     rules.check_numbers(config)
-    config, pretrained_params = load_pretrained(config)
+    paths = path_overrides(config)
+    config, pretrained_params = load_pretrained(override(config, {key: expand(path) for key, path in paths.items()}))
+    config = resolve(config, cache(partial(load_split, config)), saved or {})
     rules.check_schedule(config)
     ema = build_ema(config)
     rules.check_certify(config)
@@ -86,7 +96,7 @@ def make_experiment(config: ConfigDict, devices: list[jax.Device]) -> Experiment
     loss_fn = build_loss(config, model, schedule, jax.eval_shape(extended, params))
 
     init_key, training_key, sampling_key = jax.random.split(jax.random.key(config.seed), 3)
-    load = partial(load_split, config)
+    load = cache(partial(load_split, config))
     sampler = None
     if isinstance(model, DiffusionModel):
         sampler = build_sampler(config, model, schedule, sampling_key, devices, load)
@@ -106,9 +116,12 @@ def make_experiment(config: ConfigDict, devices: list[jax.Device]) -> Experiment
         skip_nonfinite=config.training.on_nonfinite == "skip",
         needs_levels=config.loss.objective == "ddpm_hybrid" and "levels" not in config.loss.objective_kwargs,
         trainable=bool(jax.tree.leaves(variables)),
+        weights={key: exported(expand(path), key) for key, path in paths.items() if key in WEIGHTS},
+        notes=rules.notes(config),
+        sde=sde,
     )
     return Experiment(
-        config=plain(config),
+        config=plain(override(config, paths)),
         model=model,
         schedule=schedule,
         load=load,
@@ -154,4 +167,4 @@ def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     names = ("learning_rate", "clip_norm", "warmup_steps", "schedule")
     paths = {"optimizer": "optimizer.name"} | {name: f"optimizer.{name}" for name in names}
     with naming_flags(config, "optimizer.kwargs", **paths):
-        return make_optimizer(**plain(config.optimizer))
+        return make_optimizer(**plain(config.optimizer), num_steps=config.training.num_steps)

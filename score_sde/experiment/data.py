@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from ml_collections import ConfigDict
 
 from score_sde import data
+from score_sde.data.examples import standardize
 from score_sde.experiment.flags import naming_flags, plain
 
 
@@ -13,7 +14,7 @@ def load_split(config: ConfigDict, split: str) -> data.Dataset:
     options = config.data
     names = ("image_size", "channels", "path", "crop", "kwargs")
     with naming_flags(config, "data.kwargs", **{"data set": "data.name"} | {name: f"data.{name}" for name in names}):
-        return data.load(
+        source = data.load(
             options.name,
             split,
             options.image_size,
@@ -22,6 +23,7 @@ def load_split(config: ConfigDict, split: str) -> data.Dataset:
             plain(options.kwargs),
             options.crop,
         )
+        return standardize(source, options.mean, options.std) if options.std else source
 
 
 def batches(config: ConfigDict, source: data.Dataset, first_step: int, rows: slice | None = None) -> Iterator:

@@ -25,6 +25,9 @@ def default() -> ConfigDict:
                 "augment": 0.0,  # probability of EDM's augmentations, 0.12 for CIFAR-10; set model.kwargs.augment_dim=9
                 "num_threads": 2,  # threads that prefetch
                 "num_workers": 0,  # processes that load instead of the threads, for slow decoding; 0: none
+                "standardize": False,  # subtract the mean of real numbers and divide by their standard deviation
+                "mean": (),  # of each feature; (): from the training data, with standardize
+                "std": (),  # of each feature, as mean
                 "sigma_data": 0.5,  # standard deviation of the data, for the preconditioning and weighting of EDM
             },
             "sde": {
@@ -56,7 +59,7 @@ def default() -> ConfigDict:
                 "clip_norm": 1.0,  # largest norm of the gradient; the loss is a mean over dimensions
                 "kwargs": {},  # keyword arguments of the Optax function
                 "schedule": "constant",  # or cosine, linear (decay_steps), inverse_sqrt (reference_steps)
-                "schedule_kwargs": {},  # arguments of the learning-rate schedule
+                "schedule_kwargs": {},  # arguments of the schedule; {}: it decays from the warm-up to the end
             },
             "training": {
                 "batch_size": 128,  # global, over all devices

@@ -1,6 +1,5 @@
 """Guidance of samples: classifier-free, by a classifier, or by a weaker network from exported weights."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -105,21 +104,22 @@ def load_network(
     return trained, found.params
 
 
-def build_guidance(config: ConfigDict, model: DiffusionModel, guide: Guide, labels: Callable[[Any], Any]) -> Guidance:
+def build_guidance(config: ConfigDict, model: DiffusionModel, guide: Guide, unlabeled: bool) -> Guidance:
     """Return the guidance of config.sampling.
 
     Args:
       config: The config.
       model: Model to guide.
       guide: Classifier, weaker network or None.
-      labels: Function from indices of samples to their classes.
+      unlabeled: Whether samples have no class, although the network or the guide has classes.
 
     Raises:
       UserError: if the scale is not 1 but there is neither a conditional network nor a guide, or if an option has no
         effect for this kind of guidance.
     """
     options = config.sampling
-    _check_effect(config, model, guide, labels)
+    has_classes = model.num_classes or (guide is not None and guide.num_classes)
+    _check_effect(config, model, guide, bool(unlabeled and has_classes))
     interval = _interval_in_t(options.guidance_interval, model.sde)
     guidance = Guidance(options.guidance_scale, interval, options.guidance_rescale, guide)
     kind = {"interval": "sampling.guidance_interval", "rescale": "sampling.guidance_rescale"}
@@ -134,11 +134,9 @@ def build_guidance(config: ConfigDict, model: DiffusionModel, guide: Guide, labe
     return guidance
 
 
-def _check_effect(config: ConfigDict, model: DiffusionModel, guide: Guide, labels: Callable[[Any], Any]) -> None:
+def _check_effect(config: ConfigDict, model: DiffusionModel, guide: Guide, unlabeled_task: bool) -> None:
     options = config.sampling
     scale, interval, rescale = options.guidance_scale, tuple(options.guidance_interval), options.guidance_rescale
-    first = labels(np.zeros(1, int))
-    unlabeled_task = first is not None and int(first[0]) < 0
     by_classifier = isinstance(guide, NoisyClassifier)
     if guide is None and not model.num_classes and (scale, interval, rescale) != (1.0, (), 0.0):
         raise UserError(

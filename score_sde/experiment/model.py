@@ -20,8 +20,7 @@ from score_sde.models import pretrained
 from score_sde.parameterization import Denoiser
 from score_sde.sde import SDE, SDES, log_snr
 from score_sde.training.loss import CHAIN_OBJECTIVES
-
-MAX_TERMINAL_LOG_SNR = -3.0
+from score_sde.training.setup import MAX_TERMINAL_LOG_SNR
 
 
 def build_sde(config: ConfigDict, name: str, kwargs: dict[str, Any]) -> tuple[SDE, ddpm.Schedule | None]:
@@ -127,6 +126,8 @@ def load_pretrained(config: ConfigDict) -> tuple[ConfigDict, Any]:
     adopted.sde = ConfigDict({"name": found.target.sde, "kwargs": dict(found.target.sde_kwargs)})
     adopted.model.name, adopted.model.kwargs = found.name, ConfigDict(found.kwargs)
     adopted.model.prediction, adopted.model.preconditioning = found.target.prediction, found.target.preconditioning
+    if found.scaling:
+        adopted.data.standardize, (adopted.data.mean, adopted.data.std) = True, map(tuple, found.scaling)
     if found.target.sigma_data is not None:
         adopted.data.sigma_data = found.target.sigma_data
     if found.objective in CHAIN_OBJECTIVES:  # the network was trained at the timesteps of a chain only

@@ -1,5 +1,6 @@
 """Rules on single values and across fields of a config, checked before anything is computed."""
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -13,6 +14,7 @@ from score_sde.likelihood import DIVERGENCES
 from score_sde.model import DiffusionModel
 from score_sde.sde import SDE
 from score_sde.solvers import ODE_METHODS, SPACINGS
+from score_sde.training.workdir import flatten
 
 
 def check_numbers(config: ConfigDict) -> None:
@@ -28,6 +30,9 @@ def check_numbers(config: ConfigDict) -> None:
     check_number("data", "num_threads", config.data.num_threads)
     check_number("data", "num_workers", config.data.num_workers, least=0)
     check_seed(config.seed, "--config.seed")
+    for path, value in flatten(config.to_dict()):
+        if isinstance(value, float) and not math.isfinite(value) and "kwargs" not in path and "clip_norm" not in path:
+            raise UserError(f"{path}: expected a finite number, got {value}", f"--config.{path}")
     if config.data.random_flip and config.data.image_size == 0:
         raise UserError("only images can be flipped", "--config.data.random_flip=False")
     if config.data.sigma_data <= 0:
@@ -123,6 +128,18 @@ def check_schedule(config: ConfigDict) -> None:
         )
     with naming_flags(config, choice="training.on_nonfinite"):
         lookup("choice", dict.fromkeys(("stop", "skip")), training.on_nonfinite)
+
+
+def notes(config: ConfigDict) -> tuple[str, ...]:
+    """Return what the user should know before the first step."""
+    optimizer, num_steps = config.optimizer, config.training.num_steps
+    if optimizer.warmup_steps <= num_steps:
+        return ()
+    return (
+        f"the warm-up of {optimizer.warmup_steps} steps outlasts the {num_steps} train steps; the learning rate ends "
+        f"at {num_steps / optimizer.warmup_steps:.2g} of {optimizer.learning_rate:g} (see "
+        "--config.optimizer.warmup_steps)",
+    )
 
 
 def check_augment(config: ConfigDict, module: nn.Module, event_shape: tuple[int, ...]) -> None:

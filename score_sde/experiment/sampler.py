@@ -13,6 +13,7 @@ from score_sde import ddpm
 from score_sde.data import Dataset, load_examples, to_unit_range
 from score_sde.errors import UserError, not_none
 from score_sde.experiment.flags import build_part, naming_flags, plain
+from score_sde.experiment.from_data import sampled_classes
 from score_sde.experiment.guides import build_guidance, load_guide
 from score_sde.experiment.model import check_prior
 from score_sde.experiment.tasks import build_task, measure
@@ -50,8 +51,10 @@ def build_sampler(
     if isinstance(guide, DiffusionModel) and guide.timesteps is not None:
         model = model._replace(timesteps=guide.timesteps)
     task = build_task(config, model.event_shape)
-    labels = sample_labels(config, _num_classes(model, guide), in_turn=task is None)
-    guidance = build_guidance(config, model, guide, labels)
+    num_classes = _num_classes(model, guide)
+    present = cache(partial(sampled_classes, config, num_classes, load))
+    labels = sample_labels(config, num_classes, task is None, present)
+    guidance = build_guidance(config, model, guide, unlabeled=task is not None and options.label < 0)
     threshold = build_threshold(config, task)
     solver = build_part(config, "solver", SOLVERS | ADAPTIVE, "sampling.solver", "sampling.kwargs")
     times = build_times(config, model, solver, task)
@@ -74,11 +77,13 @@ def build_sampler(
     )
 
 
-def sample_labels(config: ConfigDict, num_classes: int, in_turn: bool) -> Callable[[Any], Any]:
+def sample_labels(
+    config: ConfigDict, num_classes: int, in_turn: bool, present: Callable[[], np.ndarray]
+) -> Callable[[Any], Any]:
     """Return the function from indices of samples to their classes, or to None without classes.
 
-    All samples have the class config.sampling.label. For -1 they have each class in turn, or the null label if not
-    `in_turn`.
+    All samples have the class config.sampling.label. For -1 they have each of `present()` in turn, those with training
+    examples, or the null label if not `in_turn`.
 
     Raises:
       UserError: if there is no such class.
@@ -93,9 +98,15 @@ def sample_labels(config: ConfigDict, num_classes: int, in_turn: bool) -> Callab
         raise UserError(f"label {label}: the network {classes}", "--config.sampling.label")
     if not num_classes:
         return lambda indices: None
-    if label < 0 and in_turn:
-        return lambda indices: indices % num_classes
-    return lambda indices: np.full_like(indices, label)
+
+    def labels(indices):
+        if label < 0:
+            return present()[indices % len(present())] if in_turn else np.full_like(indices, label)
+        if label not in present():
+            raise UserError(f"label {label}: this class has no training example", "--config.sampling.label")
+        return np.full_like(indices, label)
+
+    return labels
 
 
 def build_threshold(config: ConfigDict, task: InverseTask | None) -> Threshold:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from score_sde.models.blocks import Attention, BlockConfig, ResidualBlock, count_heads
 from score_sde.models.embedding import NoiseEmbedding
-from score_sde.models.layers import Conv, at_least_float32, dense
+from score_sde.models.layers import Conv, at_least_float32, compute_dtype, dense
 from score_sde.models.unet import check_levels
 
 
@@ -70,7 +70,7 @@ class Classifier(nn.Module):
             divide the channels.
         """
         check_levels("classifier", x, self.multipliers, self.attention_resolutions)
-        dtype = jnp.dtype(self.dtype) if self.dtype else None
+        dtype = compute_dtype(self.dtype)
         config = BlockConfig(
             scale_shift=True,
             groups=self.groups,

@@ -23,7 +23,7 @@ from score_sde.models.embedding import (
     check_two_times,
     positional_embedding,
 )
-from score_sde.models.layers import Dropout, at_least_float32
+from score_sde.models.layers import Dropout, at_least_float32, compute_dtype
 
 SIZES = {  # width, depth, heads: Table 1
     "S": (384, 12, 6),
@@ -165,7 +165,7 @@ class DiT(nn.Module):
         """
         width, depth, heads = self._sizes(x, labels)
         check_two_times("dit", self.two_times, next_level)
-        dtype = jnp.dtype(self.dtype) if self.dtype else None
+        dtype = compute_dtype(self.dtype)
         rows, columns = x.shape[1] // self.patch, x.shape[2] // self.patch
         tokens = to_patches(x, self.patch)
         if self.bottleneck:

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 
 from score_sde.models.blocks import count_heads
 from score_sde.models.convolution import convolve
-from score_sde.models.embedding import check_labels, check_rates
-from score_sde.models.layers import Dropout, at_least_float32
+from score_sde.models.embedding import check_labels, check_rates, is_unknown
+from score_sde.models.layers import Dropout, at_least_float32, compute_dtype
 from score_sde.models.resampling import downsample, upsample
 from score_sde.models.unet import check_levels
 
@@ -177,7 +177,7 @@ class EDM2(nn.Module):
         check_levels("edm2", x, self.multipliers, self.attention_resolutions)
         check_labels("edm2", self.num_classes, labels)
         check_rates("edm2", self)
-        dtype = jnp.dtype(self.dtype) if self.dtype else None
+        dtype = compute_dtype(self.dtype)
         widths = [self.channels * multiplier for multiplier in self.multipliers]
         embedding = self._conditioning(noise_level, labels, max(widths), train)
         block_class = nn.remat(Block, static_argnums=(3,)) if self.remat else Block
@@ -223,5 +223,6 @@ class EDM2(nn.Module):
                 dropped = jax.random.bernoulli(self.make_rng("dropout"), self.label_dropout, labels.shape)
                 labels = jnp.where(dropped, -1, labels)
             classes = jax.nn.one_hot(labels, self.num_classes) * math.sqrt(self.num_classes)  # 0 for the null label
+            classes = jnp.where(is_unknown(labels, self.num_classes)[:, None], jnp.nan, classes)
             embedding = mix(embedding, Layer(width, 0, name="label")(classes), 0.5)
         return silu(embedding)

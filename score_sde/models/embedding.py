@@ -54,7 +54,7 @@ class LabelEmbedding(nn.Module):
     """Learned embedding of class labels, with label dropout for classifier-free guidance (Ho and Salimans 2021).
 
     Labels are integers 0 to num_classes - 1, or -1 for the null label, which has its own row. In training a label is
-    replaced by the null label with probability `dropout`.
+    replaced by the null label with probability `dropout`. Any other label gives NaN.
     """
 
     num_classes: int
@@ -67,8 +67,14 @@ class LabelEmbedding(nn.Module):
         if train and self.dropout > 0:
             dropped = jax.random.bernoulli(self.make_rng("dropout"), self.dropout, labels.shape)
             labels = jnp.where(dropped, -1, labels)
-        rows = jnp.where(labels < 0, self.num_classes, labels)
+        rows = jnp.where(labels == -1, self.num_classes, labels)
+        rows = jnp.where(is_unknown(labels, self.num_classes), self.num_classes + 1, rows)  # beyond the rows, hence NaN
         return nn.Embed(self.num_classes + 1, self.features, name="rows")(rows)
+
+
+def is_unknown(labels: jax.Array, num_classes: int) -> jax.Array:
+    """Return whether labels are neither classes, from 0 to num_classes - 1, nor the null label -1."""
+    return (labels < -1) | (labels >= num_classes)
 
 
 def check_labels(name: str, num_classes: int, labels: Any) -> None:

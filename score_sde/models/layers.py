@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from score_sde.errors import UserError, cut, lookup
 from score_sde.models.convolution import convolve
 
 
@@ -21,6 +22,18 @@ def initializer(scale: float = 1.0):
     Scale 0 is replaced by 1e-10, which makes the initial weights nearly zero (Ho et al. 2020).
     """
     return nn.initializers.variance_scaling(max(scale, 1e-10), "fan_avg", "uniform")
+
+
+def compute_dtype(name: Any) -> Any:
+    """Return the dtype with a name, or None.
+
+    Raises:
+      UserError: if networks don't support it; the message lists the names.
+    """
+    if name is None or name == "":
+        return None
+    known = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+    return jnp.dtype(lookup("dtype", known, name if isinstance(name, str) else jnp.dtype(name).name, "dtype"))
 
 
 dense = partial(nn.Dense, kernel_init=initializer())  # with the initializer of the U-Nets
@@ -94,12 +107,19 @@ class GroupNorm(nn.Module):
         """Return x (batch, height, width, channels), normalized.
 
         Raises:
-          ValueError: if the number of channels is not a multiple of the number of groups.
+          UserError: if the number of groups doesn't divide the number of channels.
         """
         channels = x.shape[-1]
         groups = self.num_groups or max(1, min(channels // 4, 32))
         if channels % groups:
-            raise ValueError(f"GroupNorm: expected a number of groups that divides {channels} channels, got {groups}")
+            divisors = [n for n in range(1, channels + 1) if channels % n == 0]
+            raise UserError(
+                f"GroupNorm: expected a number of groups that divides {channels} channels, {cut(repr(divisors))}, got "
+                f"{groups}; without groups there are a quarter of the channels, at most 32, so any multiple of 4 up to "
+                "128 fits, and above that any multiple of 32",
+                "groups",
+                "channels",
+            )
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_sde.errors import UserError
-from score_sde.models.layers import Conv, at_least_float32
+from score_sde.models.layers import Conv, at_least_float32, compute_dtype
 from score_sde.models.resampling import downsample
 
 
@@ -136,7 +136,7 @@ class NCSNv2(nn.Module):
             raise UserError("ncsnv2: got labels, but this network is unconditional")
         if x.shape[1] % 2 or x.shape[2] % 2:
             raise UserError(f"ncsnv2: expected an even height and width, got {x.shape[1]}x{x.shape[2]}", "image_size")
-        dtype = jnp.dtype(self.dtype) if self.dtype else None
+        dtype = compute_dtype(self.dtype)
         narrow, wide = self.channels, 2 * self.channels
         hidden = Conv(narrow, dtype=dtype, name="conv_in")(x)
         levels = []

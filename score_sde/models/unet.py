@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from score_sde.errors import UserError, lookup, not_none
 from score_sde.models.blocks import Attention, BlockConfig, ResidualBlock
 from score_sde.models.embedding import NoiseEmbedding, check_labels, check_rates, check_two_times
-from score_sde.models.layers import Conv, at_least_float32
+from score_sde.models.layers import Conv, at_least_float32, compute_dtype
 from score_sde.models.resampling import BOX, Resample, downsample, upsample
 
 
@@ -155,7 +155,7 @@ class UNet(nn.Module):
 
     def _block_config(self) -> BlockConfig:
         shared = {name: getattr(self, name) for name in BlockConfig._fields if hasattr(self, name)}
-        return BlockConfig(**shared | {"dtype": jnp.dtype(self.dtype) if self.dtype else None})
+        return BlockConfig(**shared | {"dtype": compute_dtype(self.dtype)})
 
     def _resample_layer(self, direction, features, name):
         return Resample(direction, features, self.taps, self.conv_padding, self._block_config().dtype, name=name)

@@ -66,6 +66,13 @@ def parse_topology(topology: str) -> Topology:
         raise UserError(
             f"topology {topology}: {kind} slices have {chip.rank} dimensions, as in {kind}:{example}", "topology"
         )
+    even = [size + size % 2 for size in shape[:2]] + shape[2:]
+    if any(size % 2 for size in shape[:2] if size > 1):  # libtpu's rule
+        raise UserError(
+            f"topology: expected even sizes in the first two dimensions, since a host has 2x2 chips, got {topology!r}; "
+            "slices with one host also have 1x1, 1x2 or 1x4 chips in them",
+            f"topology={kind}:{'x'.join(map(str, even))}",
+        )
     return Topology(topology, _slice(topology, chip), chip)
 
 
@@ -86,11 +93,11 @@ def _slice(topology: str, chip: Chip) -> list[jax.Device]:
     # The lock of libtpu is for programs that use a TPU. A plan uses none, and another program may hold the lock.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     try:
-        with _silence():
+        with silence():
             description = topologies.get_topology_desc(platform="tpu", topology_name=topology, **chip.options)
     except Exception as error:  # the plugin raises its own kinds
         reason = str(error).split("\n")[0]
-        if "libtpu" in reason or "not found" in reason.lower():
+        if any(words in reason.lower() for words in ("libtpu", "not found", "not installed")):
             reason = f"{reason}: a plan needs libtpu, but no TPU (pip install libtpu)"
         raise UserError(f"topology {topology}: {reason}", "topology") from error
     return list(description.devices)
@@ -111,7 +118,7 @@ def hide_host_flags(target: Topology) -> Iterator[None]:
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """Discard what libtpu writes to stderr when it finds no TPU; it bypasses Python's sys.stderr."""
     sys.stderr.flush()
     original = os.dup(2)

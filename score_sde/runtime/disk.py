@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from score_sde.errors import escape
+
 STALE_AFTER = 3600.0  # seconds; the process that wrote an older partial file was killed
 UNREADABLE = (OSError, ValueError, RecursionError)  # json and UTF-8 decoding raise ValueErrors
 
@@ -33,7 +35,10 @@ def replacing(path: Path) -> Iterator[Path]:
                 old.unlink()
     partial = path.with_name(name.format(secrets.token_hex(6)))
     try:
+        partial.touch()
+        mode = partial.stat().st_mode  # by the umask
         yield partial
+        partial.chmod(mode)  # safetensors makes a file that only its owner can read
         _flush(partial)
         os.replace(partial, path)
     finally:
@@ -91,8 +96,8 @@ def quarantine(path: Path, workdir: Path) -> Path:
 
 
 def report(message: str) -> None:
-    """Print a line to stderr."""
-    print(message, file=sys.stderr, flush=True)
+    """Print a line to stderr, without control characters."""
+    print(escape(message), file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Multi-process runs on TPU pods, in Slurm, or started by hand."""
 
 import ctypes
+import json
 import os
 import signal
 import socket
@@ -75,7 +76,7 @@ def initialize(coordinator: str = "", num_processes: int = 0, process_id: int = 
                 initialization_timeout=JOIN_TIMEOUT,
             )
         except (RuntimeError, ValueError) as error:
-            _exit_with_message(f"{hint}: {_first_line(error)}")
+            exit_with_message(f"{hint}: {_first_line(error)}")
     elif cluster or in_cluster(os.environ):
         try:
             _join("JAX can't join the cluster's other processes")
@@ -100,7 +101,7 @@ def _join(hint: str, **options: Any) -> None:
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _ON_ABORT(number: int) -> None:
     if _JOIN_HINT:
-        _exit_with_message(_JOIN_HINT[0])
+        exit_with_message(_JOIN_HINT[0])
     _exit_after_peer_loss("JAX printed the reason above")
 
 
@@ -160,13 +161,14 @@ def is_connection_error(error: BaseException) -> bool:
 def _exit_after_peer_loss(reason: Any) -> None:
     """End this process after the loss of another one: neither collectives nor JAX's shutdown would return."""
     _PEER_LOST.set()
-    _exit_with_message(
+    exit_with_message(
         f"another process of this run has ended or can't be reached ({_first_line(reason)}); the same commands resume "
         "from the last checkpoint"
     )
 
 
-def _exit_with_message(message: str) -> NoReturn:
+def exit_with_message(message: str) -> NoReturn:
+    """Print a message and end the program at once, where its threads would not let it end."""
     with _EXIT_LOCK:  # only one thread prints
         report(f"launch.py: {message}")
         _exit()
@@ -203,6 +205,22 @@ def barrier(name: str) -> None:
 def any_process(flag: bool) -> bool:
     """Return whether the flag is set on any process; every process must call this."""
     return bool(np.any(all_gather(np.array([flag]))))
+
+
+def check_equal(values: Mapping[str, Any], what: str) -> None:
+    """Raise UserError on every process if JSON-serializable values differ between processes; names what differs."""
+    if jax.process_count() == 1:
+        return
+    text = np.frombuffer(json.dumps(values, sort_keys=True, default=str).encode(), np.uint8)
+    lengths = all_gather(np.array([len(text)]))
+    rows = all_gather(np.pad(text, (0, lengths.max() - len(text)))[None])
+    first, *others = (json.loads(row[:length].tobytes()) for row, length in zip(rows, lengths, strict=True))
+    for number, other in enumerate(others, 1):
+        if names := sorted(name for name in first.keys() | other.keys() if first.get(name) != other.get(name)):
+            different = "; ".join(f"{name}: {first.get(name)} and {other.get(name)}" for name in names)
+            raise UserError(
+                f"expected the same {what} on all processes, but process 0 and process {number} differ in {different}"
+            )
 
 
 def local_slice(rows: int) -> slice:

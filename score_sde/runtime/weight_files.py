@@ -6,7 +6,7 @@ import math
 import pickle
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,11 +35,15 @@ class Weights(NamedTuple):
     config: dict[str, Any] | None  # from the metadata, None without any
 
 
-def read(path: str | Path) -> Weights:
-    """Read a .safetensors file, a .pth file, or a diffusers folder.
+def read(path: str | Path, read_folder: Callable[[Path], Weights] | None = None) -> Weights:
+    """Read a .safetensors file, or a file of torch.save (.pth, .pt, .bin).
 
-    The family and config come from the metadata of a safetensors file, from config.json in a folder, or from a sidecar
-    file <file>.json next to the weights, with the content {"family": ..., "config": ...}.
+    The family and config come from the metadata of a safetensors file, or from a sidecar file <file>.json next to the
+    weights, with the content {"family": ..., "config": ...}.
+
+    Args:
+      path: File of weights.
+      read_folder: Function for a path that is a folder. Defaults to None, which raises an error for folders.
 
     Raises:
       UserError: if the file is missing, has another format, or is damaged.
@@ -47,11 +51,15 @@ def read(path: str | Path) -> Weights:
     path = Path(path)
     if not path.exists():
         raise UserError(f"no weights at {path}", "pretrained")
-    readers = {".safetensors": _read_safetensors, ".pth": _read_pth, ".pt": _read_pth, ".pkl": _reject_pickle}
-    if not path.is_dir() and path.suffix not in readers:
+    readers: dict[str, Callable] = {".safetensors": _read_safetensors, ".pkl": _reject_pickle}
+    readers |= dict.fromkeys((".pth", ".pt", ".bin"), _read_pth)
+    reader = read_folder if path.is_dir() else readers.get(path.suffix)
+    if reader is None:
         raise UserError(f"weights are read from {', '.join(readers)} files and diffusers folders, not from {path}")
     try:
-        weights = _read_folder(path) if path.is_dir() else readers[path.suffix](path)
+        if path.is_file() and path.stat().st_size < 500 and path.read_bytes().startswith(b"version https://git-lfs"):
+            raise UserError(f"expected weights in {path}, got a Git LFS pointer to them; run `git lfs pull`")
+        weights = reader(path)
     except UserError:
         raise
     except Exception as error:  # each format raises its own kinds, and a damaged file may raise any
@@ -61,7 +69,7 @@ def read(path: str | Path) -> Weights:
         raise UserError(f"{path} holds a {type(weights.arrays).__name__}, not names to arrays")
     sidecar = path.with_name(path.name + ".json")
     if sidecar.is_file():
-        meta = _read_json(sidecar)
+        meta = read_json(sidecar)
         weights = weights._replace(family=meta.get("family", weights.family), config=meta.get("config", weights.config))
     for name, given, expected in (("family", weights.family, str), ("config", weights.config, dict)):
         if not isinstance(given, expected | None):
@@ -89,7 +97,10 @@ def read_tree(path: str | Path) -> Any:
 def _read_safetensors(path: Path) -> Weights:
     with safe_open(str(path), "numpy") as file:
         meta = file.metadata() or {}
-        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        try:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except AttributeError as error:
+            raise ValueError(f"it has arrays of an unsupported dtype ({error})") from None
     if meta.get("sha256", "") not in ("", _digest(arrays)):
         raise ValueError("its arrays do not match their checksum")
     return Weights(arrays, meta.get("family"), _json(meta["config"], path) if "config" in meta else None)
@@ -104,21 +115,8 @@ def _digest(arrays: Mapping[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def _read_folder(path: Path) -> Weights:
-    """Read what `save_pretrained` of diffusers writes for a UNet2DModel, or for a pipeline with one."""
-    root = path / "unet" if (path / "unet").is_dir() else path
-    file = root / "diffusion_pytorch_model.safetensors"
-    if not (root / "config.json").is_file() or not file.is_file():
-        raise UserError(f"{root} has no config.json with {file.name}: not a diffusers folder of safetensors weights")
-    config = _read_json(root / "config.json")
-    pipeline = root.parent if root.name == "unet" else root
-    for scheduler in (pipeline / "scheduler" / "scheduler_config.json", root / "scheduler_config.json"):
-        if scheduler.is_file():
-            config["scheduler"] = _read_json(scheduler)
-    return Weights(_read_safetensors(file).arrays, "diffusers", config)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object from a file."""
     try:
         text = path.read_text()
     except ValueError as error:
@@ -151,6 +149,7 @@ _DTYPES = {
     "FloatStorage": "<f4",
     "DoubleStorage": "<f8",
     "HalfStorage": "<f2",
+    "BFloat16Storage": "bfloat16",  # of ml_dtypes, which jax imports
     "LongStorage": "<i8",
     "IntStorage": "<i4",
     "ShortStorage": "<i2",

@@ -1,7 +1,7 @@
 """The `Solver` interface, and `solve`, which scans a solver over a time grid."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +9,14 @@ import numpy as np
 
 from score_sde.conditioned import count_evaluations
 from score_sde.errors import UserError
+from score_sde.flow_map import jump
 from score_sde.parameterization import Denoiser, Prediction
 from score_sde.randomness import fold_each, sample_keys
 from score_sde.sde import NO_SIGNAL, SDE, log_snr
 
-MAX_STEPS_EXCEEDED = -1.0  # value of `Solution.nonfinite_at`
+# Values of `Solution.nonfinite_at`.
+MAX_STEPS_EXCEEDED = -1.0
+CONSTRAINT_NOT_MET = -2.0
 
 
 class Solver(NamedTuple):
@@ -35,7 +38,7 @@ class Solution(NamedTuple):
     x: jax.Array  # (batch, *event), at the last time
     nfe: int | jax.Array | None  # network evaluations per sample; (batch,) for adaptive solvers
     trajectory: jax.Array | None  # (num_steps + 1, batch, *event) from the first time to the last, if requested
-    # (): time of the first step with NaN or infinity; NaN if there is none; MAX_STEPS_EXCEEDED for adaptive solvers
+    # (): time of the first step with NaN or infinity; NaN if there is none; or a value above
     nonfinite_at: jax.Array | None = None
     log_weights: jax.Array | None = None  # (batch,), of weighted particles (`particles`), as are the next ones
     log_normalizer: jax.Array | None = None  # (populations,), estimate of the log of the target's integral
@@ -63,7 +66,8 @@ def solve(
     """Run a solver from x at times[0] down to times[-1] as one `lax.scan`.
 
     If the grid ends at sigma = 0, the last step of every solver is x = E[x0 | x], 1 NFE, because there x is x0 (Karras
-    et al. 2022, Algorithm 1, and DDIM's last step). A flow map's last step is then X of its chord pair to t_min.
+    et al. 2022, Algorithm 1, and DDIM's last step). A flow map jumps to t_min instead, where its samples are those of
+    a grid that ends at t_min: X of a chord is the sample only at r = 0, and X of the chord to t_min is too narrow.
 
     Args:
       solver: Solver, see `SOLVERS`.
@@ -75,8 +79,8 @@ def solve(
       key: PRNG key, folded with the sample's position in the batch, or one key per sample, (batch,). Step n of a sample
         uses its key folded with n, so that a sample never depends on its batch. None for deterministic solvers.
       trajectory: Whether to return x at every time.
-      denoise: Whether to replace the last x by E[x0 | x] (Tweedie's formula), 1 NFE. It has no effect if the grid ends
-        at sigma = 0.
+      denoise: Whether to replace the last x by E[x0 | x] (Tweedie's formula), 1 NFE. For a flow map it is X at r = t.
+        It has no effect if the grid ends at sigma = 0.
       noise: Standard normal noise to use instead of a key, (num_steps, batch, *event), for example to refine a Brownian
         path. It requires a solver that draws noise once per step.
       to_data: Whether the grid ends at sigma = 0. None infers it from the times, which must not be traced.
@@ -118,7 +122,11 @@ def solve(
     if len(stepped) > 1:
         carry, path = jax.lax.scan(advance, carry, intervals)
     (state, nonfinite_at), last_t = carry, stepped[-1]
-    last = denoiser(state.x, last_t, *[sde.t_min] * solver.jumps).x0 if to_data or denoise else state.x
+    last, flow_map = state.x, cast(Any, denoiser)
+    if to_data and solver.jumps:
+        last = jump(flow_map, sde, state.x, last_t, jnp.minimum(last_t, sde.t_min))
+    elif to_data or denoise:
+        last = denoiser(state.x, last_t, *[last_t] * solver.jumps).x0
     nonfinite_at = jnp.where(jnp.isnan(nonfinite_at) & ~jnp.all(jnp.isfinite(last)), last_t, nonfinite_at)
     if trajectory:
         path = jnp.concatenate([x[None], path if to_data else path[:-1], last[None]])
@@ -170,6 +178,12 @@ def check_finite(solution: Solution) -> None:
             "rtol",
             "atol",
             "method",
+        )
+    if nonfinite_at == CONSTRAINT_NOT_MET:
+        raise UserError(
+            "particles: expected a particle that meets the constraint in every population, got none in some, where all "
+            "log potentials are -inf.",
+            "particles",
         )
     if nonfinite_at >= 0:
         raise UserError(

@@ -101,7 +101,7 @@ def time_grid(
       num_steps: Number of steps, at least 1.
       spacing: Spacing, a key of `SPACINGS`.
       end: "t_min", or "zero" for a last step from t_min to 0 as in Karras et al. 2022. If sigma(0) = 0, `solve` makes
-        it x = E[x0 | x].
+        it x = E[x0 | x], or, for a flow map, the jump to t_min.
       t_min: Last time with noise; None is sde.t_min.
       spacing_kwargs: Keyword arguments of the spacing, for example {"rho": 7.0}.
       t_max: First time; None is sde.t_max.

@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from score_sde.errors import UserError, not_none
+from score_sde.errors import UserError, cut, not_none
 from score_sde.sweeps import worker
 from score_sde.sweeps.trials import ROOT, Trial, commands, read_state, write_state
 
@@ -21,8 +21,8 @@ def connect(address: str, sweep: ConfigDict) -> None:
     """Join the Ray cluster at host:port, or start one on this machine, and check that a trial fits on it.
 
     Raises:
-      UserError: if Ray isn't installed, if no cluster answers at the address, or if no node has the resources of a
-        trial.
+      UserError: if Ray isn't installed or can't start, if no cluster answers at the address, or if no node has the
+        resources of a trial.
     """
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # `progress` prints instead
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # each trial writes its own logs
@@ -38,7 +38,11 @@ def connect(address: str, sweep: ConfigDict) -> None:
         _check_address(address)
     # Without an address Ray would join any cluster that it finds on this machine.
     cluster = {"address": address} if address else {"address": "local", "include_dashboard": False}
-    ray.init(**cluster, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}})
+    try:
+        ray.init(**cluster, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}})
+    except Exception as error:  # Ray raises errors of many kinds
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"Ray can't start here: {cut(reason, 300)}", *(["address"] if address else [])) from error
     logging.getLogger("ray.tune").setLevel(logging.ERROR)  # hides warnings that a trial writes no logs of Tune
     needed = _host_resources(sweep) | ({sweep.head: 1.0} if sweep.head else {})
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from score_sde.experiment.paths import expand
 from score_sde.runtime.disk import write_atomically
 from score_sde.sweeps import engine, progress
 from score_sde.sweeps.check import check, listing
@@ -42,7 +43,7 @@ def run_sweep(
         return listing(trials, config)
     if config.from_run:
         for trial in trials:
-            link_checkpoints(trial, Path(config.from_run))
+            link_checkpoints(trial, Path(expand(config.from_run)))
     unfinished = [trial for trial in trials if read_state(trial.folder)["status"] not in FINISHED]
     if unfinished:
         engine.connect(address, config)

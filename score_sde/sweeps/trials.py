@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from score_sde.errors import UserError
 from score_sde.experiment import overrides as over
+from score_sde.experiment.paths import expand
 from score_sde.runtime.disk import write_atomically
 from score_sde.runtime.hashing import hash_json
 from score_sde.sweeps.axes import Overrides
@@ -59,7 +60,7 @@ def make_trials(sweep: ConfigDict, workdir: Path) -> list[Trial]:
 def commands(trial: Trial, sweep: ConfigDict, modes: list[str]) -> list[list[str]]:
     """Return the command lines of a trial, one per mode."""
     flags = over.flags(trial.all_overrides)
-    base, folder = Path(sweep.base).absolute(), trial.folder.absolute()  # machines may differ in the current folder
+    base, folder = Path(expand(sweep.base)).absolute(), trial.folder.absolute()  # machines may differ in the folder
     start = [sys.executable, "-m", "score_sde", f"--config={base}", f"--workdir={folder}"]
     return [[*start, f"--mode={mode}", *flags] for mode in modes]
 
@@ -73,7 +74,7 @@ def link_checkpoints(trial: Trial, run: Path) -> None:
     if not (run / "checkpoints").is_dir():
         raise UserError(f"{run} has no checkpoints to measure", "from_run")
     trial.folder.mkdir(parents=True, exist_ok=True)
-    for name in ("checkpoints", "manifests", "snapshots"):
+    for name in ("checkpoints", "snapshots"):
         link = trial.folder / name
         if (run / name).is_dir() and not link.is_symlink():
             link.symlink_to((run / name).absolute(), target_is_directory=True)

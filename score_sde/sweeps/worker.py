@@ -26,7 +26,11 @@ if sys.platform == "linux":
     if os.getppid() != int(parent):
         sys.exit(143)
 file = os.open(lock, os.O_CREAT | os.O_RDWR)
-fcntl.flock(file, fcntl.LOCK_EX)
+try:
+    fcntl.flock(file, fcntl.LOCK_EX)
+except OSError as error:
+    message = f"has no file locks ({error.strerror}): no second process may write to it"
+    print(os.path.dirname(lock), message, file=sys.stderr)
 os.set_inheritable(file, True)
 os.execv(command[0], command)
 """

@@ -1,32 +1,30 @@
 """Checkpoints with Orbax: asynchronous, and atomic, since a step's folder gets its name only once it is complete.
 
-Each complete checkpoint gets a manifest with the sizes and SHA-256 digests of its files, DIR/manifests/<step>.json, so
-that a flipped byte is detected. A checkpoint that can't be read is reported and moved to DIR/damaged, and the one
-before it is restored.
+A checkpoint holds a checksum of each array next to the arrays, so a flipped bit is detected. A checkpoint that can't be
+read or doesn't match its checksums is reported and moved to DIR/damaged, and the one before it is restored.
 """
 
 import ctypes
 import errno
-import hashlib
-import json
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from score_sde.errors import UserError
 from score_sde.runtime import distributed
-from score_sde.runtime.disk import UNREADABLE, quarantine, read_json_object, report, write_atomically
+from score_sde.runtime.disk import quarantine, report
+from score_sde.runtime.hashing import hash_file
 from score_sde.training.state import TrainState
 
-_MANIFEST_LOCK = threading.Lock()
+CHECKSUMS = "checksums"  # name of the checksums in a checkpoint, next to the fields of the state
 _STRUCTURES: dict[tuple, Any] = {}
 
 
@@ -77,7 +75,6 @@ def _close_quietly(manager: ocp.CheckpointManager) -> None:
     """Finish a pending save; its errors are dropped, since the error of the block is being raised."""
     with suppress(Exception):
         manager.wait_until_finished()
-        write_manifests(Path(manager.directory))
     with suppress(Exception):
         manager.close()
 
@@ -97,12 +94,9 @@ def save(manager: ocp.CheckpointManager, state: TrainState, loss: float | None =
     if step == manager.latest_step():
         return
     metrics = None if loss is None else {"loss": loss}
-    if distributed.is_main_process():
-        # An earlier checkpoint of this step, which is gone, may have left its manifest.
-        manifest_path(Path(manager.directory) / str(step)).unlink(missing_ok=True)
+    tree = state._asdict()
     with _saving(manager):
-        manager.save(step, args=ocp.args.StandardSave(state._asdict()), metrics=metrics)
-    threading.Thread(target=_write_manifest_when_complete, args=(Path(manager.directory), step), daemon=True).start()
+        manager.save(step, args=ocp.args.StandardSave(tree | {CHECKSUMS: checksums(tree)}), metrics=metrics)
 
 
 def finish(manager: ocp.CheckpointManager) -> None:
@@ -113,7 +107,7 @@ def finish(manager: ocp.CheckpointManager) -> None:
     """
     with _saving(manager):
         manager.wait_until_finished()
-    write_manifests(Path(manager.directory))
+    _trim()
 
 
 @contextmanager
@@ -220,7 +214,7 @@ def _structure(manager: ocp.CheckpointManager, step: int) -> Any:
     """Return the shapes and dtypes of a checkpoint; cache them, as TensorStore keeps some memory per lookup."""
     folder = Path(manager.directory) / str(step) / "default"
     metadata = [folder / "_METADATA", *sorted((folder / "array_metadatas").glob("*"))]
-    key = (str(manager.directory), *(tuple(_digest(path)) for path in metadata))
+    key = (str(manager.directory), *map(hash_file, metadata))
     if key not in _STRUCTURES:
         _STRUCTURES[key] = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), manager.item_metadata(step).tree
@@ -246,7 +240,6 @@ def _newest(steps: list[int], folder: Path, read: Callable[[int], Any], quaranti
     """Return the newest undamaged checkpoint of the steps; report the damaged ones, and quarantine them on request."""
     for n, step in enumerate(steps):
         try:
-            verify(folder / str(step))
             state = read(step)
         except Exception as error:  # the type of the error depends on the damage
             reason = str(error).split("\n")[0]
@@ -267,80 +260,56 @@ def _quarantine(path: Path) -> None:
     """Move a damaged checkpoint to DIR/damaged, out of the way of a new one of the same step."""
     if distributed.is_main_process():
         new_path = quarantine(path, path.parents[1])
-        manifest_path(path).unlink(missing_ok=True)
         report(f"the damaged checkpoint is kept in {new_path}")
     distributed.barrier(f"quarantine {path.name}")
 
 
 def _restore(manager: ocp.CheckpointManager, step: int, like: Any) -> Any:
+    """Restore a checkpoint and verify it.
+
+    Raises:
+      ValueError: if an array doesn't match its checksum, or the checkpoint is of another step.
+    """
+    if CHECKSUMS in (structure := _structure(manager, step)):
+        like = like | {CHECKSUMS: structure[CHECKSUMS]}
     # With NumPy arrays as targets a checkpoint doesn't need the devices that it was saved from.
     targets = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
-    return manager.restore(step, args=ocp.args.StandardRestore(targets))
+    state = manager.restore(step, args=ocp.args.StandardRestore(targets))
+    expected = state.pop(CHECKSUMS, None)
+    if int(state["step"]) != step:
+        raise ValueError(f"it holds step {int(state['step'])}")
+    if expected is None:
+        report(f"the checkpoint of step {step} is of an earlier version, without checksums, and isn't verified")
+    elif not all(map(np.array_equal, jax.tree.leaves(expected), jax.tree.leaves(checksums(state)))):
+        raise ValueError("its arrays are not what was saved")
+    return state
 
 
-def write_manifests(folder: Path) -> None:
-    """Write the missing manifests of complete checkpoints, and remove manifests without a checkpoint."""
-    if not distributed.is_main_process():
-        return
-    with _MANIFEST_LOCK:
-        for path in (folder / str(step) for step in _steps(folder)):
-            manifest = manifest_path(path)
-            # A checkpoint may be removed meanwhile, and a full disk leaves it without a manifest.
-            with suppress(OSError):
-                if not manifest.exists():
-                    files = {name: _digest(path / name) for name in _files(path)}
-                    manifest.parent.mkdir(exist_ok=True)
-                    write_atomically(manifest, json.dumps(files, indent=1))
-        for manifest in manifest_path(folder / "0").parent.glob("*.json"):
-            if not (folder / manifest.stem).is_dir():
-                manifest.unlink(missing_ok=True)
-    _trim()
+def checksums(tree: Any) -> list[jax.Array]:
+    """Compute a checksum of each array, (2,) uint32, on its devices; it doesn't depend on how the array is sharded.
+
+    A change of one element always changes both words, and any other change each word with probability 1 - 2^-32.
+    """
+    with jax.enable_x64(True):  # otherwise float64 arrays, which a host may restore, would be rounded
+        return [_checksum(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+@jax.jit
+def _checksum(leaf: jax.Array) -> jax.Array:
+    leaf = leaf.astype(jnp.uint8) if leaf.dtype == bool else leaf
+    bits = jax.lax.bitcast_convert_type(leaf, f"uint{8 * min(leaf.dtype.itemsize, 4)}").astype(jnp.uint32)
+    positions = jax.lax.iota(jnp.uint32, bits.size).reshape(bits.shape) * jnp.uint32(0x9E3779B9)
+
+    def word(seed):
+        mixed = (bits ^ jnp.uint32(seed)) + positions
+        for factor in (0x85EBCA6B, 0xC2B2AE35):  # the finalizer of MurmurHash3, a bijection
+            mixed = (mixed ^ (mixed >> 15)) * jnp.uint32(factor)
+        return jnp.sum(mixed ^ (mixed >> 16), dtype=jnp.uint32)
+
+    return jnp.stack([word(0), word(0x27D4EB2F)])
 
 
 def _trim() -> None:
     """Return freed memory to the system, where the C library is glibc; each thread of a save or restore keeps some."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def manifest_path(path: Path) -> Path:
-    """Return the path of a checkpoint's manifest, outside its folder, which Orbax may be about to remove."""
-    return path.parents[1] / "manifests" / f"{path.name}.json"
-
-
-def _write_manifest_when_complete(folder: Path, step: int, seconds: float = 600.0) -> None:
-    """Write the manifest of a checkpoint as soon as it is saved, since the process may be killed at any moment."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if (folder / str(step)).is_dir():
-            return write_manifests(folder)
-        time.sleep(0.02)
-
-
-def verify(path: Path) -> None:
-    """Compare a checkpoint with its manifest, if there is one; a killed run may not have written it.
-
-    Raises:
-      ValueError: if a file is missing or differs.
-    """
-    manifest = manifest_path(path)
-    if not manifest.is_file():
-        return
-    try:
-        expected = read_json_object(manifest)
-    except UNREADABLE as error:
-        return report(f"{manifest} can't be read ({error}), so the checkpoint is not verified")
-    for name, digest in expected.items():
-        if not (path / name).is_file():
-            raise ValueError(f"{name} is missing")
-        if _digest(path / name) != digest:
-            raise ValueError(f"{name} is not what was saved")
-
-
-def _files(path: Path) -> list[str]:
-    return [str(file.relative_to(path)) for file in sorted(path.rglob("*")) if file.is_file()]
-
-
-def _digest(path: Path) -> list[Any]:
-    with path.open("rb") as file:
-        return [path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()]

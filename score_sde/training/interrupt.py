@@ -16,9 +16,10 @@ _requests: list[Callable[[int], None]] = []  # handlers of the active blocks, th
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], str | None]]:
-    """Record Ctrl-C, SIGTERM, SIGHUP and a closed output within the block, for a loop that saves and stops.
+    """Record Ctrl-C, SIGTERM, SIGUSR1, SIGUSR2, SIGHUP and a closed output within the block, for a loop that saves.
 
-    A second Ctrl-C ends the program at once. SIGHUP stays ignored if it was, as under nohup.
+    Slurm sends SIGUSR1 or SIGUSR2 before the end of a job on request (--signal). A second Ctrl-C ends the program at
+    once. SIGHUP stays ignored if it was, as under nohup.
 
     Yields:
       A function that returns the name of the first signal, or None.
@@ -30,7 +31,7 @@ def interruptible() -> Iterator[Callable[[], str | None]]:
             end_at_once(number)
         caught.append(signal.Signals(number).name)
 
-    numbers = [signal.SIGINT, signal.SIGTERM]
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         numbers.append(signal.SIGHUP)
     with _handled(numbers, record):
@@ -77,7 +78,7 @@ def printable(stream: Any) -> Any:
 
 
 class _Outlet:
-    """A text stream whose reader may have closed its end."""
+    """A text stream whose reader may have closed its end, or whose disk may be full."""
 
     def __init__(self, stream: Any):
         self._stream = stream
@@ -99,11 +100,13 @@ class _Outlet:
             self._close(error)
 
     def _close(self, error: OSError) -> None:
-        if error.errno not in (errno.EPIPE, errno.EIO):
+        if error.errno not in (errno.EPIPE, errno.EIO, errno.ENOSPC, errno.EDQUOT):
             raise error
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, self._stream.fileno())  # the compiler writes to this descriptor, too
         os.close(null)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return  # the rest of the log is lost, the work goes on
         (_requests[-1] if _requests else end_at_once)(signal.SIGPIPE)
 
 

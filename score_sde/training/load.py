@@ -1,12 +1,13 @@
 """Loading of parameters from a run, and their export."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from score_sde.models import pretrained
 from score_sde.runtime import distributed
 from score_sde.training.checkpoints import has_checkpoint, restore_newest, restore_step
+from score_sde.training.data_record import class_names
 from score_sde.training.ema import EMAConfig
 from score_sde.training.setup import TrainingSetup
 from score_sde.training.snapshots import reconstruct_ema
@@ -74,12 +75,13 @@ def export(setup: TrainingSetup, config: Mapping[str, Any], workdir: Path) -> Pa
     params, step = load_params(setup, config, workdir)
     path = workdir / f"ema_{step:08d}.safetensors"
     if distributed.is_main_process():
-        write_weights(path, without_uncertainty(params), config)
+        write_weights(path, without_uncertainty(params), config, class_names(workdir))
     return path
 
 
-def write_weights(path: Path, params: Any, config: Mapping[str, Any]) -> None:
-    """Write parameters as safetensors, with the model, process and objective of the config."""
-    data = {name: config["data"][name] for name in ("image_size", "channels", "sigma_data")}
+def write_weights(path: Path, params: Any, config: Mapping[str, Any], names: Sequence[str] = ()) -> None:
+    """Write parameters as safetensors, with the model, process, objective and standardization of the config."""
+    kept = ("image_size", "channels", "sigma_data", "standardize", "mean", "std")
+    data = {name: config["data"][name] for name in kept} | {"class_names": list(names)}
     process = {"sde": config["sde"], "objective": config["loss"]["objective"]}
     pretrained.save(path, params, config["model"], process | data)

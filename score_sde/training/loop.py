@@ -11,10 +11,12 @@ import jax
 import numpy as np
 
 from score_sde.data import Dataset
+from score_sde.data.examples import MissingSplit
 from score_sde.runtime import distributed
+from score_sde.runtime.periodic import announcing
 from score_sde.training import checkpoints, snapshots
 from score_sde.training.catch_up import Pictures, catch_up, is_due
-from score_sde.training.data_record import check_same_data
+from score_sde.training.data_record import check_inputs
 from score_sde.training.devices import make_strategy
 from score_sde.training.interrupt import interruptible
 from score_sde.training.metrics import MetricAccumulator, MetricsLog, progress_bar
@@ -62,6 +64,11 @@ def train(
     """
     source = load("train")
     check_data(setup, source, len(devices))
+    try:
+        test = f"{len(load('test').examples):,} test examples"  # checks the labels of both splits
+    except MissingSplit:
+        test = "no test split"
+    setup = setup._replace(notes=(test, *setup.notes))
     parallel = make_strategy(setup.strategy, devices)
     with sole_writer(workdir):
         check_config(workdir, config)  # another run may have begun here since the start
@@ -89,7 +96,7 @@ def _train(
     schedule, lengths = setup.schedule, setup.ema.lengths
     state = restore_or_init(setup, manager)
     step = int(state.step)
-    check_same_data(workdir, source, resumed=step > 0)
+    check_inputs(workdir, source, dict(setup.weights), resumed=step > 0)
     log_summary(setup, source, state, devices)
     if step >= schedule.num_steps:
         catch_up(setup, workdir, state, pictures)
@@ -98,7 +105,7 @@ def _train(
     check_step(schedule, workdir, step)
 
     train_step = build_train_step(setup, source.levels, parallel.axis_name, parallel.all_gather_params)
-    run_steps = parallel.compile(train_step, state)
+    run_steps = announcing(parallel.compile(train_step, state), "compiling the train step")
     calls = batches(source, step, distributed.local_slice(setup.batch_size))
     batch = next(calls)
     log_batch(batch)
@@ -122,6 +129,8 @@ def _train(
             jax.block_until_ready(previous)  # stay at most one call ahead, so that a signal is handled soon
             step += schedule.steps_per_call
             accumulator.add(metrics, schedule.steps_per_call)
+            if previous is None:
+                bar.unpause()  # its rate excludes the compilation
             bar.update(schedule.steps_per_call)
             stopping = _should_stop(interrupted, previous)
             log_due, save_due, sample_due, snapshot_due = (
@@ -156,6 +165,8 @@ def _train(
     if step < schedule.num_steps:
         by = interrupted() or "another process"
         return f"stopped by {by} and saved at step {step}; the same command resumes from there"
+    if not pictures.path(step).is_file() and jax.process_count() == 1:
+        return f"trained {step} steps; {interrupted()} came before the last picture, the same command draws it"
     return f"trained {step} steps; pictures are in {workdir / 'samples'}"
 
 

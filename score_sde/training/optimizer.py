@@ -68,17 +68,23 @@ def constant() -> optax.Schedule:
 
 
 def cosine(decay_steps: int, final: float = 0.0) -> optax.Schedule:
-    """Return a factor that falls from 1 to `final` in decay_steps along half a cosine (Loshchilov and Hutter 2017)."""
+    """Return a factor that falls from 1 to `final` in decay_steps along half a cosine (Loshchilov and Hutter 2017).
+
+    Without decay_steps, `make_optimizer` lets it fall from the end of the warm-up to the last train step.
+    """
     return lambda step: final + (1 - final) * 0.5 * (1 + jnp.cos(math.pi * _progress(step, decay_steps)))
 
 
 def linear(decay_steps: int, final: float = 0.0) -> optax.Schedule:
-    """Return a factor that falls linearly from 1 to `final` in decay_steps, and then stays."""
+    """Return a factor that falls linearly from 1 to `final` in decay_steps, by default as for `cosine`."""
     return lambda step: 1 - (1 - final) * _progress(step, decay_steps)
 
 
 def inverse_sqrt(reference_steps: int) -> optax.Schedule:
-    """Return the factor 1 up to reference_steps, then sqrt(reference_steps / step) (Karras et al. 2024)."""
+    """Return the factor 1 up to reference_steps, then sqrt(reference_steps / step) (Karras et al. 2024).
+
+    Without reference_steps, `make_optimizer` sets them to a tenth of the train steps, but at least to the warm-up.
+    """
     return lambda step: jnp.sqrt(reference_steps / jnp.maximum(step, reference_steps))
 
 
@@ -91,8 +97,8 @@ LR_SCHEDULES: dict[str, Callable[..., optax.Schedule]] = {
 
 
 def _progress(step: jax.Array, decay_steps: int) -> jax.Array:
-    """Return the fraction of decay_steps that is done, at most 1."""
-    return jnp.minimum(step / decay_steps, 1.0)
+    """Return the fraction of decay_steps that is done, from 0 to 1."""
+    return jnp.clip(step / decay_steps, 0.0, 1.0)
 
 
 def make_optimizer(
@@ -103,6 +109,7 @@ def make_optimizer(
     kwargs: Mapping[str, Any],
     schedule: str = "constant",
     schedule_kwargs: Mapping[str, Any] | None = None,
+    num_steps: int = 0,
 ) -> optax.GradientTransformation:
     """Return an optimizer that clips the gradient, updates the parameters and keeps the networks' constraints.
 
@@ -117,13 +124,14 @@ def make_optimizer(
       kwargs: Further keyword arguments of the optimizer.
       schedule: Name of the learning-rate schedule in `LR_SCHEDULES`.
       schedule_kwargs: Keyword arguments of the schedule.
+      num_steps: Number of train steps, from which a schedule takes its default length; 0 if unknown.
 
     Raises:
       UserError: if a value is out of range, or a name or keyword argument is unknown.
     """
-    if not (learning_rate > 0 and clip_norm > 0 and warmup_steps >= 0):
+    if not (0 < learning_rate < math.inf and clip_norm > 0 and warmup_steps >= 0):
         raise UserError(
-            f"optimizer: need learning_rate > 0, clip_norm > 0 and warmup_steps >= 0, got {learning_rate}, "
+            f"optimizer: need a finite learning_rate > 0, clip_norm > 0 and warmup_steps >= 0, got {learning_rate}, "
             f"{clip_norm} and {warmup_steps}",
             "learning_rate",
             "clip_norm",
@@ -137,11 +145,23 @@ def make_optimizer(
         schedule_kwargs.get("reference_steps"),
     ):
         raise UserError(f"schedule {schedule!r}: expected numbers >= 0 and numbers of steps > 0, got {schedule_kwargs}")
+    start = 0  # of the decay
+    if schedule in ("cosine", "linear"):
+        if not schedule_kwargs.get("decay_steps") and num_steps > warmup_steps:
+            start, schedule_kwargs["decay_steps"] = warmup_steps, num_steps - warmup_steps
+        elif schedule_kwargs.get("decay_steps", math.inf) <= warmup_steps or "decay_steps" not in schedule_kwargs:
+            raise UserError(
+                f"schedule {schedule!r}: expected a warm-up shorter than the decay and the training, got warmup_steps="
+                f"{warmup_steps}, decay_steps={schedule_kwargs.get('decay_steps')} and num_steps={num_steps}",
+                "warmup_steps",
+            )
+    elif schedule == "inverse_sqrt":
+        schedule_kwargs.setdefault("reference_steps", max(num_steps // 10, warmup_steps, 1))
     decay = build("schedule", LR_SCHEDULES, schedule, schedule_kwargs)
 
     def rate(step):
         warmup = jnp.minimum(step / warmup_steps, 1.0) if warmup_steps else 1.0
-        return learning_rate * warmup * decay(step)
+        return learning_rate * warmup * decay(step - start)
 
     method = build("optimizer", OPTIMIZERS, name, {**kwargs, "learning_rate": rate})
     return optax.chain(optax.clip_by_global_norm(clip_norm), method, constrained())

@@ -1,7 +1,7 @@
 """The parts of a training run, and its preparation before the first step."""
 
-import sys
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -9,14 +9,20 @@ import jax
 import numpy as np
 import optax
 
-from score_sde.data import Dataset
+from score_sde.data import Dataset, load_examples
 from score_sde.errors import UserError
 from score_sde.runtime import distributed
+from score_sde.runtime.disk import report
+from score_sde.sde import SDE, log_snr
 from score_sde.training import checkpoints
 from score_sde.training.ema import EMAConfig
 from score_sde.training.loss import LossFn
 from score_sde.training.state import TrainState, initial_state
 from score_sde.training.step import make_train_step
+
+MAX_TERMINAL_LOG_SNR = -3.0  # largest log-SNR at t_max of a process that ends at its prior
+MAX_SCALE = 20.0  # largest root mean square of a feature, in units of sigma(t_max)
+MAX_CLASSES = 20  # number of classes that are listed
 
 
 class TrainingSchedule(NamedTuple):
@@ -52,6 +58,9 @@ class TrainingSetup(NamedTuple):
       skip_nonfinite: Whether to skip steps whose loss or gradient is not finite, rather than stop.
       needs_levels: Whether the loss needs pixels on levels, for a decoder term.
       trainable: Whether the network has parameters; an analytic network has none.
+      weights: Files or folders of weights that the run starts from or uses, by their keys in the config.
+      notes: What the user should know before the first step, such as a warm-up that outlasts the training.
+      sde: Forward process, whose noise real-valued data are compared with; None to skip the comparison.
     """
 
     init_params: Callable[[], Any]
@@ -69,6 +78,9 @@ class TrainingSetup(NamedTuple):
     skip_nonfinite: bool = False
     needs_levels: bool = False
     trainable: bool = True
+    weights: Mapping[str, str] = {}
+    notes: tuple[str, ...] = ()
+    sde: SDE | None = None
 
     def init_state(self) -> TrainState:
         """Return the state before the first step."""
@@ -86,10 +98,37 @@ def check_data(setup: TrainingSetup, source: Dataset, num_devices: int) -> None:
             "objective=ddpm",
             "objective_kwargs.levels",
         )
-    if 0 < setup.num_classes < source.num_classes:
+    if setup.num_classes not in (0, source.num_classes):
         raise UserError(
             f"the network has {setup.num_classes} classes, the data have {source.num_classes}",
             f"num_classes={source.num_classes}",
+        )
+    if source.levels is None and setup.sde is not None:
+        check_scale(setup.sde, source)
+
+
+def check_scale(sde: SDE, source: Dataset) -> None:
+    """Raise UserError unless the noise of the process can hide real-valued features, and resolve them.
+
+    At t_max the prior N(0, sigma^2) requires that alpha |x| is small next to sigma (`MAX_TERMINAL_LOG_SNR`), and no
+    network learns features that are many times the largest noise. At t_min noise above a feature's standard deviation
+    erases it.
+    """
+    examples = load_examples(source)[0].reshape(len(source.examples), -1).astype(np.float64)
+    mean, std = examples.mean(axis=0), examples.std(axis=0)
+    rms = np.sqrt(mean**2 + std**2)
+    most, least = MAX_SCALE * float(sde.sigma(sde.t_max)), float(sde.sigma(sde.t_min))
+    terminal = 0.5 * (MAX_TERMINAL_LOG_SNR - float(log_snr(sde, sde.t_max)))
+    largest = math.exp(min(terminal, math.log(most)))
+    wrong = np.flatnonzero((rms > largest) | ((std > 0) & (std < least)))
+    if len(wrong):
+        n = wrong[0]
+        raise UserError(
+            f"data: expected features with standard deviations above {least:.3g} and root mean squares below "
+            f"{largest:.3g} for this process, got mean {mean[n]:.6g} and standard deviation {std[n]:.3g} of feature {n}"
+            + ", and others"
+            * (len(wrong) > 1),
+            "standardize=True",
         )
 
 
@@ -147,6 +186,7 @@ def log_summary(setup: TrainingSetup, source: Dataset, state: TrainState, device
     processes = jax.process_count()
     hardware = f"{len(devices)} {devices[0].platform} device(s)" + (f" of {processes} processes" * (processes > 1))
     accumulated = f" in {setup.grad_accum_steps} microbatches" if setup.grad_accum_steps > 1 else ""
+    log("; ".join(filter(None, (_describe_classes(source), *setup.notes))))
     log(
         f"{parameters:,} parameters; {len(source.examples):,} {_describe(source)}; {hardware}, batch "
         f"{setup.batch_size}, {setup.batch_size // len(devices)} per device{accumulated}; from step {int(state.step)}"
@@ -163,11 +203,28 @@ def log_batch(batch: dict[str, np.ndarray]) -> None:
 
 
 def log(message: Any) -> None:
-    """Print to stderr from the main process."""
-    if distributed.is_main_process():
-        print(message, file=sys.stderr)
+    """Print a message, unless it is empty, to stderr from the main process."""
+    if distributed.is_main_process() and message:
+        report(message)
 
 
 def _describe(source: Dataset) -> str:
     shape = "x".join(map(str, source.image_shape))
     return f"points of {shape} features" if source.levels is None else f"images of {shape}, {source.levels} levels"
+
+
+def _describe_classes(source: Dataset) -> str:
+    """Return the classes with their numbers of examples, those without any, and the files that were left out."""
+    names = source.class_names or tuple(map(str, range(source.num_classes)))
+    counts, lines = source.class_counts, []
+    if source.num_classes > 1:
+        numbered = [name if name == str(n) else f"{n} = {name}" for n, name in enumerate(names)]
+        if counts is not None:
+            numbered = [f"{name} ({count:,})" for name, count in zip(numbered, counts, strict=True)]
+        more = f" and {len(names) - MAX_CLASSES} more" if len(names) > MAX_CLASSES else ""
+        lines.append(f"{len(names)} classes: {', '.join(numbered[:MAX_CLASSES])}{more}")
+    if counts is not None and (empty := [names[n] for n in np.flatnonzero(counts == 0)]):
+        lines.append(f"without examples, and not sampled: {', '.join(empty[:MAX_CLASSES])}")
+    if source.ignored:
+        lines.append("left out: " + ", ".join(f"{number} {kind}" for kind, number in sorted(source.ignored.items())))
+    return "; ".join(lines)

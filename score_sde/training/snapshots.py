@@ -1,10 +1,15 @@
-"""EMA snapshots in DIR/snapshots, from which post-hoc EMA reconstructs any length (Karras et al. 2024)."""
+"""EMA snapshots in DIR/snapshots, from which post-hoc EMA reconstructs any length (Karras et al. 2024).
+
+A file holds its step, its length, the names of all snapshots up to its step, and a checksum. The index holds all names,
+so the newest snapshot is missed, too.
+"""
 
 import json
 import re
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from flax import traverse_util
 
@@ -17,7 +22,7 @@ NAME = re.compile(r"(\d{8,})_(.+)\.safetensors")
 
 
 def save(workdir: Path, step: int, averages: dict[str, Any], lengths: tuple[float, ...]) -> None:
-    """Write the power-function EMAs of a step to DIR/snapshots, then the index of the files of all steps.
+    """Write the power-function EMAs of a step to DIR/snapshots.
 
     Args:
       workdir: Folder of the run.
@@ -27,11 +32,13 @@ def save(workdir: Path, step: int, averages: dict[str, Any], lengths: tuple[floa
     """
     if not distributed.is_main_process():
         return
-    folder = workdir / "snapshots"
-    folder.mkdir(exist_ok=True)
-    for i, path in enumerate(_paths(workdir, step, lengths)):
-        weight_files.write_tree(path, averages[f"length_{i}"], "snapshot", {"step": step, "length": lengths[i]})
-    write_atomically(_index(workdir), json.dumps({"files": _file_names(workdir)}, indent=1) + "\n")
+    paths = _paths(workdir, step, lengths)
+    paths[0].parent.mkdir(exist_ok=True)
+    names = {path.name for path in (*_up_to(workdir, step), *paths)}  # a resume drops those of later steps
+    for i, path in enumerate(paths):
+        config = {"step": step, "length": lengths[i], "snapshots": sorted(names)}
+        weight_files.write_tree(path, averages[f"length_{i}"], "snapshot", config)
+    write_atomically(paths[0].with_name("index.json"), json.dumps({"files": sorted(names)}) + "\n")
 
 
 def are_whole(workdir: Path, step: int, lengths: tuple[float, ...]) -> bool:
@@ -49,60 +56,73 @@ def reconstruct_ema(workdir: Path, step: int, length: float) -> Any:
     """Return the EMA of a relative length at the last snapshot up to `step`.
 
     Raises:
-      UserError: if the run has no snapshots, or one is missing or damaged.
+      UserError: if the run has no snapshots, or one is missing, damaged, or not what its name says.
     """
-    snapshots = [(*_parse(name), workdir / "snapshots" / name) for name in _file_names(workdir)]
-    snapshots = [snapshot for snapshot in snapshots if snapshot[0] <= step]
-    if not snapshots:
+    paths = _up_to(workdir, step)
+    if not paths:
         raise UserError(
             f"{workdir} has no EMA snapshots, which an EMA of length {length} is reconstructed from; train with some "
             "ema_lengths",
             "ema_lengths=(0.05,0.1)",
         )
-    steps, lengths, paths = zip(*snapshots, strict=True)
-    weights = post_hoc_weights(steps, lengths, max(steps), length)
     total: dict[str, np.ndarray] = {}
-    for weight, path in zip(weights, paths, strict=True):
-        try:
-            arrays = _read(path)
-        except UserError as error:
-            raise UserError(
-                f"{error}; an EMA of any length needs all snapshots, ema_length=0 takes an EMA of the checkpoint",
-                "ema_length=0",
-            ) from error
-        for name, array in arrays.items():
-            total[name] = total.get(name, 0.0) + weight * array.astype(np.float64)
+    try:
+        listed = [*_read(paths[-1]).config.get("snapshots", []), *_indexed(paths[-1].parent, step)]
+        paths = sorted({*paths, *map(paths[-1].with_name, filter(NAME.fullmatch, listed))}, key=_parse)
+        steps, lengths = zip(*map(_parse, paths), strict=True)
+        for weight, path in zip(post_hoc_weights(steps, lengths, max(steps), length), paths, strict=True):
+            arrays = _read(path).arrays
+            if total and {name: array.shape for name, array in arrays.items()} != jax.tree.map(np.shape, total):
+                raise UserError(f"{path} has arrays of other names or shapes than {paths[0]}")
+            for name, array in arrays.items():
+                total[name] = total.get(name, 0.0) + weight * array.astype(np.float64)
+    except UserError as error:
+        raise UserError(
+            f"{error}; an EMA of any length needs all snapshots, ema_length=0 takes an EMA of the checkpoint",
+            "ema_length=0",
+        ) from error
     return traverse_util.unflatten_dict(
         {tuple(name.split("/")): array.astype(np.float32) for name, array in total.items()}
     )
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
+def _read(path: Path) -> Any:
+    """Read a snapshot.
+
+    Raises:
+      UserError: if it is missing, damaged, or not what its name says.
+    """
     if not path.is_file():
         raise UserError(f"{path} is missing")
-    return weight_files.read(path).arrays
+    found = weight_files.read(path)
+    step, length = _parse(path)
+    given = {"step": None, "length": None} | (found.config or {})
+    if given["step"] != step or f"{given['length'] or 0:g}" != f"{length:g}":
+        raise UserError(f"{path} holds an EMA of step {given['step']} and length {given['length']}")
+    return found._replace(config=given)
 
 
-def _file_names(workdir: Path) -> list[str]:
-    """Return the names of all snapshots that are in the index or in the folder."""
-    present = {path.name for path in (workdir / "snapshots").glob("*") if NAME.fullmatch(path.name)}
+def _indexed(folder: Path, step: int) -> list[str]:
+    """Return the names in the index up to a step."""
     try:
-        indexed = read_json_object(_index(workdir))["files"] if _index(workdir).is_file() else []
-        return sorted(present.union(name for name in indexed if NAME.fullmatch(name)))
+        names = read_json_object(folder / "index.json")["files"] if (folder / "index.json").exists() else []
+        return [name for name in names if NAME.fullmatch(name) and _parse(folder / name)[0] <= step]
     except (*UNREADABLE, KeyError, TypeError) as error:
-        report(f"{_index(workdir)} can't be read ({error}); the snapshots in the folder are taken to be all")
-        return sorted(present)
+        report(f"{folder / 'index.json'} can't be read ({error}); the snapshots in the folder are taken to be all")
+        return []
 
 
-def _index(workdir: Path) -> Path:
-    return workdir / "snapshots" / "index.json"
+def _up_to(workdir: Path, step: int) -> list[Path]:
+    """Return the snapshots in the folder up to a step, in ascending order."""
+    found = (path for path in (workdir / "snapshots").glob("*") if NAME.fullmatch(path.name))
+    return sorted((path for path in found if _parse(path)[0] <= step), key=_parse)
 
 
 def _paths(workdir: Path, step: int, lengths: tuple[float, ...]) -> list[Path]:
     return [workdir / "snapshots" / f"{step:08d}_{length:g}.safetensors" for length in lengths]
 
 
-def _parse(name: str) -> tuple[int, float]:
+def _parse(path: Path) -> tuple[int, float]:
     """Return the step and the length in a file's name."""
-    step, length = name.removesuffix(".safetensors").split("_")
+    step, length = path.stem.split("_")
     return int(step), float(length)

@@ -1,8 +1,9 @@
 """A run's folder and its config, which is written once and compared with the config of every later call."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from score_sde.errors import UserError
 from score_sde.runtime import distributed
 from score_sde.runtime.disk import UNREADABLE, locked, read_json_object, report, write_atomically
 
+FOLDERS = ("checkpoints", "snapshots", "samples", "tensorboard", "evaluation", "damaged")
+SUFFIXES = (".json", ".jsonl", ".png", ".npz", ".lock")
 # Keys that a resumed run may change, since the parameters after a given step don't depend on them, except by rounding.
 MAY_CHANGE = (
     "data.path",
@@ -34,7 +37,8 @@ MAY_CHANGE = (
     "certify",
 )
 
-ADDED = {"loss.uncertainty": False}  # keys that runs of earlier versions lack, with what those runs did
+# Keys that runs of earlier versions lack, with what those runs did.
+ADDED: dict[str, Any] = {"loss.uncertainty": False, "data.standardize": False, "data.mean": [], "data.std": []}
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -44,6 +48,25 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def read_config(workdir: Path) -> dict[str, Any]:
+    """Return the resolved config of a run's folder, {} if it has none that can be read (see `check_config`)."""
+    with suppress(*UNREADABLE):
+        return read_json_object(workdir / "config.json")
+    return {}
+
+
+def check_files(workdir: Path) -> None:
+    """Raise UserError unless what is in a run's folder can be read and written, before any work is lost."""
+    for path in [workdir, *workdir.glob("*"), *(workdir / "samples").glob("*")] if workdir.exists() else ():
+        folder = path == workdir or path.name in FOLDERS
+        kind = "folder" if folder else "file"
+        if (folder or path.suffix in SUFFIXES) and (path.is_dir() != folder or not os.access(path, os.R_OK | os.W_OK)):
+            given = "without permission to read and write" if path.is_dir() == folder else "of another kind"
+            raise UserError(
+                f"cannot write to {workdir}: expected a {kind} {path.name}, got one {given}: {path}", "workdir"
+            )
 
 
 def check_config(workdir: Path, config: Mapping[str, Any]) -> None:
@@ -70,7 +93,7 @@ def check_config(workdir: Path, config: Mapping[str, Any]) -> None:
     differing = [
         f"{key} was {saved.get(key, 'absent')!r}, is {current.get(key, 'absent')!r}"
         for key in sorted(saved.keys() | current.keys())
-        if saved.get(key, "absent") != current.get(key, "absent")
+        if _absolute(saved.get(key, "absent")) != _absolute(current.get(key, "absent"))
         and not any(key == free or key.startswith(f"{free}.") for free in MAY_CHANGE)
     ]
     if differing:
@@ -118,6 +141,11 @@ def prepare(workdir: Path, config: Mapping[str, Any]) -> None:
         problem = error.strerror or str(error)
     if distributed.any_process(bool(problem)):
         raise UserError(_unwritable(workdir, problem), "workdir")
+
+
+def _absolute(value: Any) -> Any:
+    """Return an absolute path for a text, so that `~/x` and `/home/u/x` are equal, and other values unchanged."""
+    return os.path.abspath(os.path.expanduser(value)) if isinstance(value, str) else value
 
 
 def _unwritable(workdir: Path, reason: str) -> str:

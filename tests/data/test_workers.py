@@ -45,8 +45,19 @@ def test_killed_worker_ends_the_run_with_an_error(tmp_path):
     process, workers = start_training(tmp_path)
     os.kill(workers[0], signal.SIGKILL)
     printed = finish(process, 2)
-    assert "data: expected its worker processes to live as long as the run, one ended with exit code -9" in printed
+    assert "data: a reader process died with exit code -9" in printed
     assert "Traceback" not in printed
+    wait_until_gone(workers)
+
+
+def test_killed_starting_worker_ends_run(tmp_path):
+    process = start(tmp_path, *READ)
+    while not (workers := workers_of(process)):
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.kill(workers[0], signal.SIGKILL)
+    printed = finish(process, 2)
+    assert "data: a reader process died" in printed and "Traceback" not in printed
     wait_until_gone(workers)
 
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from score_sde.analytic import mixture_denoiser
 from score_sde.evaluation import score_diagnostics as diagnostics
 from score_sde.evaluation.score_diagnostics import PANELS, empirical_denoiser, measure, save_health
 from score_sde.parameterization import Prediction
@@ -149,3 +150,11 @@ def test_the_training_sets_own_denoiser():
     # With hardly any noise it is the image itself: what is memorized is given back.
     noisy = float(sde.alpha(jnp.float32(1e-3))) * images
     np.testing.assert_allclose(diagnostics.empirical_denoiser(sde, images)(noisy, 1e-3), images, atol=1e-12)
+
+
+def test_jacobian_has_no_lower_bound():
+    """Halfway between two points: 1 - (distance / 2 sigma)^2."""
+    sde = SDES["edm"]()
+    denoiser = mixture_denoiser(sde, [[-10.0], [10.0]], [0.0, 0.0])
+    slope = jax.grad(lambda x: denoiser(x, 1.0).epsilon.sum())(jnp.zeros((1, 1)))
+    np.testing.assert_allclose(slope, [[-99.0]], rtol=1e-4)

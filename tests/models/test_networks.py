@@ -125,6 +125,11 @@ def test_edm2_preserves_magnitudes():
         ("dit", {"heads": 3}, "3 heads don't divide 16 channels"),
         ("dit", {"size": "XXL"}, "unknown size 'XXL'"),
         ("edm2", {"attention_resolutions": (16,)}, r"heights are \[8, 4\]"),
+        ("ddpm", {"channels": 30}, r"that divides 30 channels, \[1, 2, 3, 5, 6, 10, 15, 30\], got 7"),
+        *(
+            (name, {"dtype": "bf16"}, "dtype 'bf16'. Did you mean 'bfloat16'")
+            for name in ("ddpm", "adm", "edm2", "dit")
+        ),
     ],
 )
 def test_invalid_options_raise(name, kwargs, words):

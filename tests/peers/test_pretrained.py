@@ -1,5 +1,7 @@
 """Weights of networks that PyTorch libraries made, live: diffusers' UNet2DModel block by block, and .pth files."""
 
+import copy
+import inspect
 import json
 
 import diffusers
@@ -7,11 +9,13 @@ import jax
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from score_sde.errors import UserError
 from score_sde.models import pretrained
 from score_sde.runtime import weight_files
 from tests.models.test_pretrained import ORACLES, computed, opened
+from tests.peers import torchvision_without_cuda  # noqa: F401
 
 pytestmark = pytest.mark.peers
 
@@ -50,6 +54,12 @@ CONFIGS = {
         "up_block_types": ("ResnetUpsampleBlock2D", "AttnUpBlock2D"),
         "downsample_type": "resnet",
         "upsample_type": "resnet",
+    },
+    "height other than width, attention": {
+        **SMALL,
+        "sample_size": (8, 12),
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
     },
     "odd sizes, three levels, no attention": {
         **SMALL,
@@ -117,6 +127,57 @@ def test_a_folder_of_diffusers_is_loaded_as_it_is(tmp_path):
     assert np.abs(output - expected).max() < 1e-4 * expected.std()
 
 
+def test_diffusers_layouts_give_same_network(tmp_path):
+    """A network of 28 x 20 pixels, in the variants, shards and containers of diffusers, and compiled."""
+    network, *_ = made(CONFIGS["odd sizes, three levels, no attention"])
+    network.save_pretrained(tmp_path / "plain")
+    network.save_pretrained(tmp_path / "bin", safe_serialization=False)
+    network.save_pretrained(tmp_path / "shards", max_shard_size="50KB")
+    network.save_pretrained(tmp_path / "variant shards", max_shard_size="50KB", variant="ema")
+    network.save_pretrained(tmp_path / "bin shards", max_shard_size="50KB", safe_serialization=False)
+    network.save_pretrained(tmp_path / "compiled")
+    file = tmp_path / "compiled" / "diffusion_pytorch_model.safetensors"
+    save_file({f"module._orig_mod.{name}": array for name, array in load_file(file).items()}, file)
+    copy.deepcopy(network).half().save_pretrained(tmp_path / "fp16", variant="fp16")
+    copy.deepcopy(network).bfloat16().save_pretrained(tmp_path / "bf16", variant="bf16")
+    copy.deepcopy(network).bfloat16().save_pretrained(tmp_path / "bf16 bin", safe_serialization=False)
+    assert len(list((tmp_path / "variant shards").glob("*.ema-*-of-*.safetensors"))) > 1
+    expected = pretrained.load_model(str(tmp_path / "plain"))
+    for folder in tmp_path.iterdir():
+        found = pretrained.load_model(str(folder))
+        assert found.event_shape == (28, 20, 1) and found.kwargs == expected.kwargs
+        rtol = 2**-8 if "bf16" in folder.name else 2**-11 if "fp16" in folder.name else 0.0
+        jax.tree.map(
+            lambda a, b, r=rtol: np.testing.assert_allclose(a, b, r, 1e-6 * (r > 0)), found.params, expected.params
+        )
+
+
+BETAS = ("beta_start", "beta_end")
+
+
+def test_all_options_of_diffusers_are_known():
+    options = set(inspect.signature(diffusers.UNet2DModel.__init__).parameters) - {"self"}
+    assert options <= {*pretrained.diffusers.DEFAULTS, *pretrained.diffusers.OTHER_OPTIONS}
+    for name in pretrained.diffusers.SCHEDULERS:
+        defaults = {key: inspect.signature(getattr(diffusers, name).__init__).parameters[key].default for key in BETAS}
+        assert (
+            defaults.items() <= pretrained.target("diffusers", {"scheduler": {"_class_name": name}}).sde_kwargs.items()
+        )
+        options = set(inspect.signature(getattr(diffusers, name).__init__).parameters) - {"self", "args", "kwargs"}
+        assert options <= set(pretrained.diffusers.SCHEDULER_OPTIONS)
+
+
+@pytest.mark.parametrize("name", pretrained.diffusers.SCHEDULERS)
+def test_diffusers_scheduler_config_is_supported(name):
+    try:
+        scheduler = getattr(diffusers, name)(beta_start=1e-4, beta_end=0.02)
+    except ImportError:
+        pytest.skip("needs torchsde or scipy")
+    config = {"scheduler": json.loads(scheduler.to_json_string())}
+    expected = {"num_steps": 1000, "beta_start": 1e-4, "beta_end": 0.02}
+    assert pretrained.target("diffusers", config)[:3] == ("ddpm_linear", expected, "epsilon")
+
+
 @pytest.mark.parametrize("kind", ["SkipDownBlock2D", "AttnSkipDownBlock2D"])
 def test_what_is_not_covered_is_refused(kind):
     config = SMALL | {"down_block_types": (kind, "DownBlock2D"), "up_block_types": ("UpBlock2D", "UpBlock2D")}
@@ -150,7 +211,8 @@ def test_a_pth_checkpoint_is_read_without_running_it(tmp_path, stem):
 def test_views_and_other_types_of_a_pth_file(tmp_path):
     base = torch.arange(24, dtype=torch.float64).reshape(4, 6)
     content = {"part": base[1:3, ::2].T, "half": base.half(), "flag": torch.tensor([True, False]), "empty": base[:0]}
-    torch.save(content, tmp_path / "x.pth")
+    torch.save(content | {"brain": base.bfloat16()}, tmp_path / "x.pth")
     found = weight_files.read(tmp_path / "x.pth").arrays
+    np.testing.assert_array_equal(found["brain"].astype(np.float64), base.numpy())
     for name, expected in content.items():
         np.testing.assert_array_equal(found[name], expected.numpy())

@@ -137,6 +137,8 @@ ENTRY %main.3 (a: f32[4]) -> f32[8] {
         ("v5e", "expected a chip and a shape"),
         ("v5f:2x2", "Did you mean 'v5p'|Did you mean 'v5e'"),
         ("v4:2x2", "v4 slices have 3 dimensions, as in v4:2x2x2"),
+        ("v5e:4x5", "expected even sizes in the first two dimensions.*set topology=v5e:4x6"),
+        ("v4:3x4x1", "set topology=v4:4x4x1"),
         ("cpu:4096", "JAX has only 8 CPU devices here"),
         ("cpu:0", "has no devices"),
         ("cpu:7", "16 doesn't divide among 7 devices"),

@@ -49,6 +49,28 @@ def test_a_pth_file_gives_its_tensors(tmp_path):
     np.testing.assert_array_equal(weight_files.read(tmp_path / "x.pth").arrays["a"], data.reshape(2, 2).T)
 
 
+BFLOAT16 = np.array([0x3F80, 0xC000], "<u2").tobytes()  # 1 and -2
+
+
+def test_bfloat16_is_read(tmp_path):
+    header = json.dumps({"a": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]}}).encode()
+    (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + BFLOAT16)
+    instructions = tensor((2,), (1,), 2).replace(b"FloatStorage", b"BFloat16Storage")
+    for name in ("x.pth", "x.bin"):
+        write(tmp_path / name, b"}" + NAME + instructions + b"s", _0=BFLOAT16)
+    for name in ("x.safetensors", "x.pth", "x.bin"):
+        found = weight_files.read(tmp_path / name).arrays["a"]
+        assert found.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(found.astype(np.float32), [1, -2])
+
+
+def test_unsupported_dtype_raises(tmp_path):
+    header = json.dumps({"a": {"dtype": "F8_E4M3", "shape": [2], "data_offsets": [0, 2]}}).encode()
+    (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(2))
+    with pytest.raises(UserError, match=r"arrays of an unsupported dtype .*float8_e4m3fn"):
+        weight_files.read(tmp_path / "x.safetensors")
+
+
 CRAFTED = {
     "cycle": b"}q\x00" + NAME + b"h\x00s",
     "cycle_of_a_list": b"}" + NAME + b"]q\x01h\x01as",

@@ -73,9 +73,10 @@ def test_invalid_overrides_raise():
     config = overrides.load(BASE)
     assert overrides.override(config, {"optimizer.learning_rate": 1}).optimizer.learning_rate == 1.0
     for changes, message in (
-        ({"model.predction": "x0"}, "no config has the key 'model.predction'. Did you mean 'model.prediction'?"),
-        ({"model.prediction": 3}, "model.prediction can't be 3"),
-        ({"model.kwargs": {"channels": 8}}, "expected one value"),
+        ({"model.predction": "x0"}, "unknown config key 'model.predction'. Did you mean 'model.prediction'?"),
+        ({"model.prediction": 3}, "model.prediction: expected text, got 3"),
+        ({"model": "dit"}, "model: expected a dictionary with any of the keys"),
+        ({"model": {"kwargs": {}, "nme": "dit"}}, "unknown config key 'model.nme'. Did you mean 'model.name'?"),
     ):
         with pytest.raises(UserError) as error:
             overrides.override(config, changes)

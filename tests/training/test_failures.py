@@ -11,7 +11,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from configs import toy2d
 from score_sde.data.examples import Arrays
@@ -19,8 +21,9 @@ from score_sde.errors import UserError
 from score_sde.evaluation.results import load_results
 from score_sde.experiment import make_experiment, modes
 from score_sde.experiment.modes import evaluate
+from score_sde.runtime import weight_files
 from score_sde.training import checkpoints, snapshots
-from score_sde.training.data_record import check_same_data
+from score_sde.training.data_record import check_inputs
 from score_sde.training.load import CheckpointSpec
 from score_sde.training.metrics import MetricsLog, read_log
 from score_sde.training.state import TrainState
@@ -100,22 +103,49 @@ def test_the_checkpoint_before_a_damaged_one_is_used(finished, tmp_path, damage,
     jax.tree.map(np.testing.assert_array_equal, again, expected)
 
 
-def test_a_flip_that_the_format_does_not_notice_is_noticed(finished, tmp_path):
+def test_flipped_bit_is_noticed_or_harmless(finished, tmp_path):
     """In every file of a checkpoint, one after another."""
-    folder = finished / "checkpoints" / "40"
-    for file in (path for path in folder.rglob("*") if path.is_file()):
+    folder, expected = finished / "checkpoints" / "40", checkpoints.restore_newest(finished)
+    noticed = []
+    for file in (path for path in folder.rglob("*") if path.is_file() and path.stat().st_size):
         copy = tmp_path / "copy" / "checkpoints" / "40"
         shutil.copytree(folder, copy)
-        shutil.copytree(finished / "manifests", tmp_path / "copy" / "manifests")
-        checkpoints.verify(copy)
-        target = copy / file.relative_to(folder)
-        if target.stat().st_size:
-            flip(target)
-        else:
-            target.write_bytes(b"x")
-        with pytest.raises(ValueError, match="is not what was saved"):
-            checkpoints.verify(copy)
+        flip(copy / file.relative_to(folder))
+        try:
+            jax.tree.map(np.testing.assert_array_equal, checkpoints.restore_newest(tmp_path / "copy"), expected)
+        except UserError:
+            noticed.append(file)
         shutil.rmtree(tmp_path / "copy")
+    assert max(folder.rglob("*"), key=lambda path: path.stat().st_size * path.is_file()) in noticed
+
+
+def test_checksum_changes_with_each_bit(x64):
+    arrays = [np.arange(6.0).reshape(2, 3), np.float32([1, 2]), np.array([True, False]), np.int8([3]), np.int32(7)]
+    arrays.append(np.asarray(jnp.bfloat16(1.5)))
+    for array in arrays:
+        (before,) = checkpoints.checksums([array])
+        for bit in range(8 * array.nbytes) if array.dtype != bool else (0, 8):
+            raw = bytearray(array.tobytes())
+            raw[bit // 8] ^= 1 << bit % 8
+            (after,) = checkpoints.checksums([np.frombuffer(bytes(raw), array.dtype).reshape(array.shape)])
+            assert np.all(np.asarray(before) != np.asarray(after))
+    first, second = checkpoints.checksums([np.float32([1, 2]), np.float32([2, 1])])
+    assert np.any(np.asarray(first) != np.asarray(second))
+
+
+def test_checksum_is_equal_for_sharded_arrays():
+    x = np.random.default_rng(0).normal(size=(8, 6)).astype(np.float32)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("devices",))
+    sharded = jax.device_put(x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("devices")))
+    np.testing.assert_array_equal(*map(np.asarray, checkpoints.checksums([x, sharded])))
+
+
+def test_exchanged_checkpoint_is_noticed(finished, tmp_path, capsys):
+    workdir = copy(finished, tmp_path)
+    shutil.rmtree(workdir / "checkpoints" / "40")
+    shutil.copytree(workdir / "checkpoints" / "20", workdir / "checkpoints" / "40")
+    assert int(checkpoints.restore_newest(workdir)["step"]) == 30
+    assert "the checkpoint of step 40" in (said := capsys.readouterr().err) and "it holds step 20" in said
 
 
 def test_when_no_checkpoint_can_be_read_nothing_is_moved(finished, tmp_path):
@@ -209,11 +239,13 @@ def test_an_empty_folder_of_a_step_is_set_aside(finished, tmp_path, capsys):
     assert (workdir / "damaged" / "99.0").is_dir() and checkpoints.saved_steps(workdir)[-1] == 40
 
 
-def test_a_damaged_manifest_costs_no_checkpoint(finished, tmp_path, capsys):
-    workdir = copy(finished, tmp_path)
-    truncate(workdir / "manifests" / "40.json")
-    assert int(checkpoints.restore_newest(workdir)["step"]) == 40
-    assert "40.json can't be read" in capsys.readouterr().err
+def test_checkpoint_without_checksums_is_not_verified(finished, tmp_path, capsys):
+    """As earlier versions wrote them."""
+    state = checkpoints.restore_newest(finished)
+    with ocp.CheckpointManager(tmp_path / "checkpoints", item_handlers=ocp.StandardCheckpointHandler()) as manager:
+        manager.save(40, args=ocp.args.StandardSave(state))
+    jax.tree.map(np.testing.assert_array_equal, checkpoints.restore_newest(tmp_path), state)
+    assert "without checksums, and isn't verified" in capsys.readouterr().err
 
 
 def test_a_second_run_in_a_folder_is_refused(tmp_path):
@@ -278,12 +310,36 @@ def test_damaged_snapshots_are_refused_or_made_again(averaged, tmp_path, damage)
         snapshots.reconstruct_ema(workdir, 40, 0.07)
 
 
-def test_snapshots_without_an_index_are_all_taken(averaged, tmp_path):
+@pytest.mark.parametrize(
+    ("target", "attack", "words"),
+    [
+        (
+            "00000040_0.05",
+            lambda path: shutil.copy(path.with_name("00000020_0.1.safetensors"), path),
+            "holds an EMA of",
+        ),
+        ("00000030_0.1", lambda path: shutil.copy(path.with_name("00000020_0.1.safetensors"), path), "holds an EMA of"),
+        ("00000020_0.05", lambda path: save_file(load_file(path), path), "holds an EMA of step None"),
+        ("00000020_0.05", Path.unlink, "is missing"),
+        ("00000040_0.1", Path.unlink, "is missing"),
+        ("00000020_0.05", lambda path: (path.with_name("index.json").unlink(), path.unlink()), "is missing"),
+    ],
+)
+def test_exchanged_snapshot_raises(averaged, tmp_path, target, attack, words):
     workdir = copy(averaged, tmp_path)
-    expected = snapshots.reconstruct_ema(workdir, 40, 0.07)
-    for damage in (truncate, Path.unlink):
-        damage(workdir / "snapshots" / "index.json")
-        jax.tree.map(np.testing.assert_array_equal, snapshots.reconstruct_ema(workdir, 40, 0.07), expected)
+    attack(workdir / "snapshots" / f"{target}.safetensors")
+    with pytest.raises(UserError, match=rf"{target}\.safetensors {words}"):
+        snapshots.reconstruct_ema(workdir, 40, 0.07)
+
+
+def test_snapshot_of_other_shapes_raises(averaged, tmp_path):
+    workdir = copy(averaged, tmp_path)
+    path = workdir / "snapshots" / "00000040_0.1.safetensors"
+    names = sorted(file.name for file in path.parent.iterdir())
+    small = {"a": np.zeros(2, np.float32)}
+    weight_files.write_tree(path, small, "snapshot", {"step": 40, "length": 0.1, "snapshots": names})
+    with pytest.raises(UserError, match="arrays of other names or shapes"):
+        snapshots.reconstruct_ema(workdir, 40, 0.07)
 
 
 def test_other_data_are_refused(finished, tmp_path):
@@ -291,18 +347,18 @@ def test_other_data_are_refused(finished, tmp_path):
     experiment = make_experiment(config(), jax.devices()[:1])
     source = experiment.load("train")
     points, labels = source.examples.images, source.examples.labels
-    check_same_data(workdir, source, resumed=True)
+    check_inputs(workdir, source, {}, resumed=True)
     fewer = source._replace(examples=Arrays(points[1:], labels[1:]))
     with pytest.raises(UserError, match="holds a run of other data: 100 examples then, 99 now"):
-        check_same_data(workdir, fewer, resumed=True)
+        check_inputs(workdir, fewer, {}, resumed=True)
     other = source._replace(examples=Arrays(np.concatenate([[points[0] + 1], points[1:]]), labels))
     with pytest.raises(UserError, match="as many examples, but not the same"):
-        check_same_data(workdir, other, resumed=True)
+        check_inputs(workdir, other, {}, resumed=True)
     (workdir / "data.json").unlink()  # as in a folder of before there were records
-    check_same_data(workdir, other, resumed=True)
+    check_inputs(workdir, other, {}, resumed=True)
     with pytest.raises(UserError, match="not the same"):
-        check_same_data(workdir, source, resumed=True)
-    check_same_data(workdir, source, resumed=False)
+        check_inputs(workdir, source, {}, resumed=True)
+    check_inputs(workdir, source, {}, resumed=False)
 
 
 def test_a_failure_during_a_save_ends_the_save_first(tmp_path, monkeypatch):
@@ -313,8 +369,7 @@ def test_a_failure_during_a_save_ends_the_save_first(tmp_path, monkeypatch):
     monkeypatch.setattr(MetricsLog, "write", fail)
     with pytest.raises(RuntimeError, match="a failure"):
         run(tmp_path, config())
-    assert checkpoints.saved_steps(tmp_path) == [10] and (tmp_path / "manifests" / "10.json").is_file()
-    checkpoints.verify(tmp_path / "checkpoints" / "10")
+    assert checkpoints.saved_steps(tmp_path) == [10] and int(checkpoints.restore_newest(tmp_path)["step"]) == 10
     monkeypatch.undo()
     assert "trained 40 steps" in run(tmp_path, config())  # the folder is free again
 

@@ -16,6 +16,7 @@ from score_sde.runtime import distributed, weight_files
 from score_sde.runtime.cache import cache_folder
 from score_sde.runtime.disk import report
 from score_sde.runtime.hashing import hash_json, hash_pytree
+from score_sde.runtime.periodic import announcing
 
 BATCH, STEPS, LEARNING_RATE = 128, 1000, 2e-3
 STEPS_PER_CALL = 10  # steps of the compiled loop
@@ -96,7 +97,7 @@ def load_or_fit(source: Dataset, data: Mapping[str, Any]) -> TrainedClassifier:
             return TrainedClassifier(SmallClassifier(source.num_classes), params, hash_pytree(params))
         except UserError as error:
             report(f"{error}; the classifier is trained again")
-    trained = fit(source)
+    trained = announcing(fit, "training the classifier")(source)
     if distributed.is_main_process():
         path.parent.mkdir(parents=True, exist_ok=True)
         weight_files.write_tree(path, trained.params, "small_classifier", {})

@@ -18,7 +18,7 @@ import numpy as np
 from flax import traverse_util
 
 from score_sde.errors import UserError, cut, lookup, not_none
-from score_sde.models.pretrained import diffusers, edm, native, score_sde
+from score_sde.models.pretrained import diffusers, edm, folders, native, score_sde
 from score_sde.models.pretrained.family import Target, report_missing_keys
 from score_sde.runtime import weight_files
 
@@ -40,7 +40,7 @@ def load(
 
     Args:
       family: Key of `FAMILIES`.
-      weights: State dict of NumPy arrays with the library's names and layouts, or a path for `weight_files.read`.
+      weights: State dict of NumPy arrays with the library's names and layouts, or a path for `folders.read`.
       config: Options of the network with the library's names; None reads them from the file.
       **options: Attributes of the module that replace those of the config, such as dtype="bfloat16".
 
@@ -55,7 +55,7 @@ def load(
 
     spec = lookup("family", FAMILIES, family, "family")
     if isinstance(weights, str | Path):
-        file = weight_files.read(weights)
+        file = folders.read(weights)
         weights, config = file.arrays, file.config if config is None else config
     if config is None:
         raise UserError(
@@ -83,6 +83,7 @@ class PretrainedModel(NamedTuple):
       event_shape: Shape of one example.
       target: Process and parameterization that the network was trained with.
       objective: Training objective; "" if the file doesn't record it.
+      scaling: Mean and standard deviation of the features before their standardization; () without it.
     """
 
     name: str
@@ -91,20 +92,21 @@ class PretrainedModel(NamedTuple):
     event_shape: tuple[int, ...]
     target: Target
     objective: str = ""
+    scaling: tuple[Any, ...] = ()
 
 
 def load_model(path: str, family: str = "", options: Mapping[str, Any] | None = None) -> PretrainedModel:
     """Load a network, its parameters and its training setup from a file or folder of weights.
 
     Args:
-      path: Path for `weight_files.read`.
+      path: Path for `folders.read`.
       family: Key of `FAMILIES`; "" reads it from the file.
       options: Keyword arguments of the network that replace those of the file.
 
     Raises:
       UserError: if `load` fails, or the file has no family and none is given.
     """
-    file = weight_files.read(path)
+    file = folders.read(path)
     family = family or file.family or ""
     if not family:
         raise UserError(
@@ -118,7 +120,8 @@ def load_model(path: str, family: str = "", options: Mapping[str, Any] | None = 
     name, kwargs = spec.model(config)
     kwargs = dict(kwargs) | setup.model_kwargs | dict(options or {})
     shape = _event_shape(spec, config, file.arrays)
-    return PretrainedModel(name, kwargs, variables["params"], shape, setup, str(config.get("objective", "")))
+    scaling = (config["mean"], config["std"]) if config.get("standardize") else ()
+    return PretrainedModel(name, kwargs, variables["params"], shape, setup, str(config.get("objective", "")), scaling)
 
 
 def target(family: str, config: Mapping[str, Any]) -> Target:
@@ -143,8 +146,9 @@ def save(path: str | Path, params: Any, model: Mapping[str, Any], process: Mappi
       path: Path of the file.
       params: Pytree of parameters.
       model: {"name", "kwargs", "prediction", "preconditioning"} of the network.
-      process: {"sde": {"name", "kwargs"}, "image_size", "channels", "sigma_data", "objective"} of its training, with
-        image_size 0 for vectors. With a discrete-time objective the network is defined only at discrete timesteps.
+      process: {"sde": {"name", "kwargs"}, "image_size", "channels", "sigma_data", "objective"} of its training. Use
+        (height, width) as image_size for images that aren't square, and 0 for vectors. With a discrete-time objective
+        the network is defined only at discrete timesteps.
     """
     arrays = traverse_util.flatten_dict(jax.tree.map(np.asarray, params), sep="/")
     weight_files.write(path, arrays, "native", dict(process) | {"model": dict(model)})
@@ -175,7 +179,7 @@ def parity(
     output, state = jax.jit(partial(module.apply, capture_intermediates=True))(variables, *inputs)
     blocks = {name: values["__call__"][0] for name, values in state["intermediates"].items() if name != "__call__"}
     spec = FAMILIES[family]
-    arrays = weight_files.read(weights).arrays if isinstance(weights, str | Path) else weights
+    arrays = folders.read(weights).arrays if isinstance(weights, str | Path) else weights
     ours = {theirs: blocks[name] for name, theirs in _match_blocks(spec, config, arrays) if name in blocks} | {
         "": output
     }
@@ -247,8 +251,9 @@ def _join(entries: Iterable[str], separator: str, length: int = 80) -> str:
 
 
 def _transform(mapping, arrays, shape):
-    """Return a parameter and None, or its arrays' names and shapes if it doesn't have the shape."""
+    """Return a parameter, computed in float32 at least, and None, or its arrays' names and shapes if they don't fit."""
     given = ", ".join(f"{name} {array.shape}" for name, array in zip(mapping.names, arrays, strict=True))
+    arrays = [array.astype(np.promote_types(array.dtype, np.float32), copy=False) for array in arrays]
     try:
         parameter = np.asarray(mapping.transform(*arrays), np.float32)
     except (ValueError, IndexError):
@@ -258,10 +263,7 @@ def _transform(mapping, arrays, shape):
 
 def _event_shape(spec, config, arrays) -> tuple[int, ...]:
     """Return the shape of one example."""
-    size, channels = spec.image_size(config), spec.channels(config, arrays)
-    if size == 0:
-        return (channels,)
-    return (*((size, size) if isinstance(size, int) else tuple(size)), channels)
+    return (*spec.image_size(config), spec.channels(config, arrays))
 
 
 def _parameter_shapes(module, spec, config, arrays) -> dict[tuple[str, ...], tuple[int, ...]]:

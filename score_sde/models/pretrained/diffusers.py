@@ -1,12 +1,20 @@
 """UNet2DModel of diffusers with plain, attention and residual-resampling blocks, as in the google/ddpm-* models."""
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from score_sde.errors import UserError
-from score_sde.models.pretrained.family import Family, Target, require_option
+from score_sde.models.pretrained.family import (
+    Family,
+    Target,
+    height_and_width,
+    refuse_unknown,
+    require_option,
+    unwrap,
+)
 from score_sde.models.pretrained.layouts import (
     CONV,
     DENSE,
@@ -57,6 +65,10 @@ SCHEDULERS = tuple(  # samplers of networks trained with the discrete-time sched
         "LMSDiscrete",
     )
 )
+# These default to the betas of Stable Diffusion, 0.00085 and 0.012, if the config has none.
+STABLE_DIFFUSION_BETAS = tuple(
+    f"{name}Scheduler" for name in ("DPMSolverSDE", "HeunDiscrete", "KDPM2Discrete", "KDPM2AncestralDiscrete")
+)
 DEFAULTS = {  # arguments of UNet2DModel
     "sample_size": None,
     "center_input_sample": False,
@@ -83,29 +95,57 @@ DEFAULTS = {  # arguments of UNet2DModel
     "class_embed_type": None,
     "num_class_embeds": None,
 }
+OTHER_OPTIONS = (
+    *("_class_name", "in_channels", "out_channels", "time_embedding_dim", "scheduler"),
+    *("_diffusers_version", "_name_or_path", "_use_default_values"),  # not used: origin of the file
+    "num_train_timesteps",  # not used: size of a learned time embedding, which isn't supported
+    # not used: state of the EMA that the weights are from
+    *("decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power"),
+)
+SCHEDULER_OPTIONS = (
+    *("_class_name", "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas"),
+    *("rescale_betas_zero_snr", "prediction_type", "predict_epsilon", "variance_type"),
+    *("use_flow_sigmas", "timestep_type"),
+    *("_diffusers_version", "_name_or_path", "_use_default_values", "tensor_format"),  # not used: origin of the file
+    # not used: options of sampling
+    *("clip_sample", "clip_sample_range", "thresholding", "dynamic_thresholding_ratio", "sample_max_value"),
+    *("timestep_spacing", "steps_offset", "set_alpha_to_one", "skip_prk_steps", "interpolation_type"),
+    *("algorithm_type", "solver_order", "solver_type", "solver_p", "predictor_order", "corrector_order", "predict_x0"),
+    *("disable_corrector", "lower_order_final", "euler_at_final", "final_sigmas_type", "lambda_min_clipped"),
+    *("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "sigma_min", "sigma_max"),
+    *("tau_func", "noise_sampler_seed"),
+    *("eta", "original_inference_steps", "timestep_scaling"),  # kept by `from_config` of another scheduler
+    *("flow_shift", "use_dynamic_shifting", "time_shift_type", "shift_terminal"),  # only with use_flow_sigmas
+)
 
 
 def _options(config: Mapping[str, Any]) -> dict[str, Any]:
     return DEFAULTS | dict(config)
 
 
-def _height(config: Mapping[str, Any]) -> int:
+def image_size(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Return (height, width) of the images."""
     size = _options(config)["sample_size"]
     if size is None:
         raise UserError("diffusers: the config has no sample_size, which determines the levels with attention")
-    return size if isinstance(size, int) else size[0]
+    return height_and_width("diffusers", "sample_size", size)
 
 
 def model(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """Return the network's name and options in this project, given a UNet2DModel's config.json."""
     options = _options(config)
-    downs, ups = options["down_block_types"], options["up_block_types"]
+    downs, ups, channels = options["down_block_types"], options["up_block_types"], options["block_out_channels"]
+    refuse_unknown("diffusers", config, (*DEFAULTS, *OTHER_OPTIONS))
     attended = ["Attn" in kind for kind in downs]
     require_option(
         "diffusers",
         options,
+        _class_name=("UNet2DModel",),
+        out_channels=(options.get("in_channels", 3),),
         center_input_sample=(False,),
         time_embedding_type=("positional",),
+        time_embedding_dim=(None, 4 * channels[0]),
+        freq_shift=(0, 1),
         mid_block_type=("UNetMidBlock2D",),
         mid_block_scale_factor=(1,),
         act_fn=("silu", "swish"),
@@ -125,6 +165,10 @@ def model(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     for kind in (*downs, *ups):
         if kind not in supported:
             raise UserError(f"diffusers: the block {kind!r} is not covered, only {', '.join(supported)}")
+    if not len(downs) == len(ups) == len(channels):
+        raise UserError(
+            f"diffusers: expected as many down and up blocks as channels, got {downs}, {ups} and {channels}"
+        )
     if attended != ["Attn" in kind for kind in reversed(ups)]:
         raise UserError(
             f"diffusers: expected attention at the same levels on the way down and up, got {downs} and {ups}"
@@ -134,12 +178,11 @@ def model(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         raise UserError(
             f"diffusers: expected all levels to resample by layers or all inside blocks, got {downs} and {ups}"
         )
-    channels = options["block_out_channels"]
     kwargs = {
         "channels": channels[0],
         "multipliers": tuple(width / channels[0] for width in channels),
         "num_res_blocks": options["layers_per_block"],
-        "attention_resolutions": tuple(_height(config) >> i for i, has in enumerate(attended) if has),
+        "attention_resolutions": tuple(image_size(config)[0] >> i for i, has in enumerate(attended) if has),
         "attend_up": "each",
         "attend_middle": options["add_attention"],
         "dropout": options["dropout"],
@@ -222,6 +265,7 @@ def target(config: Mapping[str, Any]) -> Target:
     """
     scheduler = config.get("scheduler", {})
     predictions = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0"}
+    refuse_unknown("diffusers: scheduler", scheduler, SCHEDULER_OPTIONS)
     require_option(
         "diffusers",
         scheduler,
@@ -231,11 +275,16 @@ def target(config: Mapping[str, Any]) -> Target:
         trained_betas=(None,),
         rescale_betas_zero_snr=(False,),
         prediction_type=tuple(predictions),
+        predict_epsilon=(None, True),
+        variance_type=(None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
+        use_flow_sigmas=(None, False),
+        timestep_type=("discrete",),
     )
+    betas = (0.00085, 0.012) if scheduler.get("_class_name") in STABLE_DIFFUSION_BETAS else (1e-4, 0.02)
     kwargs = {
         "num_steps": 1000,
-        "beta_start": scheduler.get("beta_start", 1e-4),
-        "beta_end": scheduler.get("beta_end", 0.02),
+        "beta_start": scheduler.get("beta_start", betas[0]),
+        "beta_end": scheduler.get("beta_end", betas[1]),
     }
     return Target("ddpm_linear", kwargs, predictions[scheduler.get("prediction_type", "epsilon")], "none", {})
 
@@ -244,8 +293,8 @@ FAMILY = Family(
     model=model,
     mappings=lambda config, names: weight_mappings(_layers(config, names)),
     target=target,
-    arrays=dict,
+    arrays=partial(unwrap, "diffusers"),
     unused=lambda name: False,
-    image_size=_height,
+    image_size=image_size,
     channels=lambda config, arrays: config.get("in_channels", 3),
 )

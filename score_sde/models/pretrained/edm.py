@@ -5,8 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from score_sde.errors import UserError
-from score_sde.models.pretrained.family import Family, Target, require_option
+from score_sde.models.pretrained.family import (
+    Family,
+    Target,
+    height_and_width,
+    refuse_unknown,
+    require_option,
+    unwrap,
+)
 from score_sde.models.pretrained.layouts import (
     CONV,
     DENSE,
@@ -49,6 +55,17 @@ DEFAULTS = {
         "label_dim": 0,
     },
 }
+# Options of each preconditioner.
+PRECONDITIONERS = {
+    "EDMPrecond": ("sigma_min", "sigma_max", "sigma_data"),
+    "VPPrecond": ("beta_d", "beta_min", "M", "epsilon_t"),
+    "VEPrecond": ("sigma_min", "sigma_max"),
+}
+OTHER_OPTIONS = (
+    *("network", "preconditioning", "img_resolution", "img_channels", "channel_mult_emb"),
+    *("model_type", "class_name", "in_channels", "out_channels"),  # repeat the options above
+    "use_fp16",  # not used: dtype of the computation
+)
 RESIDUAL = nested(
     {
         "norm_0": ("norm0", NORM),
@@ -68,7 +85,20 @@ def _options(config: Mapping[str, Any]) -> dict[str, Any]:
 def model(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """Return the network's name and options in this project, given its keyword arguments in EDM."""
     options = _options(config)
-    require_option("edm", options, channel_mult_emb=(4,))
+    network, channels = options["network"], config["img_channels"]
+    require_option("edm", options, preconditioning=tuple(PRECONDITIONERS))
+    preconditioning = options.get("preconditioning", "EDMPrecond")
+    refuse_unknown("edm", config, (*DEFAULTS[network], *PRECONDITIONERS[preconditioning], *OTHER_OPTIONS))
+    require_option(
+        "edm",
+        options,
+        channel_mult_emb=(4,),
+        model_type=(network,),
+        class_name=(f"training.networks.{preconditioning}",),
+        in_channels=(channels,),
+        out_channels=(channels,),
+    )
+    image_size(config)
     kwargs = {
         "channels": options["model_channels"],
         "multipliers": tuple(options["channel_mult"]),
@@ -86,9 +116,16 @@ def model(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         middle = bool(widths[-1] // HEAD_CHANNELS)
         return "adm", kwargs | {"attention_resolutions": attended, "attend_middle": middle, "groups": None}
     fourier = options["embedding_type"] == "fourier"
-    require_option("edm", options, channel_mult_noise=(2 if fourier else 1,), embedding_type=("positional", "fourier"))
     encoders = {"standard": "none", "skip": "input_skip", "residual": "residual"}
     decoders = {"standard": "none", "skip": "output_skip"}
+    require_option(
+        "edm",
+        options,
+        channel_mult_noise=(2 if fourier else 1,),
+        embedding_type=("positional", "fourier"),
+        encoder_type=tuple(encoders),
+        decoder_type=tuple(decoders),
+    )
     return "ncsnpp", kwargs | {
         "taps": tuple(options["resample_filter"]),
         "embedding": options["embedding_type"],
@@ -176,23 +213,30 @@ def _embedding_rows(weight, bias):
 def target(config: Mapping[str, Any]) -> Target:
     """Return the training setup of one of EDM's preconditioners.
 
-    Their parameters must have EDM's defaults, except sigma_data. The SDE is that of the corresponding sampler of EDM.
+    The parameters of VPPrecond must have EDM's defaults. The SDE is the one that EDM's sampler uses, within the noise
+    levels that the network supports.
     """
-    known = {"EDMPrecond": "edm", "VPPrecond": "vp", "VEPrecond": "ve"}
+    known = dict(zip(PRECONDITIONERS, ("edm", "vp", "ve"), strict=True))
     require_option("edm", config, preconditioning=tuple(known))
-    if config["preconditioning"] == "VPPrecond":
-        require_option("edm", config, beta_d=(19.9,), beta_min=(0.1,), M=(1000,))
-    sde, kwargs = (
-        ("ve", {"sigma_min": 0.02, "sigma_max": 100.0}) if config["preconditioning"] == "VEPrecond" else ("edm", {})
-    )
-    return Target(sde, kwargs, "epsilon", known[config["preconditioning"]], {}, config.get("sigma_data", 0.5))
+    kind = known[config["preconditioning"]]
+    limits = {name: config[name] for name in ("sigma_min", "sigma_max") if name in config}
+    if kind == "vp":
+        require_option("edm", config, beta_d=(19.9,), beta_min=(0.1,), M=(1000,), epsilon_t=(1e-5,))
+    if kind == "ve":
+        sde, kwargs = "ve", {"sigma_min": 0.02, "sigma_max": 100.0} | limits
+    else:
+        sde, kwargs = "edm", {name: limit for name, limit in limits.items() if 0.002 < limit < 80}
+    return Target(sde, kwargs, "epsilon", kind, {}, config.get("sigma_data", 0.5))
 
 
-def arrays(weights: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def image_size(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Return (height, width) of the images, which EDM's networks take to be equal."""
+    return height_and_width("edm", "img_resolution", config["img_resolution"], square=True)
+
+
+def arrays(weights: Any) -> dict[str, np.ndarray]:
     """Return the parameters, named without the preconditioner's prefix."""
-    if not all(isinstance(name, str) and hasattr(array, "shape") for name, array in weights.items()):
-        raise UserError("edm: expected weights as a state dict, arrays by name")
-    return {name.removeprefix("model."): array for name, array in weights.items()}
+    return {name.removeprefix("model."): array for name, array in unwrap("edm", weights).items()}
 
 
 FAMILY = Family(
@@ -201,6 +245,6 @@ FAMILY = Family(
     target=target,
     arrays=arrays,
     unused=lambda name: name.endswith("resample_filter"),
-    image_size=lambda config: config["img_resolution"],
+    image_size=image_size,
     channels=lambda config, arrays: config["img_channels"],
 )

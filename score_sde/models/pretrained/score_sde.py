@@ -6,9 +6,38 @@ from typing import Any
 import numpy as np
 
 from score_sde.errors import UserError
-from score_sde.models.pretrained.family import Family, Target, require_option
+from score_sde.models.pretrained.family import (
+    Family,
+    Target,
+    height_and_width,
+    refuse_unknown,
+    require_option,
+    unwrap,
+)
 from score_sde.models.pretrained.layouts import CONV, DENSE, NORM, layer, nested, pointwise, same, weight_mappings
 
+MODEL_OPTIONS = (
+    *("name", "nf", "ch_mult", "num_res_blocks", "attn_resolutions", "dropout", "resamp_with_conv", "conditional"),
+    *("nonlinearity", "fir", "fir_kernel", "skip_rescale", "resblock_type", "attention_type", "progressive"),
+    *("progressive_input", "progressive_combine", "embedding_type", "scale_by_sigma", "sigma_min", "sigma_max"),
+    *("beta_min", "beta_max", "num_scales"),
+    *("init_scale", "fourier_scale", "ema_rate"),  # not used: the weights are trained
+    *("normalization", "conv_size"),  # not used: these networks of score_sde ignore them
+)
+DATA_OPTIONS = (
+    *("image_size", "num_channels", "centered"),
+    *("dataset", "category", "tfrecords_path", "random_flip", "uniform_dequantization"),  # not used: images of training
+)
+TRAINING_OPTIONS = (
+    *("sde", "continuous"),
+    *("batch_size", "n_iters", "n_jitted_steps", "reduce_mean", "likelihood_weighting"),  # not used: optimization
+    *("log_freq", "eval_freq", "snapshot_freq", "snapshot_freq_for_preemption", "snapshot_sampling"),  # not used: files
+)
+# Outside the groups: replacements for settings of the groups, and whole groups that the network doesn't depend on.
+OTHER_OPTIONS = (
+    *("image_size", "channels", "centered", "sde", "continuous"),
+    *("sampling", "eval", "optim", "seed", "device"),
+)
 NIN = layer(pointwise, "W", "b")
 ATTENTION = nested(
     {"norm": ("GroupNorm_0", NORM)}
@@ -32,6 +61,10 @@ def _options(config: Mapping[str, Any]) -> Mapping[str, Any]:
 def model(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """Return the network's name and options in this project, given a config of score_sde or its model group."""
     options = _options(config)
+    groups = {"model": MODEL_OPTIONS, "data": DATA_OPTIONS, "training": TRAINING_OPTIONS}
+    refuse_unknown("score_sde", config, (*groups, *OTHER_OPTIONS, *(() if "model" in config else MODEL_OPTIONS)))
+    for group, known in groups.items():
+        refuse_unknown("score_sde", config.get(group, {}), known)
     require_option("score_sde", options, name=("ddpm", "ncsnpp"), nonlinearity=("swish",), conditional=(True,))
     kwargs = {
         "channels": options["nf"],
@@ -92,7 +125,7 @@ def _layers(config, names) -> Iterator[tuple[str, str, Mapping]]:
         yield f"{ours}/conv", f"{theirs}.{inner}", CONV
 
     def attention(ours, level):
-        if config_image_size(config) >> level in kwargs["attention_resolutions"]:
+        if image_size(config)[0] >> level in kwargs["attention_resolutions"]:
             yield ours, next_module(), ATTENTION
 
     def to_image(suffix):
@@ -138,12 +171,12 @@ def _setting(config: Mapping[str, Any], group: str, name: str, default: Any) -> 
     return config.get(name, config.get(group, {}).get(name, default))
 
 
-def config_image_size(config: Mapping[str, Any]) -> int:
-    """Return the height and width of the images in pixels."""
+def image_size(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Return (height, width) of the images, which score_sde's networks take to be equal."""
     size = _setting(config, "data", "image_size", None)
     if size is None:
         raise UserError("score_sde: the config has no image_size, which determines the levels with attention")
-    return size
+    return height_and_width("score_sde", "image_size", size, square=True)
 
 
 def target(config: Mapping[str, Any]) -> Target:
@@ -152,7 +185,9 @@ def target(config: Mapping[str, Any]) -> Target:
     A network with scale_by_sigma takes sigma as input and predicts the score. If its data are not centered, it maps
     images from [0, 1] to [-1, 1] itself. In [-1, 1] sigma is twice as large, and the noise level is log(sigma / 2).
     """
-    options = _options(config)
+    options = dict(_options(config))
+    if options.get("name") == "ddpm":
+        options["embedding_type"] = "positional"  # whatever the config says, which inherits "fourier" from a default
     fourier = options.get("embedding_type") == "fourier"
     training = {
         "sde": _setting(config, "training", "sde", "vesde" if fourier else "vpsde"),
@@ -179,11 +214,11 @@ def target(config: Mapping[str, Any]) -> Target:
 
 
 def arrays(weights: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Return a checkpoint's EMA parameters, or its parameters if it has no EMA, without DataParallel's prefix."""
+    """Return a checkpoint's EMA parameters, or its parameters if it has no EMA."""
     state = weights.get("model", weights)
     if not isinstance(state, Mapping):
         raise UserError("score_sde: expected weights as a state dict, or as a checkpoint with 'model' and 'ema'")
-    state = {name.removeprefix("module."): array for name, array in state.items()}
+    state = unwrap("score_sde", state)
     if "ema" in weights:  # a list, in the order of the trained parameters
         fixed = {"sigmas"} | {name for name in state if name == "all_modules.0.W"}
         names = [name for name in state if name not in fixed]
@@ -200,6 +235,6 @@ FAMILY = Family(
     target=target,
     arrays=arrays,
     unused=lambda name: name == "sigmas",
-    image_size=config_image_size,
+    image_size=image_size,
     channels=lambda config, arrays: config.get("channels") or config.get("data", {}).get("num_channels", 3),
 )
