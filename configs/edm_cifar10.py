@@ -9,7 +9,7 @@ batches of 512, with a linear warm-up over the first 10 million. The half-life o
 from configs.common_cifar10 import cifar10
 from score_sde.errors import lookup
 
-CLASSES = {"unconditional": 0, "conditional": "data"}
+CLASSES = {"unconditional": 0, "conditional": -1}  # -1: from the data
 BATCH = 512
 
 

@@ -25,7 +25,7 @@ def get_config():
         "num_res_blocks": 1,
         "attention_resolutions": (7,),
         "dropout": 0.0,
-        "num_classes": "data",
+        "num_classes": -1,  # from the data
         "label_dropout": 0.1,
     }
     config.loss.weighting = "edm"

@@ -17,7 +17,7 @@ def get_config():
     config = common.digits()
     config.model.name = "classifier"
     config.model.kwargs = {
-        "num_classes": "data",
+        "num_classes": -1,  # from the data
         "channels": 32,
         "multipliers": (1, 2),
         "num_res_blocks": 1,

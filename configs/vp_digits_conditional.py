@@ -13,7 +13,7 @@ from configs import common
 def get_config():
     """Return the config."""
     config = common.digits()
-    config.model.kwargs.num_classes = "data"
+    config.model.kwargs.num_classes = -1  # from the data
     config.model.kwargs.label_dropout = 0.1
     config.training.num_steps = 3000
     return config

@@ -52,3 +52,9 @@ def test_equally_close_names_are_all_suggested():
 def test_suggestion_precedes_known_names():
     with pytest.raises(UserError, match=r"^unknown thing 'abd'. Did you mean 'abc'\? Known: abc, .{0,300}\.\.\."):
         lookup("thing", dict.fromkeys(["abc", *(f"name{n}" for n in range(1000))]), "abd")
+
+
+def test_control_characters_are_escaped():
+    assert (
+        str(UserError("no folder \x1b[31m\r\udc80\nnext", "path")) == "no folder \\x1b[31m\\r\\udc80\nnext (set path)"
+    )

@@ -191,7 +191,7 @@ REFUSED = [
     (("--config.model.kwargs.channels=2",), ("can't be built",)),
     (("--config.optimizer.kwargs.learning_rate=1",), ("--config.optimizer.learning_rate",)),
     (("--config.optimizer.name=adan",), ("Did you mean 'adam'?",)),
-    (("--config.optimizer.learning_rate=-1.0",), ("need learning_rate > 0",)),
+    (("--config.optimizer.learning_rate=-1.0",), ("need a finite learning_rate > 0",)),
     (("--config.training.batch_size=many",), ("training.batch_size: expected an integer, got 'many'",)),
     (("--config.training.log_every=0",), ("log_every must be an integer of at least 1",)),
     (("--config.training.steps_per_call=3",), ("num_steps=2000 is not a multiple of steps_per_call=3",)),

@@ -36,7 +36,7 @@ def default() -> ConfigDict:
             },
             "model": {
                 "name": "ddpmpp",  # name of the network
-                "kwargs": {},  # arguments of the network
+                "kwargs": {},  # arguments of the network; num_classes=-1: the number of classes of the data
                 "prediction": "epsilon",  # quantity that the network predicts
                 "preconditioning": "none",  # scaling of input and output; all but none and log_sigma set the prediction
                 "pretrained": "",  # path to pretrained weights; overrides sde and model above

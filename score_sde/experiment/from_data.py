@@ -11,13 +11,13 @@ from score_sde.data.examples import mean_and_std
 from score_sde.errors import UserError
 from score_sde.experiment.flags import get
 
-FROM_DATA = "data"  # value of num_classes
+FROM_DATA = -1  # value of num_classes
 CLASSES = {"digits": 10, "mnist": 10, "fashion_mnist": 10, "cifar10": 10}  # known without the data
 LABELED_FILES = ("image_folder", "npz", "idx")  # of which a class may lack examples
 
 
 def resolve(config: ConfigDict, load: Callable[[str], Dataset], saved: Mapping[str, Any]) -> ConfigDict:
-    """Replace num_classes="data" by the number of classes, and standardize=True by the mean and standard deviation.
+    """Replace num_classes=-1 by the number of classes, and standardize=True by the mean and standard deviation.
 
     Args:
       config: The config.

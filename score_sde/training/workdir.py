@@ -64,9 +64,7 @@ def check_files(workdir: Path) -> None:
         kind = "folder" if folder else "file"
         if (folder or path.suffix in SUFFIXES) and (path.is_dir() != folder or not os.access(path, os.R_OK | os.W_OK)):
             given = "without permission to read and write" if path.is_dir() == folder else "of another kind"
-            raise UserError(
-                f"cannot write to {workdir}: expected a {kind} {path.name}, got one {given}: {path}", "workdir"
-            )
+            raise UserError(f"cannot write to {workdir}: expected {path} to be a {kind}, got one {given}", "workdir")
 
 
 def check_config(workdir: Path, config: Mapping[str, Any]) -> None:

@@ -30,6 +30,12 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
     assert path.read_text() == "{}" and [file.name for file in tmp_path.iterdir()] == ["figures.json"]
 
 
+def test_replaced_file_has_usual_mode(tmp_path):
+    (tmp_path / "usual").touch()
+    weight_files.write(tmp_path / "a.safetensors", {"a": np.zeros(2)}, "native", {})
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
 def test_partial_files_are_unique_and_old_ones_go(tmp_path):
     path = tmp_path / "figures.json"
     with replacing(path) as first, replacing(path) as second:

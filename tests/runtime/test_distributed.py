@@ -47,6 +47,22 @@ def test_two_processes_are_one_run(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("flag", ["--config.optimizer.learning_rate=0.5", "--config.training.checkpoint_every=20"])
+def test_processes_of_different_flags_raise(tmp_path, flag):
+    address = f"--coordinator=127.0.0.1:{free_port()}"
+    processes = [
+        start(tmp_path, *STEPS, *[flag] * i, address, "--num_processes=2", f"--process_id={i}", devices=1)
+        for i in range(2)
+    ]
+    key = flag.split("=")[0]
+    for process in processes:
+        assert f"expected the same flags on all processes, but process 0 and process 1 differ in {key}" in finish(
+            process, 2
+        )
+    assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_both_and_one_goes_on(tmp_path):
     """Both go on from what was saved as copies, with the state in shards."""
     for process in start_two(tmp_path, *STEPS):

@@ -23,11 +23,11 @@ from score_sde.experiment import make_experiment, modes
 from score_sde.experiment.modes import evaluate
 from score_sde.runtime import weight_files
 from score_sde.training import checkpoints, snapshots
-from score_sde.training.data_record import check_inputs
+from score_sde.training.data_record import check_inputs, class_names
 from score_sde.training.load import CheckpointSpec
 from score_sde.training.metrics import MetricsLog, read_log
 from score_sde.training.state import TrainState
-from score_sde.training.workdir import check_config, sole_writer
+from score_sde.training.workdir import check_config, check_files, sole_writer
 from tests.cli import POINTS, ROOT, environment
 from tests.runs import load_params, train
 from tests.thinned import thinned
@@ -359,6 +359,47 @@ def test_other_data_are_refused(finished, tmp_path):
     with pytest.raises(UserError, match="not the same"):
         check_inputs(workdir, source, {}, resumed=True)
     check_inputs(workdir, source, {}, resumed=False)
+
+
+def test_other_weights_raise(finished, tmp_path):
+    workdir = copy(finished, tmp_path)
+    source = make_experiment(config(), jax.devices()[:1]).load("train")
+    weights = {"loss.objective_kwargs.teacher": str(tmp_path / "teacher.safetensors")}
+    (tmp_path / "teacher.safetensors").write_bytes(b"first")
+    check_inputs(workdir, source, weights, resumed=True)
+    check_inputs(workdir, source, weights, resumed=True)
+    (tmp_path / "teacher.safetensors").write_bytes(b"other")
+    with pytest.raises(UserError, match=r"other weights in .*teacher\.safetensors \(loss\.objective_kwargs\.teacher\)"):
+        check_inputs(workdir, source, weights, resumed=True)
+
+
+def test_other_class_names_raise(finished, tmp_path):
+    workdir = copy(finished, tmp_path)
+    source = make_experiment(config(), jax.devices()[:1]).load("train")
+    check_inputs(workdir, source._replace(class_names=("cat", "dog")), {}, resumed=False)
+    assert class_names(workdir) == ["cat", "dog"]
+    with pytest.raises(UserError, match=r"the classes \['cat', 'dog'\] then, \['dog', 'cat'\] now"):
+        check_inputs(workdir, source._replace(class_names=("dog", "cat")), {}, resumed=True)
+
+
+def test_record_of_earlier_version_is_completed(finished, tmp_path):
+    workdir = copy(finished, tmp_path)
+    source = make_experiment(config(), jax.devices()[:1]).load("train")
+    (workdir / "data.json").write_text('{"examples": 100, "fingerprint": "of 64 examples"}')
+    check_inputs(workdir, source, {}, resumed=True)
+    assert "sha256" in json.loads((workdir / "data.json").read_text())
+
+
+def test_folder_in_place_of_file_raises(tmp_path):
+    check_files(tmp_path / "new")
+    for name in ("evaluation.json", "metrics.jsonl", "samples/step_00000010.png"):
+        (tmp_path / name).mkdir(parents=True)
+        with pytest.raises(UserError, match=rf"expected .*{name} to be a file, got one of another kind"):
+            check_files(tmp_path)
+        (tmp_path / name).rmdir()
+    (tmp_path / "checkpoints").write_text("")
+    with pytest.raises(UserError, match=r"checkpoints to be a folder, got one of another kind"):
+        check_files(tmp_path)
 
 
 def test_a_failure_during_a_save_ends_the_save_first(tmp_path, monkeypatch):

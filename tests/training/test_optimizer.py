@@ -27,9 +27,9 @@ def test_frequencies_stay_and_magnitude_preserving_kernels_keep_their_size():
     assert float(after["gain"]) != float(params["gain"])
 
 
-def rates(schedule, kwargs, warmup=0, steps=(0, 1, 5, 10, 20, 40, 80)):
+def rates(schedule, kwargs, warmup=0, steps=(0, 1, 5, 10, 20, 40, 80), num_steps=0):
     """Return learning rates by step, the size of each element of Lion's update."""
-    optimizer = make_optimizer("lion", 0.5, warmup, 1.0, {"weight_decay": 0.0}, schedule, kwargs)
+    optimizer = make_optimizer("lion", 0.5, warmup, 1.0, {"weight_decay": 0.0}, schedule, kwargs, num_steps)
     params = {"dense": {"kernel": jnp.ones((2, 2))}}
     state, found, update = optimizer.init(params), [], jax.jit(optimizer.update)
     for step in range(max(steps) + 1):
@@ -49,6 +49,31 @@ def test_rates_warm_up_and_decay():
     np.testing.assert_allclose(
         rates("inverse_sqrt", {"reference_steps": 20}), 0.5 * np.sqrt([1, 1, 1, 1, 1, 1 / 2, 1 / 4]), rtol=1e-5
     )
+
+
+def test_schedules_have_default_lengths():
+    """The decay lasts from the end of the warm-up to the last step."""
+    steps = (0, 5, 10, 45, 80)
+    progress = np.array([0, 0, 0, 0.5, 1])
+    warmup = np.array([0, 0.5, 1, 1, 1])
+    linear = rates("linear", {"final": 0.2}, 10, steps, num_steps=80)
+    np.testing.assert_allclose(linear, 0.5 * warmup * (1 - 0.8 * progress), rtol=1e-5)
+    cosine = rates("cosine", {}, 10, steps, num_steps=80)
+    np.testing.assert_allclose(cosine, 0.25 * warmup * (1 + np.cos(np.pi * progress)), atol=1e-6)
+    inverse = rates("inverse_sqrt", {}, 0, (5, 10, 40), num_steps=100)
+    np.testing.assert_allclose(inverse, 0.5 * np.sqrt([1, 1, 0.25]), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("decay_steps", "num_steps"), [(5000, 10_000), (2000, 10_000), (None, 4000), (None, 0)])
+def test_warmup_beyond_decay_raises(decay_steps, num_steps):
+    kwargs = {} if decay_steps is None else {"decay_steps": decay_steps}
+    with pytest.raises(UserError, match="expected a warm-up shorter than the decay and the training"):
+        make_optimizer("adam", 1e-3, 5000, 1.0, {}, "cosine", kwargs, num_steps)
+
+
+def test_infinite_learning_rate_raises():
+    with pytest.raises(UserError, match="need a finite learning_rate"):
+        make_optimizer("adam", float("inf"), 0, 1.0, {})
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -105,7 +105,15 @@ def test_ten_kills_at_random_change_no_bit(undisturbed_points, tmp_path):
     assert_same_state(tmp_path, undisturbed_points, STEPS, 20)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+OTHER_SIGNALS = [
+    pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+]
+
+
+OTHERS = [pytest.param(other, marks=pytest.mark.slow) for other in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, *OTHERS])
 def test_a_signal_saves_and_the_run_resumes(undisturbed_points, tmp_path, number):
     """No other checkpoint is due before the end, so that the run resumes from the one that the signal saved."""
     process = start(tmp_path, *RARE)
