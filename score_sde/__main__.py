@@ -7,12 +7,13 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
-from score_sde.errors import UserError, cut, did_you_mean, lookup
+from score_sde.errors import UserError, cut, did_you_mean, escape, lookup
 from score_sde.experiment import Experiment, make_experiment, modes
 from score_sde.experiment.flags import naming_flags
 from score_sde.experiment.overrides import load, override, parse
@@ -102,6 +103,17 @@ def keep_compiled_programs() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
+def hide_raised_errors() -> None:
+    """Keep tracebacks of Orbax out of the log, which it prints in addition to the error of a save that it raises."""
+    logging.get_absl_logger().addFilter(lambda record: not record.exc_info)
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":  # what TensorStore had left to do after the error
+            sys.__unraisablehook__(unraisable)
+
+    sys.unraisablehook = hook
+
+
 def compile_here(topology: str) -> None:
     """Compile on the CPU for `plan`, even if libtpu looks for a TPU, with the virtual devices of a topology cpu:n."""
     jax.config.update("jax_platforms", "cpu")
@@ -113,7 +125,7 @@ def compile_here(topology: str) -> None:
 def main(argv: list[str]) -> None:
     """Run the mode of the command line."""
     logging.set_verbosity(logging.ERROR)  # libraries report their normal work as INFO and WARNING
-    logging.get_absl_logger().addFilter(lambda record: not record.exc_info)  # Orbax logs an error before it raises it
+    hide_raised_errors()
     keep_compiled_programs()
     exclude_nondeterministic_ops()
     if len(argv) > 1:
@@ -160,7 +172,7 @@ def _run(run: Callable[[Experiment, Path], str], workdir: Path) -> None:
     with distributed.exit_together():
         text = modes.run_mode(run, FLAGS.mode, experiment, workdir)
     if distributed.is_main_process():
-        print(text)
+        print(escape(text))
 
 
 def _local_devices() -> list[jax.Device]:

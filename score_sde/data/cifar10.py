@@ -9,6 +9,7 @@ import tarfile
 import urllib.error
 import urllib.request
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +92,8 @@ def download(folder: Path, url: str = URL, md5: str = MD5) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with partial.open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # only one of several processes on a machine downloads
+            with suppress(OSError):  # without file locks each process downloads
+                fcntl.flock(file, fcntl.LOCK_EX)  # only one of several processes on a machine downloads
             if path.is_file():
                 return path
             _fetch(url, partial)

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from score_sde.data import Dataset
 from score_sde.data.examples import mean_and_std
 from score_sde.errors import UserError
-from score_sde.experiment.flags import get
+from score_sde.training.workdir import flatten
 
 FROM_DATA = -1  # value of num_classes
 CLASSES = {"digits": 10, "mnist": 10, "fashion_mnist": 10, "cifar10": 10}  # known without the data
@@ -28,16 +28,16 @@ def resolve(config: ConfigDict, load: Callable[[str], Dataset], saved: Mapping[s
     Raises:
       UserError: if the data can't be loaded, or they are pixels and `standardize` is set.
     """
-    config = config.copy_and_resolve_references()
+    config, known = config.copy_and_resolve_references(), dict(flatten(saved))
     kwargs = config.model.kwargs
     if kwargs.get("num_classes", FROM_DATA if config.model.name == "classifier" else 0) == FROM_DATA:
-        known = _saved(saved, "model.kwargs.num_classes") or CLASSES.get(config.data.name)
-        with config.unlocked(), config.ignore_type():
-            kwargs.num_classes = known or load("train").num_classes
+        number = known.get("model.kwargs.num_classes") or CLASSES.get(config.data.name)
+        with config.unlocked():
+            kwargs.num_classes = number or load("train").num_classes
     if not config.data.standardize and (config.data.mean or config.data.std):
         raise UserError("data: mean and std are only used with standardize", "--config.data.standardize=True")
     if config.data.standardize and not config.data.std:
-        mean, std = _saved(saved, "data.mean"), _saved(saved, "data.std")
+        mean, std = known.get("data.mean") or (), known.get("data.std") or ()
         if not std:
             source = load("train")
             if source.levels is not None:
@@ -45,10 +45,6 @@ def resolve(config: ConfigDict, load: Callable[[str], Dataset], saved: Mapping[s
             mean, std = (values.ravel().tolist() for values in mean_and_std(source))
         config.data.mean, config.data.std = tuple(mean), tuple(std)
     return config
-
-
-def _saved(saved: Mapping[str, Any], path: str) -> Any:
-    return get(saved, path) if saved and path.split(".")[-1] in get(saved, path.rpartition(".")[0]) else None
 
 
 def sampled_classes(config: ConfigDict, num_classes: int, load: Callable[[str], Dataset]) -> np.ndarray:

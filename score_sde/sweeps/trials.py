@@ -51,10 +51,19 @@ def make_trials(sweep: ConfigDict, workdir: Path) -> list[Trial]:
         for seed in sweep.seeds:
             all_overrides = sweep.fixed[0] | overrides | {"seed": seed}
             config = over.override(base, all_overrides)
-            key = hash_json(config.to_dict(), list(sweep.modes), sweep.from_run)
+            key = hash_json(_without_new_keys(config), list(sweep.modes), sweep.from_run)
             folder = _folder(workdir, overrides, seed, key)
             trials.setdefault(key, Trial(overrides, seed, all_overrides, config, folder))
     return list(trials.values())
+
+
+def _without_new_keys(config: ConfigDict) -> dict[str, Any]:
+    """Return the config without keys that sweeps of earlier versions lack, where these have their former values."""
+    values = config.to_dict()
+    for name in ("standardize", "mean", "std"):
+        if not values["data"].get(name):
+            values["data"].pop(name, None)
+    return values
 
 
 def commands(trial: Trial, sweep: ConfigDict, modes: list[str]) -> list[list[str]]:

@@ -12,7 +12,7 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from score_sde.errors import not_none
+from score_sde.errors import escape, not_none
 from score_sde.runtime import distributed
 from score_sde.runtime.disk import quarantine, report, write_atomically
 
@@ -160,5 +160,11 @@ def progress_bar(total: int, first: int, unit: str, description: str) -> tqdm:
     quiet = not distributed.is_main_process() or sys.stderr is None
     interval = 0.2 if not quiet and sys.stderr.isatty() else 10.0
     return tqdm(
-        total=total, initial=first, unit=unit, desc=description, mininterval=interval, dynamic_ncols=True, disable=quiet
+        total=total,
+        initial=first,
+        unit=unit,
+        desc=escape(description),
+        mininterval=interval,
+        dynamic_ncols=True,
+        disable=quiet,
     )
