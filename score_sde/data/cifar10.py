@@ -22,6 +22,7 @@ URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 MD5 = "c32a1d4ab5d03f1284b67883e8d87530"  # published by the authors
 ARCHIVE, FOLDER = "cifar-10-binary.tar.gz", "cifar-10-batches-bin"
 FILES = {"train": [f"data_batch_{n}.bin" for n in range(1, 6)], "test": ["test_batch.bin"]}
+NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 ROW = 1 + 3 * 32 * 32  # bytes per example: a label, then the red, green and blue planes
 TIMEOUT = 30.0  # seconds without data after which a download fails
 
@@ -56,7 +57,8 @@ def read(split: str, path: Path) -> Dataset:
             "(remove it to download it again)"
         )
     images = table[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    return Dataset(Arrays(np.ascontiguousarray(images), table[:, 0].astype(np.int64)), (32, 32, 3), 256, 10)
+    examples = Arrays(np.ascontiguousarray(images), table[:, 0].astype(np.int64))
+    return Dataset(examples, (32, 32, 3), 256, len(NAMES), NAMES)
 
 
 def _from_archive(archive: Path, names: list[str]) -> list[bytes]:

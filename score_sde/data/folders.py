@@ -77,15 +77,16 @@ def image_folder(
     files = train if folders[split] == folders.get("train") else _classify(folders[split], layout, ignored)
     numbers = [name for name in train.values() if isinstance(name, int)]  # by dataset.json
     classes = [str(n) for n in range(max(numbers) + 1)] if numbers else sorted({*map(str, train.values())})
+    positions = {name: n for n, name in enumerate(classes)}
     for file, name in [*train.items(), *files.items()]:
-        if str(name) not in classes or (name == "" and len(classes) > 1):
+        if str(name) not in positions or (name == "" and len(classes) > 1):
             raise UserError(
                 f"image_folder: cannot infer the class of {str(name) or file.name!r} ({file}): expected a class of the "
                 f"training split, {cut(', '.join(filter(None, classes)), 200)}"
             )
     paths = sorted(files)
     sha = check_images(paths, channels, color)
-    labels = [classes.index(str(files[file])) for file in paths]
+    labels = [positions[str(files[file])] for file in paths]
     if folders["train"] == folders.get("test"):
         indices = split_indices(split, len(paths), test_share)
         paths, labels = [paths[i] for i in indices], [labels[i] for i in indices]

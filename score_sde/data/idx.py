@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from score_sde.data.examples import Arrays, Dataset, check_test_labels
+from score_sde.data.examples import Arrays, Dataset, MissingSplit, check_test_labels
 from score_sde.errors import UserError
 
 
@@ -60,4 +60,4 @@ def _find_idx(folder: str, name: str) -> Path:
     for candidate in (Path(folder) / name, Path(folder) / f"{name}.gz"):
         if candidate.is_file():
             return candidate
-    raise UserError(f"idx: no {name} or {name}.gz in the folder {folder or '.'!r}", "path")
+    raise MissingSplit(f"idx: no {name} or {name}.gz in the folder {folder or '.'!r}", "path")

@@ -15,8 +15,8 @@ def npz(split: str, path: str, test_share: float = 0.1) -> Dataset:
 
     The arrays are train_images, train_labels, test_images and test_labels, or x_train, y_train, x_test and y_test, or
     images and labels. Images are (n, height, width[, channels]) in uint8, or (n, features) real numbers. Labels are
-    integers from 0, (n,) or (n, 1), and may be missing. `class_names`, (classes,) strings, is optional. The test split
-    of `images` is a fixed random subset.
+    integers from 0, (n,) or (n, 1), and may be missing. `class_names`, (classes,) strings, is optional; it may name
+    classes without examples. The test split of `images` is a fixed random subset.
 
     Args:
       split: "train" or "test".
@@ -56,9 +56,9 @@ def npz(split: str, path: str, test_share: float = 0.1) -> Dataset:
         images, labels = images[indices], labels[indices]
     levels = None if images.ndim == 2 else 256
     names = tuple(map(str, arrays.get("class_names", ())))
-    if names and len(names) != num_classes:
-        raise UserError(f"npz: expected {num_classes} class_names in {path}, one per label, got {len(names)}", "path")
-    return Dataset(Arrays(images, labels), images.shape[1:], levels, num_classes, names)
+    if names and len(names) < num_classes:
+        raise UserError(f"npz: expected {num_classes} class_names or more in {path}, got {len(names)}", "path")
+    return Dataset(Arrays(images, labels), images.shape[1:], levels, len(names) or num_classes, names)
 
 
 def _labels(arrays: dict[str, np.ndarray], name: str, number: int, path: str) -> np.ndarray:
