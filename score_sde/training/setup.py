@@ -186,7 +186,8 @@ def log_summary(setup: TrainingSetup, source: Dataset, state: TrainState, device
     processes = jax.process_count()
     hardware = f"{len(devices)} {devices[0].platform} device(s)" + (f" of {processes} processes" * (processes > 1))
     accumulated = f" in {setup.grad_accum_steps} microbatches" if setup.grad_accum_steps > 1 else ""
-    log("; ".join(filter(None, (_describe_classes(source), *setup.notes))))
+    for line in (*_describe_classes(source), *setup.notes):
+        log(line)
     log(
         f"{parameters:,} parameters; {len(source.examples):,} {_describe(source)}; {hardware}, batch "
         f"{setup.batch_size}, {setup.batch_size // len(devices)} per device{accumulated}; from step {int(state.step)}"
@@ -203,8 +204,8 @@ def log_batch(batch: dict[str, np.ndarray]) -> None:
 
 
 def log(message: Any) -> None:
-    """Print a message, unless it is empty, to stderr from the main process."""
-    if distributed.is_main_process() and message:
+    """Print a message to stderr from the main process."""
+    if distributed.is_main_process():
         report(message)
 
 
@@ -213,7 +214,7 @@ def _describe(source: Dataset) -> str:
     return f"points of {shape} features" if source.levels is None else f"images of {shape}, {source.levels} levels"
 
 
-def _describe_classes(source: Dataset) -> str:
+def _describe_classes(source: Dataset) -> list[str]:
     """Return the classes with their numbers of examples, those without any, and the files that were left out."""
     names = source.class_names or tuple(map(str, range(source.num_classes)))
     counts, lines = source.class_counts, []
@@ -227,4 +228,4 @@ def _describe_classes(source: Dataset) -> str:
         lines.append(f"without examples, and not sampled: {', '.join(empty[:MAX_CLASSES])}")
     if source.ignored:
         lines.append("left out: " + ", ".join(f"{number} {kind}" for kind, number in sorted(source.ignored.items())))
-    return "; ".join(lines)
+    return lines
