@@ -229,7 +229,7 @@ CONSTRAINTS = {  # reward and integral over N(0, 1)
 
 
 @pytest.mark.parametrize("name", CONSTRAINTS)
-@pytest.mark.parametrize("resample_below", [0.5, 1.0])
+@pytest.mark.parametrize("resample_below", thinned((0.5, 1.0), 0.5))
 def test_constraint_keeps_its_normalizer(name, resample_below):
     """A potential of -inf is the weight 0, and resampling keeps its particles, which may return."""
     sde, (reward, integral) = SDES["vp"](), CONSTRAINTS[name]
