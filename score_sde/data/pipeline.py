@@ -167,11 +167,11 @@ def _while_workers_live(calls: Iterator[dict[str, np.ndarray]]) -> Iterator[dict
 
 def _zombies() -> set[str]:
     """Return the children of this process that have ended but were not waited for, on Linux."""
-    children = (path.read_text().split() for path in Path("/proc/self/task").glob("*/children"))
-    numbers = {number for numbers in children for number in numbers}
-    with suppress(OSError):
-        return {number for number in numbers if ") Z" in Path(f"/proc/{number}/stat").read_text()}
-    return set()
+    found = set()
+    for path in Path("/proc/self/task").glob("*/children"):
+        with suppress(OSError):  # a thread or a child may end meanwhile
+            found |= {n for n in path.read_text().split() if ") Z" in Path(f"/proc/{n}/stat").read_text()}
+    return found
 
 
 def _follow_parent(worker: int, workers: int) -> None:

@@ -102,7 +102,7 @@ def likelihood(
 
 
 def _unscaled(parts: dict[str, np.ndarray], source: Dataset) -> dict[str, np.ndarray]:
-    """Return the parts of log p(x) for x = mean + std z from those of log p(z): log p(x) = log p(z) - sum log std."""
+    """Convert log p(z) of standardized data to log p(x), x = mean + std z: log p(x) = log p(z) - sum log std."""
     if source.scaling is None:
         return parts
     volume = np.full_like(parts["log_prob"], -np.log(source.scaling[1]).sum())

@@ -78,7 +78,7 @@ def printable(stream: Any) -> Any:
 
 
 class _Outlet:
-    """A text stream whose reader may have closed its end, or whose disk may be full."""
+    """A text stream that survives a closed pipe or terminal, and a full disk."""
 
     def __init__(self, stream: Any):
         self._stream = stream
